@@ -1,0 +1,26 @@
+"""LLM.int8() to run: Triton kernels on a GPU, oneDNN on a CPU, one contract with `reference` (docs/contract.md).
+
+The files have the names of their twins in `reference`, the functions their names and arguments. What only a fast path
+needs has a file of its own: `dispatch.py` chooses between `cpu.py` and `kernels/`, `operators.py` makes the layer known
+to torch.compile.
+"""
+
+from .absmax import absmax_dequantize, absmax_quantize
+from .dispatch import backend
+from .decomposition import llm_int8_matmul, outlier_columns
+from .linear import Int8Linear
+from .vectorwise import int8_matmul, quantized_matmul
+from .zeropoint import zeropoint_dequantize, zeropoint_quantize
+
+__all__ = [
+    "Int8Linear",
+    "absmax_dequantize",
+    "absmax_quantize",
+    "backend",
+    "int8_matmul",
+    "llm_int8_matmul",
+    "outlier_columns",
+    "quantized_matmul",
+    "zeropoint_dequantize",
+    "zeropoint_quantize",
+]

@@ -1,0 +1,60 @@
+"""The int8 product and its granularities: see reference/vectorwise.py for the idea."""
+
+import torch
+from torch import Tensor
+
+from . import arguments
+from .dispatch import implementation
+from .operators import int8_linear
+from .weights import QuantizedWeight
+
+
+def int8_matmul(a: Tensor, b: Tensor) -> Tensor:
+    """Returns a @ b.T, exactly.
+
+    Args:
+        a: (..., M, K) int8, any leading dimensions, any strides.
+        b: (N, K) int8, any strides.
+
+    Returns:
+        (..., M, N) int32.
+
+    Raises:
+        TypeError: a or b is not int8.
+        ValueError: b is not 2-D, the Ks or the devices differ, or K > 131,071, where int32 could overflow.
+    """
+    a, b = arguments.codes("a", a), arguments.codes("b", b, ndim=2)
+    arguments.accumulator_fits(arguments.same_k("a", a, "b", b), "zeropoint")
+    return implementation(a).int8_matmul(arguments.rows_of(a), b).reshape(*a.shape[:-1], b.shape[0])
+
+
+def quantized_matmul(x: Tensor, w: Tensor, granularity: str = "vector", quantizer: str = "absmax") -> Tensor:
+    """Returns x @ w.T computed in int8: quantize both, multiply exactly, scale back.
+
+    Args:
+        x: (..., K) float16, bfloat16 or float32; leading dimensions are flattened to M and restored.
+        w: (N, K) float16, bfloat16 or float32.
+        granularity: "tensor", one scale for x and one for w; "row", one a row of x and one for w; "vector", one a row
+            of x and one a row of w.
+        quantizer: "absmax" or "zeropoint", for both sides.
+
+    Returns:
+        (..., N) of x's dtype. A row of x or w whose scale is NaN gives NaN, in its own row or column only.
+
+    Raises:
+        TypeError: x or w is not a tensor of one of these dtypes.
+        ValueError: an unknown granularity or quantizer, w not 2-D, the Ks or devices differ, or K so large that int32
+            could overflow.
+    """
+    x, w = arguments.floats("x", x), arguments.floats("w", w, ndim=2)
+    weight = quantize_weight(w, granularity, quantizer)
+    return int8_linear(x, weight, None, None, granularity)
+
+
+def quantize_weight(w: Tensor, granularity: str, quantizer: str) -> QuantizedWeight:
+    """The load phase: quantizes a weight (N, K), whole for "tensor" and "row", a row at a time for "vector"."""
+    arguments.one_of("granularity", granularity, arguments.GRANULARITIES)
+    arguments.one_of("quantizer", quantizer, arguments.QUANTIZERS)
+    arguments.accumulator_fits(w.shape[1], quantizer)
+    codes, scale, zero_point = implementation(w).quantize(w, granularity == "vector", quantizer)
+    return QuantizedWeight(codes, scale, zero_point, None if zero_point is None else codes.sum(-1, dtype=torch.int32))
