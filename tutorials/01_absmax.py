@@ -1,0 +1,303 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 01. Absmax: eight bits and one scale
+#
+# **Question.** A weight or an activation is a real number, stored in 16 or 32 bits. Can 8 bits stand in for it, and how
+# wrong is the result?
+#
+# **You need** NumPy, and what a matrix product is. **Time:** 15 minutes. **You leave with** an int8 quantizer of your own, and a bound on
+# its error that you can prove in one line.
+
+# %%
+import numpy as np
+import torch
+from matplotlib import pyplot as plt
+
+import fast
+import reference
+from tutorials import checks, model_data, pictures, running_table, source
+from tutorials.example import X
+
+np.set_printoptions(precision=4, suppress=True)
+
+# %% [markdown]
+# ## The idea
+#
+# An int8 holds the whole numbers from -128 to 127. To store real numbers in it, choose a **scale**: the real
+# number that one step of the integer stands for. Divide by the scale, round to a whole number, and keep that, the **code**. To come
+# back, multiply the code by the scale. What is lost is what the rounding lost.
+#
+# The scale has to be large enough that the largest magnitude still fits, and as small as possible, since it is also the distance between two
+# neighbouring values that can be represented. *Absmax* quantization takes exactly that one: the largest magnitude becomes 127.
+#
+# Nothing about it is clever. Its two properties matter for everything that follows: the scale is set by **one** entry, the
+# largest, and **all** the other entries pay for it.
+
+# %%
+m, k = 512, 576
+figure = pictures.movement(
+    [
+        ("X", f"{m} x {k}, float16", 2 * m * k),
+        "read once:\nmax |x|",
+        ("scale", "1 float32", 4),
+        "read again:\nrint(x / scale)",
+        ("codes", f"{m} x {k}, int8", m * k),
+    ]
+)
+pictures.show(
+    figure,
+    f"X, {m} by {k} in float16, {2 * m * k} bytes, is read once to find its largest magnitude, which gives one scale of 4 bytes, and "
+    f"read again to write {m * k} int8 codes: half the bytes, and two passes over the input.",
+)
+
+# %% [markdown]
+# ## The formula
+#
+# $$ s = \frac{\max |x|}{127}, \qquad q = \operatorname{rint}\!\left(x \cdot \tfrac{127}{\max|x|}\right), \qquad \hat x = q \cdot s $$
+#
+# `rint` rounds to the nearest whole number, and a tie (exactly half) to the even neighbour. This is equation 1 of [Dettmers et al. (2022)](https://arxiv.org/abs/2208.07339).
+# The codes run from -127 to 127; -128 stays unused, so that the codes of $-x$ are the negated codes of $x$.
+#
+# ## By hand
+#
+# Here is the matrix that we shall follow through all nine chapters: four tokens (rows), four features (columns).
+
+# %%
+print(X)
+
+# %% [markdown]
+# > **Predict.** Which entry sets the scale, and what is the scale? Which codes do 12.70, 0.50 and 0.08 get? Which entry of the first row will be the most
+# > wrong, relative to its size?
+#
+# The largest magnitude is 12.70, so the scale is 12.70 / 127 = 0.1, and coding is dividing by 0.1 and rounding: 12.70 becomes 127, 0.50
+# becomes 5, and 0.08 is 0.8 of a step, so it becomes 1 and comes back as 0.10.
+
+# %%
+codes, scale = reference.absmax_quantize(X)
+back = reference.absmax_dequantize(codes, scale)
+print("scale:", scale.item())
+figure = pictures.matrices(
+    [
+        ("X", X, "{:.3f}", np.abs(X) == np.abs(X).max()),
+        ("codes", codes, "{:d}", None),
+        ("codes x scale", back, "{:.2f}", None),
+        ("error", back - X, "{:.3f}", None),
+    ]
+)
+pictures.show(
+    figure,
+    "Four 4 by 4 matrices: X, with 12.70 framed as the entry that sets the scale; its codes; the codes times the scale; the errors, "
+    f"the largest of which is {np.abs(back - X).max():.3f}.",
+)
+
+# %% [markdown]
+# Look at the first and third rows. Their largest magnitudes are 1.27 and 0.635, and they make do with codes from -13 to 6: the 12.70 in
+# the *second* row has taken all the others away from them. 0.08 came back as 0.10, a quarter too much. Chapter 03 is about this.
+#
+# ## The code
+#
+# This is the reference implementation itself, read from its file by the notebook. `encode` takes the largest magnitudes
+# as an argument; the next chapters need that.
+
+# %%
+source.show(reference.absmax_quantize, reference.absmax.absolute_maximum, reference.absmax.encode, reference.absmax._inverse_and_scale)
+
+# %% [markdown]
+# Three details in there are not decoration.
+#
+# - **Reciprocal, then multiply.** On paper `x * 127 / absmax`, `x / scale` and `x * (1 / absmax * 127)` are the same number. In float32 they are not, in the
+#   last place, and at a tie the last place decides about the code. The contract has to pick one; this one costs one division a slice and one
+#   multiplication an entry.
+# - **A zero slice.** If all entries are zero, absmax is 0 and 1 / 0 is infinite. Such a slice gets scale 0 and codes 0.
+# - **NaN and infinity** give the scale NaN: the slice comes back as NaN. Garbage must never turn into a plausible number.
+#
+# ## The same call on `fast`
+#
+# `fast` is an independent implementation in Torch and Triton. It has to produce the same codes and the same scale, *bit for bit*: not
+# close, equal. On integers there is no excuse for anything else.
+
+# %%
+fast_codes, fast_scale = fast.absmax_quantize(torch.from_numpy(X))
+assert np.array_equal(fast_codes.numpy(), codes)
+assert np.array_equal(fast_scale.numpy(), scale)
+print("equal:", fast_codes.dtype, tuple(fast_codes.shape), "scale", fast_scale.item())
+
+# %% [markdown]
+# ## Real data
+#
+# X is now the input of a linear layer of SmolLM2-135M, a small language model, while it reads 512 tokens of English: the last block's `gate_proj`. It has 512 x 576
+# entries.
+#
+# > **Predict.** The largest magnitude is about 31. How large is a step then? Nearly all entries lie between -1 and 1. How many
+# > different codes do they share?
+
+# %%
+x, w = model_data.layer()
+codes, scale = reference.absmax_quantize(x)
+typical = np.median(np.abs(x))
+used = len(np.unique(codes))
+within_five = np.mean(np.abs(codes.astype(int)) <= 5)
+print(f"largest magnitude {np.abs(x).max():.2f}, typical magnitude {typical:.3f}, one step {scale.item():.3f}")
+print(f"codes that occur at all: {used} of 255; entries with a code between -5 and 5: {within_five:.1%}")
+
+figure, (left, right) = plt.subplots(1, 2)
+left.hist(x.ravel(), bins=80, color=pictures.BLUE)
+left.set(yscale="log", xlabel="entry of X", ylabel="how many", title="before: float32")
+right.bar(*np.unique(codes, return_counts=True), width=1, color=pictures.ORANGE)
+right.set(yscale="log", xlabel="code", ylabel="how many", title="after: int8")
+pictures.show(
+    figure,
+    f"Two histograms with logarithmic counts. Left: the entries of X crowd around zero, with a thin tail up to {x.max():.0f}. Right: their codes; "
+    f"{within_five:.0%} of all entries share the eleven codes from -5 to 5, and the tail has the rest to itself.",
+)
+
+# %% [markdown]
+# Eight bits were paid for. Most entries got less than four.
+#
+# ## The law
+#
+# Rounding moves a number by at most half a step. So for every entry that is not at the mercy of float32's own last place,
+#
+# $$ |x - q s| \le \tfrac{s}{2} . $$
+#
+# Proof: $x / s$ lies within 1/2 of its nearest whole number $q$; multiply by $s$. Nothing is clipped, since $|x| \le 127 s$.
+# The code is computed from a rounded reciprocal, a rounded product with 127, and a rounded product with x; each is off by a
+# factor of at most $1 \pm 2^{-24}$. Scale and dequantization add two more such factors. On a number of at most 127 steps, five of them amount to
+# $5 \cdot 127 \cdot 2^{-24} < 2^{-14}$ of a step. So the bound that a test may state, and has to, is $s\,(1/2 + 2^{-14})$.
+#
+# > **Predict.** On the real X: what is the largest error in units of the step? And on average? (If the position within a step is random, the error is spread
+# > evenly over 0 to 1/2.)
+
+# %%
+steps = np.abs(reference.absmax_dequantize(codes, scale).astype(np.float64) - x) / scale.item()
+assert steps.max() <= 0.5 + 2.0**-14
+print(f"largest error {steps.max():.3f} steps, mean {steps.mean():.3f}")
+
+# %% [markdown]
+# ## Break it
+#
+# Every line below has been published as absmax quantization. Each fails a law that takes one line to write.
+
+# %%
+x_small = np.array([[-2.0, 0.992, 0.5, 0.13]], np.float32)
+absmax = np.abs(x_small).max()
+wrong = {
+    "cut off instead of round": (x_small * (127 / absmax)).astype(np.int8),
+    "scale to 128": (np.rint(x_small * (128 / absmax))).astype(np.int16).astype(np.int8),
+    "largest value, not magnitude": np.rint(x_small * (127 / x_small.max())).astype(np.int16).astype(np.int8),
+}
+right, s = reference.absmax_quantize(x_small)
+print(f"{'right':<30} {right.tolist()}")
+for name, q in wrong.items():
+    off = np.abs(q * s - x_small).max() / s.item()
+    print(f"{name:<30} {q.tolist()}   largest error {off:.2f} steps")
+    assert off > 0.5 + 2.0**-14
+
+to_128 = [np.rint(sign * x_small * 64).clip(-128, 127).astype(int).tolist() for sign in (1, -1)]
+print("scaled to 128 and clipped, x and -x get", *to_128)
+
+# %% [markdown]
+# The truncation error looks harmless: under one step. It is not, since it always points to zero, so that errors add up over a long
+# sum instead of cancelling.
+#
+# Now the tie. 0.07 / 0.14 x 127 is 63.5 on paper.
+#
+# > **Predict.** Three ways to write the same formula: do they agree?
+
+# %%
+pair = np.array([0.14, 0.07], np.float32)
+top, number = pair.max(), np.float32(127)
+print("x * (1 / absmax * 127): ", np.rint(pair * ((np.float32(1) / top) * number)))
+print("x * 127 / absmax:       ", np.rint(pair * number / top))
+print("x / scale:              ", np.rint(pair / (top / number)))
+
+rows = np.random.default_rng(0).normal(size=(4096, 576)).astype(np.float32)
+tops = np.abs(rows).max(axis=1, keepdims=True)
+ours = np.rint(rows * ((np.float32(1) / tops) * number))
+print(f"of {rows.size:,} codes, x / scale gives {np.sum(ours != np.rint(rows / (tops / number)))} others")
+
+# %% [markdown]
+# Neither answer is *wrong*: each is within half a step. But two implementations that are compared bit for bit have to agree on one, and whoever
+# compares with a tolerance of 1 instead will not notice a real bug of 1.
+#
+# And the zero slice, without its guard:
+
+# %%
+zeros = np.zeros((1, 2), np.float32)
+with np.errstate(all="ignore"):
+    print("unguarded:", zeros * (127 / np.abs(zeros).max()))
+print("guarded:  ", reference.absmax_quantize(zeros))
+
+# %% [markdown]
+# ## The running table
+#
+# One table accompanies the tutorial. Y = X W' is computed by each method on the real layer above, and compared with the product
+# in float64: the error is the norm of the difference over the norm of Y. The bytes are those of W.
+
+# %%
+running_table.show(x, w, chapter=1)
+
+# %% [markdown]
+# Half the bytes for an error of an eighth. The rest of the tutorial keeps the bytes and brings the error down.
+#
+# ## Exercise
+#
+# Write `my_absmax(x)`: one scale for the whole array, codes in int8, scale in float32. An array whose largest magnitude is below $2^{-100}$
+# gets scale 0 and codes 0. The checker compares bit for bit, and shows the smallest input on which you differ.
+
+
+# %%
+def my_absmax(x):
+    return NotImplemented  # codes, scale
+
+
+checks.absmax(my_absmax)
+
+# %% [markdown]
+# <details><summary>Solution</summary>
+#
+# ```python
+# def my_absmax(x):
+#     absmax = np.abs(x).max()
+#     if absmax < 2.0**-100:
+#         return np.zeros(x.shape, np.int8), np.float32(0)
+#     inverse = (np.float32(1) / absmax) * np.float32(127)
+#     return np.rint(x * inverse).astype(np.int8), absmax / np.float32(127)
+# ```
+#
+# </details>
+#
+# What does the checker say to a wrong answer? Truncation, for one:
+
+
+# %%
+def truncating(x):
+    absmax = np.abs(x).max()
+    if absmax < 2.0**-100:
+        return np.zeros(x.shape, np.int8), np.float32(0)
+    inverse = (np.float32(1) / absmax) * np.float32(127)
+    return (x * inverse).astype(np.int8), absmax / np.float32(127)
+
+
+checks.absmax(truncating)
+
+# %% [markdown]
+# ## Three lines to remember
+#
+# 1. A code is a whole number of steps; the step is the scale; the largest magnitude of the slice sets it.
+# 2. The error of an entry is at most half a step, whatever its size: small entries beside a large one lose most.
+# 3. Which float32 operations, in which order, is part of the definition: at ties they decide about the code.
+#
+# **Read on:** [02, zeropoint](02_zeropoint.ipynb), for data that is not symmetric. The paper: section 2.1. The exact arithmetic:
+# [the contract](../docs/contract.md).
