@@ -1,0 +1,78 @@
+"""The contract's arithmetic on values in registers: what every kernel that quantizes shares.
+
+A slice is summed up by two integers: the bits of its largest magnitude above zero and of its largest below. Read as an
+integer, the bits of a float32 that is not negative sort as the numbers do, with infinity above all of them and NaN above
+infinity. An integer maximum thus finds the extreme of a slice and, for nothing more, whether the slice is finite.
+
+    x -> magnitudes -> (integer max over the slice) -> parameters -> scale, inverse, zero point -> encode -> codes
+
+Everything here is launched without fused multiply-add (`NO_FUSION`): x * inverse, then the sum that rounds it, are two
+roundings in the contract, and one fused operation would round a product that lies near a tie to another code.
+"""
+
+import triton
+import triton.language as tl
+
+#: Launch option of every kernel: no multiply-add contraction.
+NO_FUSION = {"enable_fp_fusion": False}
+
+#: As in reference/absmax.py: a slice without a magnitude of at least this is a zero slice.
+ZERO_SLICE = tl.constexpr(2.0**-100)
+
+#: v + 1.5 * 2**23 has no bits left for a fraction, so the sum itself rounds v to an integer, ties to even, and leaves that
+#: integer in the low bits of its mantissa; right for |v| < 2**22, and codes stay below 2**9.
+ROUNDER = tl.constexpr(1.5 * 2**23)
+ROUNDER_BITS = tl.constexpr(0x4B400000)
+
+MAGNITUDE_BITS = tl.constexpr(0x7FFFFFFF)
+SIGN_BIT = tl.constexpr(-(2**31))
+
+
+@triton.jit
+def round_to_integer(v):
+    """rint(v) as int32, ties to even, for |v| < 2**22."""
+    return (v + ROUNDER).to(tl.int32, bitcast=True) - ROUNDER_BITS
+
+
+@triton.jit
+def magnitudes(x, ZEROPOINT: tl.constexpr):
+    """Bits of |x| where x counts as above zero, and where it counts as below; 0 elsewhere.
+
+    Absmax knows one side only: there all magnitudes count as above, and the second result repeats the first.
+    """
+    bits = x.to(tl.int32, bitcast=True)
+    if ZEROPOINT:
+        return tl.maximum(bits, 0), tl.maximum(bits ^ SIGN_BIT, 0)
+    else:
+        above = bits & MAGNITUDE_BITS
+        return above, above
+
+
+@triton.jit
+def parameters(above, below, ZEROPOINT: tl.constexpr):
+    """Scale, inverse and zero point of slices, from the largest `magnitudes` of each; inverse is 0 where codes are 0."""
+    hi = above.to(tl.float32, bitcast=True)
+    minus_lo = below.to(tl.float32, bitcast=True)
+    extent = hi + minus_lo if ZEROPOINT else hi
+    steps: tl.constexpr = 255.0 if ZEROPOINT else 127.0
+    finite = extent < float("inf")  # false for NaN
+    usable = finite & (extent >= ZERO_SLICE)
+    safe = tl.where(usable, extent, 1.0)
+    # div_rn: the plain division of float32 is approximate on a GPU.
+    inverse = tl.where(usable, tl.math.div_rn(1.0, safe) * steps, 0.0)
+    scale = tl.where(usable, tl.math.div_rn(safe, steps), tl.where(finite, 0.0, float("nan")))
+    zero_point = tl.zeros_like(above)
+    if ZEROPOINT:
+        # -128 - lo * inverse. In a discarded slice the product may be NaN, whose bits are no integer.
+        shift = round_to_integer(tl.where(usable, minus_lo, 0.0) * inverse - 128.0)
+        zero_point = tl.where(usable, tl.minimum(tl.maximum(shift, -128), 127), 0)
+    return scale, inverse, zero_point
+
+
+@triton.jit
+def encode(x, inverse, zero_point, ZEROPOINT: tl.constexpr):
+    """int8 codes of x; inverse and zero_point broadcast against it."""
+    steps = round_to_integer(tl.where(inverse > 0.0, x, 0.0) * inverse)
+    if ZEROPOINT:
+        steps = tl.minimum(tl.maximum(steps + zero_point, -128), 127)
+    return steps.to(tl.int8)

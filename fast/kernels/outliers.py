@@ -1,0 +1,149 @@
+"""Outlier columns: found by one pass over X, turned into a list of column numbers without asking the host.
+
+    X (M, K)      column blocks ->
+    rows   +------+------+------+------+
+    split 0|  p   |  p   |  p   |  p   |    program p walks down the rows of its block and keeps one bit a column;
+           +------+------+------+------+    then it stores one byte a column into its own line of
+    split 1|  p   |  p   |  p   |  p   |
+           +------+------+------+------+    flags (splits, K)
+
+A split is a share of the rows: without it, the columns alone would make too few programs to fill a GPU. Each program owns
+the bytes that it stores, so there is nothing to clear first, no atomic operation, and the same result on every run.
+Whoever needs the mask ORs the few lines of flags (`is_outlier`); `compact` turns them into ascending column numbers.
+
+Where the granularity is one scale a tensor, the same pass also stores the extremes of each column: the scale must leave out
+the outlier columns, and which those are is known only once every split is done.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .arithmetic import NO_FUSION, magnitudes
+from .configurations import Scan, scan_configuration
+
+
+@triton.jit
+def scan_columns(
+    x,
+    flags,
+    above,
+    below,
+    limit,
+    M,
+    K,
+    stride_xm,
+    stride_xk,
+    rows_per_split,
+    ZEROPOINT: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """Program (i, s): columns i * BLOCK_K onwards, rows s * rows_per_split onwards.
+
+    x: (M, K) float16, bfloat16 or float32, by strides in elements.
+    flags: (splits, K) uint8, 1 where a magnitude is `limit` or more; None to leave it out.
+    above, below: (splits, K) int32, largest `magnitudes` of each column; None to leave both out, below None for absmax.
+    limit: float32, not negative.
+    rows_per_split: rows that one split owns, the last one fewer; no split is empty.
+    """
+    columns = tl.program_id(0) * BLOCK_K + tl.arange(0, BLOCK_K)
+    split = tl.program_id(1)
+    first = split * rows_per_split
+    last = tl.minimum(first + rows_per_split, M)
+    inside = columns < K
+    lanes = tl.arange(0, BLOCK_M)
+    source = x + columns.to(tl.int64)[None, :] * stride_xk
+
+    hit = tl.zeros((BLOCK_M, BLOCK_K), tl.int1)
+    up = tl.zeros((BLOCK_M, BLOCK_K), tl.int32)
+    down = tl.zeros((BLOCK_M, BLOCK_K), tl.int32)
+    for row in range(first, last, BLOCK_M):
+        # Past the end the last row is read again: it changes no maximum, and needs no mask.
+        rows = tl.minimum(row + lanes, last - 1).to(tl.int64)
+        value = tl.load(source + rows[:, None] * stride_xm, mask=inside[None, :], other=0.0).to(tl.float32)
+        if flags is not None:
+            hit |= tl.abs(value) >= limit  # false for NaN
+        if above is not None:
+            value_up, value_down = magnitudes(value, ZEROPOINT)
+            up = tl.maximum(up, value_up)
+            if ZEROPOINT:
+                down = tl.maximum(down, value_down)
+
+    line = split.to(tl.int64) * K + columns
+    if flags is not None:
+        tl.store(flags + line, tl.max(hit.to(tl.int32), axis=0).to(tl.uint8), mask=inside)
+    if above is not None:
+        tl.store(above + line, tl.max(up, axis=0), mask=inside)
+        if ZEROPOINT:
+            tl.store(below + line, tl.max(down, axis=0), mask=inside)
+
+
+@triton.jit
+def is_outlier(flags, columns, K, SPLITS: tl.constexpr):
+    """Whether each of `columns` is an outlier in any split; false beyond K."""
+    hit = tl.load(flags + columns, mask=columns < K, other=0)
+    for split in tl.static_range(1, SPLITS):
+        hit |= tl.load(flags + split * K + columns, mask=columns < K, other=0)
+    return hit != 0
+
+
+@triton.jit
+def compact(flags, outliers, K, SPLITS: tl.constexpr, BLOCK_K: tl.constexpr):
+    """Stores the outlier columns in ascending order at outliers[0], ..., and how many they are at outliers[K].
+
+    flags: (SPLITS, K) uint8. outliers: (K + 1,) int32; entries between the last column and the count stay unwritten.
+    """
+    found = 0
+    for k in range(0, K, BLOCK_K):
+        columns = k + tl.arange(0, BLOCK_K)
+        hit = is_outlier(flags, columns, K, SPLITS)
+        position = found + tl.cumsum(hit.to(tl.int32), axis=0) - 1
+        tl.store(outliers + position, columns, mask=hit)
+        found += tl.sum(hit.to(tl.int32), axis=0)
+    tl.store(outliers + K, found)
+
+
+def scan(
+    x: Tensor, limit: float | None, extremes: bool, zeropoint: bool, config: Scan | None = None
+) -> tuple[Tensor | None, Tensor | None, Tensor | None, int]:
+    """Launches `scan_columns` over `x` (M, K), neither of them 0; returns flags, above, below (None if not asked for), splits."""
+    m, k = x.shape
+    config = config or scan_configuration(x)
+    rows_per_split = triton.cdiv(m, config.splits)
+    splits = triton.cdiv(m, rows_per_split)
+
+    flags = None if limit is None else torch.empty(splits, k, dtype=torch.uint8, device=x.device)
+    above = torch.empty(splits, k, dtype=torch.int32, device=x.device) if extremes else None
+    below = torch.empty(splits, k, dtype=torch.int32, device=x.device) if extremes and zeropoint else None
+    with torch.cuda.device_of(x):
+        scan_columns[(triton.cdiv(k, config.block_k), splits)](
+            x,
+            flags,
+            above,
+            below,
+            0.0 if limit is None else limit,
+            m,
+            k,
+            x.stride(0),
+            x.stride(1),
+            rows_per_split,
+            ZEROPOINT=zeropoint,
+            BLOCK_M=config.block_m,
+            BLOCK_K=config.block_k,
+            num_warps=config.warps,
+            num_stages=1,
+            **NO_FUSION,
+        )
+    return flags, above, below, splits
+
+
+def outlier_columns(x: Tensor, limit: float) -> Tensor:
+    """(K,) bool: which columns of `x` (M, K) hold a magnitude of `limit` or more."""
+    if x.numel() == 0:
+        return torch.zeros(x.shape[1], dtype=torch.bool, device=x.device)
+    whole = scan_configuration(x)._replace(splits=1)
+    flags, *_ = scan(x, limit, extremes=False, zeropoint=False, config=whole)
+    assert flags is not None
+    return flags[0].view(torch.bool)
