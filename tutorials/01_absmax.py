@@ -16,8 +16,8 @@
 # **Question.** A weight or an activation is a real number, stored in 16 or 32 bits. Can 8 bits stand in for it, and how
 # wrong is the result?
 #
-# **You need** NumPy, and what a matrix product is. **Time:** 15 minutes. **You leave with** an int8 quantizer of your own, and a bound on
-# its error that you can prove in one line.
+# **You need** NumPy, and what a matrix product is. **Time:** 15 minutes. **You leave with** an int8 quantizer of your
+# own, and a bound on its error that you can prove in one line.
 
 # %%
 import numpy as np
@@ -34,15 +34,16 @@ np.set_printoptions(precision=4, suppress=True)
 # %% [markdown]
 # ## The idea
 #
-# An int8 holds the whole numbers from -128 to 127. To store real numbers in it, choose a **scale**: the real
-# number that one step of the integer stands for. Divide by the scale, round to a whole number, and keep that, the **code**. To come
-# back, multiply the code by the scale. What is lost is what the rounding lost.
+# An int8 holds the whole numbers from -128 to 127. To store real numbers in it, choose a **scale**: the real number
+# that one step of the integer stands for. Divide by the scale, round to a whole number, and keep that, the **code**.
+# To come back, multiply the code by the scale. What is lost is what the rounding lost.
 #
-# The scale has to be large enough that the largest magnitude still fits, and as small as possible, since it is also the distance between two
-# neighbouring values that can be represented. *Absmax* quantization takes exactly that one: the largest magnitude becomes 127.
+# The scale has to be large enough that the largest magnitude still fits, and as small as possible, since it is also
+# the distance between two neighbouring values that can be represented. *Absmax* quantization takes exactly that one:
+# the largest magnitude becomes 127.
 #
-# Nothing about it is clever. Its two properties matter for everything that follows: the scale is set by **one** entry, the
-# largest, and **all** the other entries pay for it.
+# Nothing about it is clever. Its two properties matter for everything that follows: the scale is set by **one**
+# entry, the largest, and **all** the other entries pay for it.
 
 # %%
 m, k = 512, 576
@@ -64,10 +65,12 @@ pictures.show(
 # %% [markdown]
 # ## The formula
 #
-# $$ s = \frac{\max |x|}{127}, \qquad q = \operatorname{rint}\!\left(x \cdot \tfrac{127}{\max|x|}\right), \qquad \hat x = q \cdot s $$
+# $$ s = \frac{\max |x|}{127}, \qquad q = \operatorname{rint}\!\left(x \cdot \tfrac{127}{\max|x|}\right), \qquad \hat
+# x = q \cdot s $$
 #
-# `rint` rounds to the nearest whole number, and a tie (exactly half) to the even neighbour. This is equation 1 of [Dettmers et al. (2022)](https://arxiv.org/abs/2208.07339).
-# The codes run from -127 to 127; -128 stays unused, so that the codes of $-x$ are the negated codes of $x$.
+# `rint` rounds to the nearest whole number, and a tie (exactly half) to the even neighbour. This is equation 1 of
+# [Dettmers et al. (2022)](https://arxiv.org/abs/2208.07339). The codes run from -127 to 127; -128 stays unused, so
+# that the codes of $-x$ are the negated codes of $x$.
 #
 # ## By hand
 #
@@ -77,11 +80,11 @@ pictures.show(
 print(X)
 
 # %% [markdown]
-# > **Predict.** Which entry sets the scale, and what is the scale? Which codes do 12.70, 0.50 and 0.08 get? Which entry of the first row will be the most
-# > wrong, relative to its size?
+# > **Predict.** Which entry sets the scale, and what is the scale? Which codes do 12.70, 0.50 and 0.08 get? Which
+# > entry of the first row will be the most wrong, relative to its size?
 #
-# The largest magnitude is 12.70, so the scale is 12.70 / 127 = 0.1, and coding is dividing by 0.1 and rounding: 12.70 becomes 127, 0.50
-# becomes 5, and 0.08 is 0.8 of a step, so it becomes 1 and comes back as 0.10.
+# The largest magnitude is 12.70, so the scale is 12.70 / 127 = 0.1, and coding is dividing by 0.1 and rounding: 12.70
+# becomes 127, 0.50 becomes 5, and 0.08 is 0.8 of a step, so it becomes 1 and comes back as 0.10.
 
 # %%
 codes, scale = reference.absmax_quantize(X)
@@ -102,8 +105,9 @@ pictures.show(
 )
 
 # %% [markdown]
-# Look at the first and third rows. Their largest magnitudes are 1.27 and 0.635, and they make do with codes from -13 to 6: the 12.70 in
-# the *second* row has taken all the others away from them. 0.08 came back as 0.10, a quarter too much. Chapter 03 is about this.
+# Look at the first and third rows. Their largest magnitudes are 1.27 and 0.635, and they make do with codes from -13
+# to 6: the 12.70 in the *second* row has taken all the others away from them. 0.08 came back as 0.10, a quarter too
+# much. Chapter 03 is about this.
 #
 # ## The code
 #
@@ -116,16 +120,16 @@ source.show(reference.absmax_quantize, reference.absmax.absolute_maximum, refere
 # %% [markdown]
 # Three details in there are not decoration.
 #
-# - **Reciprocal, then multiply.** On paper `x * 127 / absmax`, `x / scale` and `x * (1 / absmax * 127)` are the same number. In float32 they are not, in the
-#   last place, and at a tie the last place decides about the code. The contract has to pick one; this one costs one division a slice and one
-#   multiplication an entry.
+# - **Reciprocal, then multiply.** On paper `x * 127 / absmax`, `x / scale` and `x * (1 / absmax * 127)` are the same
+#   number. In float32 they are not, in the last place, and at a tie the last place decides about the code. The
+#   contract has to pick one; this one costs one division a slice and one multiplication an entry.
 # - **A zero slice.** If all entries are zero, absmax is 0 and 1 / 0 is infinite. Such a slice gets scale 0 and codes 0.
 # - **NaN and infinity** give the scale NaN: the slice comes back as NaN. Garbage must never turn into a plausible number.
 #
 # ## The same call on `fast`
 #
-# `fast` is an independent implementation in Torch and Triton. It has to produce the same codes and the same scale, *bit for bit*: not
-# close, equal. On integers there is no excuse for anything else.
+# `fast` is an independent implementation in Torch and Triton. It has to produce the same codes and the same scale,
+# *bit for bit*: not close, equal. On integers there is no excuse for anything else.
 
 # %%
 fast_codes, fast_scale = fast.absmax_quantize(torch.from_numpy(X))
@@ -136,11 +140,11 @@ print("equal:", fast_codes.dtype, tuple(fast_codes.shape), "scale", fast_scale.i
 # %% [markdown]
 # ## Real data
 #
-# X is now the input of a linear layer of SmolLM2-135M, a small language model, while it reads 512 tokens of English: the last block's `gate_proj`. It has 512 x 576
-# entries.
+# X is now the input of a linear layer of SmolLM2-135M, a small language model, while it reads 512 tokens of English:
+# the last block's `gate_proj`. It has 512 x 576 entries.
 #
-# > **Predict.** The largest magnitude is about 31. How large is a step then? Nearly all entries lie between -1 and 1. How many
-# > different codes do they share?
+# > **Predict.** The largest magnitude is about 31. How large is a step then? Nearly all entries lie between -1 and 1.
+# > How many different codes do they share?
 
 # %%
 x, w = model_data.layer()
@@ -158,7 +162,8 @@ right.bar(*np.unique(codes, return_counts=True), width=1, color=pictures.ORANGE)
 right.set(yscale="log", xlabel="code", ylabel="how many", title="after: int8")
 pictures.show(
     figure,
-    f"Two histograms with logarithmic counts. Left: the entries of X crowd around zero, with a thin tail up to {x.max():.0f}. Right: their codes; "
+    "Two histograms with logarithmic counts. Left: the entries of X crowd around zero, with a thin tail "
+    f"up to {x.max():.0f}. Right: their codes; "
     f"{within_five:.0%} of all entries share the eleven codes from -5 to 5, and the tail has the rest to itself.",
 )
 
@@ -171,13 +176,14 @@ pictures.show(
 #
 # $$ |x - q s| \le \tfrac{s}{2} . $$
 #
-# Proof: $x / s$ lies within 1/2 of its nearest whole number $q$; multiply by $s$. Nothing is clipped, since $|x| \le 127 s$.
-# The code is computed from a rounded reciprocal, a rounded product with 127, and a rounded product with x; each is off by a
-# factor of at most $1 \pm 2^{-24}$. Scale and dequantization add two more such factors. On a number of at most 127 steps, five of them amount to
-# $5 \cdot 127 \cdot 2^{-24} < 2^{-14}$ of a step. So the bound that a test may state, and has to, is $s\,(1/2 + 2^{-14})$.
+# Proof: $x / s$ lies within 1/2 of its nearest whole number $q$; multiply by $s$. Nothing is clipped, since $|x| \le
+# 127 s$. The code is computed from a rounded reciprocal, a rounded product with 127, and a rounded product with x;
+# each is off by a factor of at most $1 \pm 2^{-24}$. Scale and dequantization add two more such factors. On a number
+# of at most 127 steps, five of them amount to $5 \cdot 127 \cdot 2^{-24} < 2^{-14}$ of a step. So the bound that a
+# test may state, and has to, is $s\,(1/2 + 2^{-14})$.
 #
-# > **Predict.** On the real X: what is the largest error in units of the step? And on average? (If the position within a step is random, the error is spread
-# > evenly over 0 to 1/2.)
+# > **Predict.** On the real X: what is the largest error in units of the step? And on average? (If the position
+# > within a step is random, the error is spread evenly over 0 to 1/2.)
 
 # %%
 steps = np.abs(reference.absmax_dequantize(codes, scale).astype(np.float64) - x) / scale.item()
@@ -208,8 +214,8 @@ to_128 = [np.rint(sign * x_small * 64).clip(-128, 127).astype(int).tolist() for 
 print("scaled to 128 and clipped, x and -x get", *to_128)
 
 # %% [markdown]
-# The truncation error looks harmless: under one step. It is not, since it always points to zero, so that errors add up over a long
-# sum instead of cancelling.
+# The truncation error looks harmless: under one step. It is not, since it always points to zero, so that errors add
+# up over a long sum instead of cancelling.
 #
 # Now the tie. 0.07 / 0.14 x 127 is 63.5 on paper.
 #
@@ -228,8 +234,8 @@ ours = np.rint(rows * ((np.float32(1) / tops) * number))
 print(f"of {rows.size:,} codes, x / scale gives {np.sum(ours != np.rint(rows / (tops / number)))} others")
 
 # %% [markdown]
-# Neither answer is *wrong*: each is within half a step. But two implementations that are compared bit for bit have to agree on one, and whoever
-# compares with a tolerance of 1 instead will not notice a real bug of 1.
+# Neither answer is *wrong*: each is within half a step. But two implementations that are compared bit for bit have to
+# agree on one, and whoever compares with a tolerance of 1 instead will not notice a real bug of 1.
 #
 # And the zero slice, without its guard:
 
@@ -242,8 +248,8 @@ print("guarded:  ", reference.absmax_quantize(zeros))
 # %% [markdown]
 # ## The running table
 #
-# One table accompanies the tutorial. Y = X W' is computed by each method on the real layer above, and compared with the product
-# in float64: the error is the norm of the difference over the norm of Y. The bytes are those of W.
+# One table accompanies the tutorial. Y = X W' is computed by each method on the real layer above, and compared with
+# the product in float64: the error is the norm of the difference over the norm of Y. The bytes are those of W.
 
 # %%
 running_table.show(x, w, chapter=1)
@@ -253,8 +259,9 @@ running_table.show(x, w, chapter=1)
 #
 # ## Exercise
 #
-# Write `my_absmax(x)`: one scale for the whole array, codes in int8, scale in float32. An array whose largest magnitude is below $2^{-100}$
-# gets scale 0 and codes 0. The checker compares bit for bit, and shows the smallest input on which you differ.
+# Write `my_absmax(x)`: one scale for the whole array, codes in int8, scale in float32. An array whose largest
+# magnitude is below $2^{-100}$ gets scale 0 and codes 0. The checker compares bit for bit, and shows the smallest
+# input on which you differ.
 
 
 # %%
@@ -299,5 +306,5 @@ checks.absmax(truncating)
 # 2. The error of an entry is at most half a step, whatever its size: small entries beside a large one lose most.
 # 3. Which float32 operations, in which order, is part of the definition: at ties they decide about the code.
 #
-# **Read on:** [02, zeropoint](02_zeropoint.ipynb), for data that is not symmetric. The paper: section 2.1. The exact arithmetic:
-# [the contract](../docs/contract.md).
+# **Read on:** [02, zeropoint](02_zeropoint.ipynb), for data that is not symmetric. The paper: section 2.1. The exact
+# arithmetic: [the contract](../docs/contract.md).

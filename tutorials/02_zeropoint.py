@@ -13,10 +13,11 @@
 # %% [markdown]
 # # 02. Zeropoint: a scale and a shift
 #
-# **Question.** Absmax gives as many codes to the negative side as to the positive one. What if the data has only one side, or mostly one?
+# **Question.** Absmax gives as many codes to the negative side as to the positive one. What if the data has only one
+# side, or mostly one?
 #
-# **You need** [01, absmax](01_absmax.ipynb). **Time:** 15 minutes. **You leave with** the asymmetric quantizer, its product, and a measured
-# answer to "absmax or zeropoint?".
+# **You need** [01, absmax](01_absmax.ipynb). **Time:** 15 minutes. **You leave with** the asymmetric quantizer, its
+# product, and a measured answer to "absmax or zeropoint?".
 
 # %%
 import numpy as np
@@ -33,12 +34,13 @@ np.set_printoptions(precision=4, suppress=True)
 # %% [markdown]
 # ## The idea
 #
-# The 4 x 4 example goes from -1.905 to 12.70. Absmax reserves codes down to -127 for a -12.70 that does not exist: more than half of them lie
-# idle. Zeropoint quantization lays the 256 codes from the smallest value to the largest, wherever those are. The price is a second number, the **zero
-# point**: the code that stands for zero.
+# The 4 x 4 example goes from -1.905 to 12.70. Absmax reserves codes down to -127 for a -12.70 that does not exist:
+# more than half of them lie idle. Zeropoint quantization lays the 256 codes from the smallest value to the largest,
+# wherever those are. The price is a second number, the **zero point**: the code that stands for zero.
 #
-# One condition is added: the range always includes zero, so that zero has a code of its own and comes back as exactly zero. Padding is zero,
-# a masked entry is zero, and chapter 05 sets whole columns to zero. None of these may come back as 0.003.
+# One condition is added: the range always includes zero, so that zero has a code of its own and comes back as exactly
+# zero. Padding is zero, a masked entry is zero, and chapter 05 sets whole columns to zero. None of these may come
+# back as 0.003.
 
 # %%
 lo, hi = X.min(), X.max()
@@ -54,7 +56,8 @@ ax.set(yticks=[0, 1], yticklabels=["zeropoint", "absmax"], xlabel="entry of X (t
 ax.grid(False)
 pictures.show(
     figure,
-    f"Two bars over the number line. Absmax covers {-hi:.2f} to {hi:.2f} with codes -127 to 127; zeropoint covers {lo:.3f} to {hi:.2f} with "
+    f"Two bars over the number line. Absmax covers {-hi:.2f} to {hi:.2f} with codes -127 to 127; "
+    f"zeropoint covers {lo:.3f} to {hi:.2f} with "
     "codes -128 to 127. No entry of X lies in the left part of the absmax bar.",
 )
 
@@ -70,10 +73,11 @@ pictures.show(
 #
 # ## By hand
 #
-# > **Predict.** From -1.905 to 12.70 is 14.605. What is a step, and which code is zero? 12.70 gets code 127. Which code does 0.50 get?
+# > **Predict.** From -1.905 to 12.70 is 14.605. What is a step, and which code is zero? 12.70 gets code 127. Which
+# > code does 0.50 get?
 #
-# A step is 14.605 / 255 = 0.0573. The minimum lies 1.905 / 0.0573 = 33.3 steps below zero, so zero gets the code -128 + 33 = -95.
-# 0.50 lies 8.7 steps above zero: code -95 + 9 = -86.
+# A step is 14.605 / 255 = 0.0573. The minimum lies 1.905 / 0.0573 = 33.3 steps below zero, so zero gets the code
+# -128 + 33 = -95. 0.50 lies 8.7 steps above zero: code -95 + 9 = -86.
 
 # %%
 codes, scale, zero_point = reference.zeropoint_quantize(X)
@@ -104,13 +108,14 @@ source.show(reference.zeropoint_quantize, reference.zeropoint_dequantize)
 #
 # Shifted codes do not multiply as simply as absmax codes. Expand the product of two shifted sums:
 #
-# $$ \sum_k (q_x - z_x)(q_w - z_w) = \underbrace{\sum_k q_x q_w}_{\text{int8 product}} - z_x \underbrace{\sum_k q_w}_{\text{once, at load}}
-# - z_w \underbrace{\sum_k q_x}_{\text{one a row of X}} + K z_x z_w . $$
+# $$ \sum_k (q_x - z_x)(q_w - z_w) = \underbrace{\sum_k q_x q_w}_{\text{int8 product}} - z_x
+# \underbrace{\sum_k q_w}_{\text{once, at load}} - z_w \underbrace{\sum_k q_x}_{\text{one a row of X}} + K z_x z_w . $$
 #
 # > **Predict.** The expensive part has M N K multiplications. How many does the rest need?
 #
-# Three corrections for each of the M N results, after M K additions for the sums over X. With K in the hundreds or thousands that is
-# little, but it is not nothing, and the accumulator is wider: codes of magnitude 128 instead of 127, and differences up to 255.
+# Three corrections for each of the M N results, after M K additions for the sums over X. With K in the hundreds or
+# thousands that is little, but it is not nothing, and the accumulator is wider: codes of magnitude 128 instead of
+# 127, and differences up to 255.
 
 # %%
 source.show(reference.vectorwise.zeropoint_product)
@@ -138,10 +143,12 @@ print("codes, scale, zero point and product: equal, bit for bit")
 # %% [markdown]
 # ## Real data: absmax or zeropoint?
 #
-# How much finer the zeropoint step is depends on one thing only: how one-sided the slice is. Both steps can be compared without any
-# model quality being involved: $(h - l) / 255$ against $2 \max|x| / 254$. A ratio of 1 means symmetric, 1/2 entirely one-sided.
+# How much finer the zeropoint step is depends on one thing only: how one-sided the slice is. Both steps can be
+# compared without any model quality being involved: $(h - l) / 255$ against $2 \max|x| / 254$. A ratio of 1 means
+# symmetric, 1/2 entirely one-sided.
 #
-# > **Predict.** For the inputs of the 210 linear layers of SmolLM2, is the ratio nearer to 1 or to 1/2? And for the weights?
+# > **Predict.** For the inputs of the 210 linear layers of SmolLM2, is the ratio nearer to 1 or to 1/2? And for the
+# > weights?
 
 # %%
 inputs = model_data.layer_inputs()
@@ -164,22 +171,25 @@ ax.set(xlabel="zeropoint step / absmax step, one slice a tensor", ylabel="linear
 ax.legend()
 pictures.show(
     figure,
-    f"Histogram over {len(of_inputs)} layers of the zeropoint step divided by the absmax step. Weights: median {np.median(of_weights):.2f}. "
+    f"Histogram over {len(of_inputs)} layers of the zeropoint step divided by the absmax step. Weights: "
+    f"median {np.median(of_weights):.2f}. "
     f"Inputs: median {np.median(of_inputs):.2f}, down to {of_inputs.min():.2f}.",
 )
 
 # %% [markdown]
-# So the answer has two halves. Weights of a linear layer are nearly symmetric, and zeropoint gains little there. Inputs often are not, and the
-# reason is outliers: a few feature columns of one sign (chapter 04). Where these are taken out (chapter 05), there is less
-# to gain; how much less is measured there. The paper's method uses absmax, which needs no corrections.
+# So the answer has two halves. Weights of a linear layer are nearly symmetric, and zeropoint gains little there.
+# Inputs often are not, and the reason is outliers: a few feature columns of one sign (chapter 04). Where these are
+# taken out (chapter 05), there is less to gain; how much less is measured there. The paper's method uses absmax,
+# which needs no corrections.
 #
 # ## The law
 #
-# The error is again at most half a step, $s\,(1/2 + \varepsilon)$, and zero is exact. The clip costs nothing: it acts only where a number lies exactly half-way, and
-# then the other neighbour is equally far. For example -1.5 and 253.5, with a step of exactly 1: -1.5 is even-rounded to -2, its zero point to -126, and 253.5
-# to 254, one code too many.
+# The error is again at most half a step, $s\,(1/2 + \varepsilon)$, and zero is exact. The clip costs nothing: it acts
+# only where a number lies exactly half-way, and then the other neighbour is equally far. For example -1.5 and 253.5,
+# with a step of exactly 1: -1.5 is even-rounded to -2, its zero point to -126, and 253.5 to 254, one code too many.
 #
-# $\varepsilon$: code and value pass through at most six float32 roundings on numbers of at most 255 steps: $6 \cdot 255 \cdot 2^{-24} < 2^{-13}$.
+# $\varepsilon$: code and value pass through at most six float32 roundings on numbers of at most 255 steps: $6 \cdot
+# 255 \cdot 2^{-24} < 2^{-13}$.
 
 # %%
 x, w = model_data.layer()
@@ -217,13 +227,14 @@ for name, a, options in (
 
 uncorrected = acc * sx * sw.T
 print(
-    f"product without the corrections: off by up to {np.abs(uncorrected - X @ W.T).max():.2f}, the product itself is at most {np.abs(X @ W.T).max():.2f}"
+    f"product without the corrections: off by up to {np.abs(uncorrected - X @ W.T).max():.2f}, the "
+    f"product itself is at most {np.abs(X @ W.T).max():.2f}"
 )
 assert np.abs(uncorrected - X @ W.T).max() > np.abs(y - X @ W.T).max()
 
 # %% [markdown]
-# Without the clip, one code wraps around and 253.5 comes back as -2. Without zero in the range, the zero point would have to lie outside the codes; clipped,
-# it shifts everything. Rounding the sum differs only at ties, as ever.
+# Without the clip, one code wraps around and 253.5 comes back as -2. Without zero in the range, the zero point would
+# have to lie outside the codes; clipped, it shifts everything. Rounding the sum differs only at ties, as ever.
 #
 # ## The running table
 
@@ -235,7 +246,8 @@ running_table.show(x, w, chapter=2)
 #
 # ## Exercise
 #
-# Write `my_zeropoint(x)`: one scale and one zero point (int32) for the whole array. Extent below $2^{-100}$: codes, scale and zero point 0.
+# Write `my_zeropoint(x)`: one scale and one zero point (int32) for the whole array. Extent below $2^{-100}$: codes,
+# scale and zero point 0.
 
 
 # %%
@@ -263,8 +275,10 @@ checks.zeropoint(my_zeropoint)
 #
 # ## Three lines to remember
 #
-# 1. Zeropoint spends its codes between the smallest and the largest value; the gain is at most a factor 2, and only on one-sided data.
+# 1. Zeropoint spends its codes between the smallest and the largest value; the gain is at most a factor 2, and only
+#    on one-sided data.
 # 2. Zero is always exactly representable, or padding and masking would leak.
 # 3. The product needs two sums and three corrections, exactly, in integers.
 #
-# **Read on:** [03, granularity](03_granularity.ipynb): one scale is not enough. The paper: section 2.1. [The contract](../docs/contract.md).
+# **Read on:** [03, granularity](03_granularity.ipynb): one scale is not enough. The paper: section 2.1. [The
+# contract](../docs/contract.md).

@@ -13,11 +13,11 @@
 # %% [markdown]
 # # 03. One scale is not enough: tensor, row, vector
 #
-# **Question.** In chapter 01 one large entry cost every other entry of the matrix its precision. How many scales may a matrix have, and which
-# entries may share one, if the product is still to run in int8?
+# **Question.** In chapter 01 one large entry cost every other entry of the matrix its precision. How many scales may
+# a matrix have, and which entries may share one, if the product is still to run in int8?
 #
-# **You need** [01](01_absmax.ipynb); [02](02_zeropoint.ipynb) helps. **Time:** 18 minutes. **You leave with** vector-wise quantization, the product
-# of LLM.int8().
+# **You need** [01](01_absmax.ipynb); [02](02_zeropoint.ipynb) helps. **Time:** 18 minutes. **You leave with**
+# vector-wise quantization, the product of LLM.int8().
 
 # %%
 import numpy as np
@@ -38,9 +38,10 @@ np.set_printoptions(precision=4, suppress=True)
 #
 # $$ Y_{mn} = \sum_k X_{mk} W_{nk} \approx \sum_k (s\, q)_{mk} (s\, q)_{nk} . $$
 #
-# The sum can run on bare integers if the scales can be pulled out of it, and they can be exactly if they **do not depend on $k$**. So X may have a scale for each
-# row $m$ (each token) and W a scale for each row $n$ (each output feature). What is *not* possible is a scale for each column $k$: each summand would
-# need its own factor. Keep this in mind; it is the reason why outliers, which live in columns, are a problem at all.
+# The sum can run on bare integers if the scales can be pulled out of it, and they can be exactly if they **do not
+# depend on $k$**. So X may have a scale for each row $m$ (each token) and W a scale for each row $n$ (each output
+# feature). What is *not* possible is a scale for each column $k$: each summand would need its own factor. Keep this
+# in mind; it is the reason why outliers, which live in columns, are a problem at all.
 #
 # The paper's three granularities:
 #
@@ -67,16 +68,18 @@ pictures.blank(ax, (-0.1, 9.4), (-0.1, 3.4))
 pictures.show(
     figure,
     f"X codes, {m} by {k}, times the transposed W codes, {k} by {n}, give {m} by {n} int32 accumulators, with {m * n * k:,} multiply-adds. "
-    f"A column of {m} scales belongs to the rows of the result, a row of {n} scales to its columns; each accumulator is multiplied by one of each.",
+    f"A column of {m} scales belongs to the rows of the result, a row of {n} scales to its columns; each "
+    "accumulator is multiplied by one of each.",
 )
 
 # %% [markdown]
 # ## The formula
 #
-# $$ Y_{mn} \approx \Big( \underbrace{\textstyle\sum_k q^X_{mk}\, q^W_{nk}}_{\text{int32, exact}} \Big) \cdot s^X_m \cdot s^W_n $$
+# $$ Y_{mn} \approx \Big( \underbrace{\textstyle\sum_k q^X_{mk}\, q^W_{nk}}_{\text{int32, exact}} \Big) \cdot s^X_m
+# \cdot s^W_n $$
 #
-# The scales form an outer product (equation 5 of the paper). The integers add up exactly, but not in 8 bits: one product reaches $127^2 = 16129$. In int32, K
-# of them fit as long as $K \cdot 127^2 \le 2^{31} - 1$.
+# The scales form an outer product (equation 5 of the paper). The integers add up exactly, but not in 8 bits: one
+# product reaches $127^2 = 16129$. In int32, K of them fit as long as $K \cdot 127^2 \le 2^{31} - 1$.
 #
 # > **Predict.** How large may K be? The largest language models have K of about 50,000.
 
@@ -87,8 +90,8 @@ print("an int8 accumulator overflows after", 127 // 127**2 + 1, "product; float3
 # %% [markdown]
 # ## By hand
 #
-# > **Predict.** The largest magnitudes of the rows of X are 1.27, 12.70, 0.635 and 8.89. What are the four scales, and which codes do the entries of the first row,
-# > 0.50, -1.27, 0.08 and 0.33, get now?
+# > **Predict.** The largest magnitudes of the rows of X are 1.27, 12.70, 0.635 and 8.89. What are the four scales,
+# > and which codes do the entries of the first row, 0.50, -1.27, 0.08 and 0.33, get now?
 
 # %%
 xq, sx = reference.absmax_quantize(X, axis=-1)
@@ -105,16 +108,17 @@ figure = pictures.matrices(
 )
 pictures.show(
     figure,
-    "X with the largest magnitude of each row framed; its four scales 0.01, 0.1, 0.005 and 0.07; its codes, where each row now reaches 127; the four "
+    "X with the largest magnitude of each row framed; its four scales 0.01, 0.1, 0.005 and 0.07; its "
+    "codes, where each row now reaches 127; the four "
     "scales of W, 0.001, 0.002, 0.004 and 0.005, and its codes.",
 )
 
 # %% [markdown]
-# The first row now has the codes 50, -127, 8 and 33 instead of 5, -13, 1 and 3: ten times finer, and the same for the third. Rows two and four are no better than
-# before, since the large entry is in the row itself.
+# The first row now has the codes 50, -127, 8 and 33 instead of 5, -13, 1 and 3: ten times finer, and the same for the
+# third. Rows two and four are no better than before, since the large entry is in the row itself.
 #
-# The first result by hand: 50 x 100 + (-127) x (-127) + 8 x 40 + 33 x 60 = 23,429, and 23,429 x 0.01 x 0.001 = 0.23429. In float: 0.05 + 0.16129 + 0.0032 +
-# 0.0198 = 0.23429.
+# The first result by hand: 50 x 100 + (-127) x (-127) + 8 x 40 + 33 x 60 = 23,429, and 23,429 x 0.01 x 0.001 =
+# 0.23429. In float: 0.05 + 0.16129 + 0.0032 + 0.0198 = 0.23429.
 
 # %%
 acc = reference.int8_matmul(xq, wq)
@@ -142,12 +146,13 @@ for granularity in ("tensor", "row", "vector"):
 source.show(reference.quantized_matmul, reference.vectorwise.absmax_product, reference.vectorwise.rescale, reference.vectorwise.accumulate)
 
 # %% [markdown]
-# `accumulate` multiplies in float64 because NumPy has no fast integer product. Is that cheating? Every partial sum is a whole number below $2^{53}$, so float64
-# represents each of them exactly: the result is the integer product.
+# `accumulate` multiplies in float64 because NumPy has no fast integer product. Is that cheating? Every partial sum is
+# a whole number below $2^{53}$, so float64 represents each of them exactly: the result is the integer product.
 #
 # ## The same call on `fast`
 #
-# The accumulators are integers: equal. Y is one integer turned into float32 and two multiplications in a fixed order, so it is equal too, bit for bit.
+# The accumulators are integers: equal. Y is one integer turned into float32 and two multiplications in a fixed order,
+# so it is equal too, bit for bit.
 
 # %%
 a, b = torch.from_numpy(X), torch.from_numpy(W)
@@ -161,9 +166,11 @@ print("3 granularities x 2 quantizers: equal, bit for bit")
 # %% [markdown]
 # ## Real data
 #
-# The inputs of `gate_proj` in all 30 blocks of SmolLM2, and the error of Y with one scale, with one a row, and vector-wise.
+# The inputs of `gate_proj` in all 30 blocks of SmolLM2, and the error of Y with one scale, with one a row, and
+# vector-wise.
 #
-# > **Predict.** Where will the three curves lie closest together: where all tokens have similar magnitudes, or where they differ?
+# > **Predict.** Where will the three curves lie closest together: where all tokens have similar magnitudes, or where
+# > they differ?
 
 # %%
 model, _ = model_data.model_and_tokenizer()
@@ -193,17 +200,18 @@ print("mean over the blocks:", {g: f"{np.mean(errors):.2%}" for g, errors in cur
 print(f"largest row against the median row: {np.median(spread):.1f} times in the median block, {spread[-1]:.1f} times in the last")
 
 # %% [markdown]
-# The largest row is seldom much larger than the others, so scales for the rows of X alone gain little, except at the end. The rows of W differ more: most of
-# the gain in the middle of the model is theirs.
+# The largest row is seldom much larger than the others, so scales for the rows of X alone gain little, except at the
+# end. The rows of W differ more: most of the gain in the middle of the model is theirs.
 #
 # ## The law
 #
 # Write $\hat x = x + \delta$, $\hat w = w + \eta$, with $|\delta| \le s^X_m / 2$ and $|\eta| \le s^W_n / 2$. Then
 #
-# $$ |\hat Y - Y|_{mn} = \Big| \sum_k x\eta + \delta w + \delta\eta \Big| \le \frac{s^W_n}{2} \sum_k |x_{mk}| + \frac{s^X_m}{2} \sum_k |w_{nk}| + \frac{K s^X_m s^W_n}{4} . $$
+# $$ |\hat Y - Y|_{mn} = \Big| \sum_k x\eta + \delta w + \delta\eta \Big| \le \frac{s^W_n}{2} \sum_k |x_{mk}| +
+# \frac{s^X_m}{2} \sum_k |w_{nk}| + \frac{K s^X_m s^W_n}{4} . $$
 #
-# A derived bound, not a tolerance: no entry of Y may exceed it, on any data (with the room for float32 from chapter 01, and three roundings for the
-# epilogue). The typical error is much smaller, since errors of both signs cancel.
+# A derived bound, not a tolerance: no entry of Y may exceed it, on any data (with the room for float32 from chapter
+# 01, and three roundings for the epilogue). The typical error is much smaller, since errors of both signs cancel.
 #
 # > **Predict.** On real data, how much of the bound is used?
 
@@ -218,15 +226,18 @@ exact = x64 @ w64.T
 rounding = 3 * 2.0**-24 * np.abs(y)
 assert (np.abs(y - exact) <= bound + rounding).all()
 print(
-    f"the worst entry of Y uses {np.max(np.abs(y - exact) / bound):.1%} of its bound, the median entry {np.median(np.abs(y - exact) / bound):.2%}"
+    f"the worst entry of Y uses {np.max(np.abs(y - exact) / bound):.1%} of its bound, the median entry "
+    f"{np.median(np.abs(y - exact) / bound):.2%}"
 )
 
 # %% [markdown]
 # ## Break it
 #
-# A widely read post dequantizes a weight with `CB * SCB / 127`, where `CB` are the codes (N, K) and `SCB` the N largest magnitudes of its rows.
+# A widely read post dequantizes a weight with `CB * SCB / 127`, where `CB` are the codes (N, K) and `SCB` the N
+# largest magnitudes of its rows.
 #
-# > **Predict.** Along which axis do N numbers broadcast against (N, K)? When does this raise an error, and when does it not?
+# > **Predict.** Along which axis do N numbers broadcast against (N, K)? When does this raise an error, and when does
+# > it not?
 
 # %%
 CB, SCB = reference.absmax_quantize(W, axis=-1).codes, np.abs(W).max(axis=1)
@@ -243,7 +254,8 @@ except ValueError as error:
     print("the reference refuses it even where it would broadcast:", error)
 
 # %% [markdown]
-# A square layer hides it, and many layers are square: no exception, the right shape, numbers of a plausible size. A real one, `q_proj` of the first block:
+# A square layer hides it, and many layers are square: no exception, the right shape, numbers of a plausible size. A
+# real one, `q_proj` of the first block:
 
 # %%
 _, square = model_data.layer("model.layers.0.self_attn.q_proj")
@@ -252,7 +264,8 @@ absmax = np.abs(square).max(axis=1)
 half_steps = np.abs(codes * absmax / 127 - square) / (scale / 2)
 print(f"largest weight: published {np.abs(codes * absmax / 127).max():.2f}, right {np.abs(square).max():.2f}")
 print(
-    f"median error, in half steps: published {np.median(half_steps):.1f}, right {np.median(np.abs(codes * scale - square) / (scale / 2)):.1f}"
+    f"median error, in half steps: published {np.median(half_steps):.1f}, right "
+    f"{np.median(np.abs(codes * scale - square) / (scale / 2)):.1f}"
 )
 print(f"largest error, in half steps: published {half_steps.max():.0f}, right {np.max(np.abs(codes * scale - square) / (scale / 2)):.3f}")
 assert half_steps.max() > 1 + 2.0**-13
@@ -276,12 +289,13 @@ print("float32:", int(np.cumsum(row[0, ::-1].astype(np.float32) ** 2)[-1]), " (o
 running_table.show(x, w, chapter=3)
 
 # %% [markdown]
-# Six kilobytes of scales beside 885 kB of codes, and a quarter of the error with which we began. What is left is inside the rows.
+# Six kilobytes of scales beside 885 kB of codes, and a quarter of the error with which we began. What is left is
+# inside the rows.
 #
 # ## Exercise
 #
-# Write `my_vectorwise(x, w)`: quantize both by rows with absmax, multiply in integers, scale back to float32. Your `my_absmax` from
-# chapter 01 does it for one slice; here each row is a slice.
+# Write `my_vectorwise(x, w)`: quantize both by rows with absmax, multiply in integers, scale back to float32. Your
+# `my_absmax` from chapter 01 does it for one slice; here each row is a slice.
 
 
 # %%
@@ -318,4 +332,5 @@ checks.vectorwise(my_vectorwise)
 # 2. The accumulators are int32 and exact; all the error is in the codes.
 # 3. Scales keep their reduced axis, (N, 1), so that they cannot broadcast along the wrong one.
 #
-# **Read on:** [04, outliers](04_outliers.ipynb): what is left inside the rows. The paper: sections 2.2 and 3.1. [The contract](../docs/contract.md).
+# **Read on:** [04, outliers](04_outliers.ipynb): what is left inside the rows. The paper: sections 2.2 and 3.1. [The
+# contract](../docs/contract.md).

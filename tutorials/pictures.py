@@ -17,6 +17,9 @@ from matplotlib.patches import FancyBboxPatch, Rectangle
 
 BLUE, ORANGE, GREEN, RED, PURPLE, GREY = "#4a90d9", "#e0862b", "#3fa36b", "#d9574e", "#9a72d0", "#7d828c"
 
+#: For maps without text in the cells.
+MAGNITUDE_STRONG = LinearSegmentedColormap.from_list("strong", [(0.29, 0.56, 0.85, 0.0), (0.88, 0.53, 0.17, 0.9), (0.85, 0.34, 0.31, 1.0)])
+
 #: From small to large magnitude; the grey entries stay readable on its full end, on either ground.
 MAGNITUDE = LinearSegmentedColormap.from_list("magnitude", [(0.29, 0.56, 0.85, 0.0), (0.29, 0.56, 0.85, 0.4)])
 

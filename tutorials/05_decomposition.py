@@ -1,0 +1,387 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 05. LLM.int8(): the outliers in 16 bits, the rest in int8
+#
+# **Question.** Outliers must be computed precisely, and they keep to a few columns. Can the product be split so that
+# int8 does nearly all the work, and the outliers no harm?
+#
+# **You need** [03](03_granularity.ipynb) and [04](04_outliers.ipynb). **Time:** 20 minutes. **You leave with** the
+# method of the paper, and answers to: why 6.0, where the 16-bit weights come from, and what the rest of the batch
+# does to your tokens.
+
+# %%
+import numpy as np
+import torch
+from matplotlib import pyplot as plt
+
+import fast
+import reference
+from reference import Int8Linear
+from tutorials import checks, model_data, pictures, running_table, source
+from tutorials.example import W, X
+
+np.set_printoptions(precision=4, suppress=True)
+
+# %% [markdown]
+# ## The idea
+#
+# A sum over $k$ may be split into two sums over disjoint sets of $k$. Put the columns that hold an outlier into the
+# set $O$, compute their part in 16 bits, and the rest in int8. Since the outlier columns no longer take part, they no
+# longer set a scale.
+#
+# Not the outlier *entries* are taken out but whole *columns*: then both parts are dense products, and the second is a
+# narrow one.
+
+# %%
+x, w = model_data.layer()
+m, k, n, o = *x.shape, len(w), int(reference.outlier_columns(x).sum())
+figure, ax = plt.subplots(figsize=(8.6, 3.2))
+pictures.box(ax, 0, 0.9, 1.7, 1.3, pictures.BLUE)
+ax.text(0.85, 1.55, f"X\n{m} x {k}", ha="center", va="center")
+for y, text, color in (
+    (1.8, f"{k - o} regular columns\nint8 codes: {pictures.quantity(m * k)}", pictures.GREEN),
+    (0.0, f"{o} outlier columns\nfloat16: {pictures.quantity(2 * m * o)}", pictures.ORANGE),
+):
+    pictures.box(ax, 2.5, y, 2.2, 1.2, color)
+    ax.text(3.6, y + 0.6, text, ha="center", va="center")
+    pictures.arrow(ax, (1.75, 1.55), (2.45, y + 0.6))
+for y, text, color in (
+    (1.8, f"int8 product\n{m * n * k:,}\nmultiply-adds", pictures.GREEN),
+    (0.0, f"float product\n{m * n * o:,}\nmultiply-adds", pictures.ORANGE),
+):
+    pictures.box(ax, 5.4, y, 1.9, 1.2, color)
+    ax.text(6.35, y + 0.6, text, ha="center", va="center")
+    pictures.arrow(ax, (4.75, y + 0.6), (5.35, y + 0.6))
+    pictures.arrow(ax, (7.35, y + 0.6), (8.05, 1.55))
+pictures.box(ax, 8.1, 0.9, 1.6, 1.3, pictures.BLUE)
+ax.text(8.9, 1.55, f"Y\n{m} x {n}", ha="center", va="center")
+pictures.blank(ax, (-0.1, 9.8), (-0.1, 3.1))
+pictures.show(
+    figure,
+    f"X, {m} by {k}, is split into {k - o} regular columns, as int8 codes, and {o} outlier columns in "
+    f"float16. The int8 product takes {m * n * k:,} "
+    f"multiply-adds (the outlier columns are multiplied as zeros), the float product {m * n * o:,}; the sum of both is Y.",
+)
+
+# %% [markdown]
+# ## The formula
+#
+# $$ O = \{ k : \exists m,\ |X_{mk}| \ge 6 \}, \qquad Y \approx \underbrace{X_{:,O}\, W_{:,O}^\top}_{\text{16 bits}} +
+# \underbrace{\big(X^{\setminus O}_q\, W_q^\top\big) \odot s^X s^{W\top}}_{\text{int8}} $$
+#
+# where $X^{\setminus O}$ is X with the columns of O set to zero (equation 8 of the paper). W is quantized once, over
+# all its columns, when the layer is loaded: which columns will be outliers is known only when X arrives.
+#
+# ## By hand
+#
+# > **Predict.** In the 4 x 4 example, which columns are in O? Without them, what are the four row scales, and the
+# > codes of the second row, 2.54, 0.36, (12.70), -1.10?
+
+# %%
+outliers = reference.outlier_columns(X)
+regular = np.where(outliers, np.float32(0), X)
+(xq, sx), (wq, sw) = reference.absmax_quantize(regular, -1), reference.absmax_quantize(W, -1)
+figure = pictures.matrices(
+    [
+        ("X", X, "{:.3f}", outliers & (np.abs(X) >= 0)),
+        ("regular part", regular, "{:.3f}", None),
+        ("scales", sx, "{:.3f}", None),
+        ("codes", xq, "{:d}", None),
+        ("outlier part", X[:, outliers], "{:.2f}", None),
+    ],
+    width=2.3,
+)
+pictures.show(
+    figure,
+    "X with its third column framed; the regular part, that column zero; its row scales "
+    f"{', '.join(f'{s:.3g}' for s in sx.ravel())}; its codes; the outlier column alone.",
+)
+int8_part = reference.vectorwise.rescale(reference.int8_matmul(xq, wq), sx, sw)
+float_part = X[:, outliers] @ W[:, outliers].T
+exact = X.astype(np.float64) @ W.T.astype(np.float64)
+print("int8 part\n", int8_part, "\nfloat part\n", float_part, "\nsum\n", int8_part + float_part, "\nX W' in float64\n", exact)
+for name, y in (("vector-wise", reference.quantized_matmul(X, W)), ("LLM.int8()", int8_part + float_part)):
+    print(f"{name:<12} error of each row of Y: {np.linalg.norm(y - exact, axis=1) / np.linalg.norm(exact, axis=1)}")
+
+# %% [markdown]
+# The second row has the codes 127, 18, 0 and -55 now; in chapter 03 they were 25, 4, 127 and -11. Rows one and three
+# hold no outlier; they lose nothing by having their third entry computed in 16 bits too.
+#
+# ## The code
+
+# %%
+source.show(reference.outlier_columns, reference.llm_int8_matmul, reference.decomposition.outlier_product)
+
+# %% [markdown]
+# ## The same call on `fast`
+#
+# The regular part is equal, bit for bit. The outlier part is a float32 sum, which each implementation may add up in
+# its own order, so equality would be luck. What can be demanded is the standard bound: a sum of $|O|$ products in
+# float32, in any order, lies within $|O| \cdot 2^{-24}$ of the exact one, relative to the sum of the magnitudes; two
+# such sums lie within twice that. Adding both parts rounds once more on each side.
+
+# %%
+y = reference.llm_int8_matmul(x, w)
+y_fast = fast.llm_int8_matmul(torch.from_numpy(x), torch.from_numpy(w)).numpy()
+columns = reference.outlier_columns(x)
+assert np.array_equal(columns, fast.outlier_columns(torch.from_numpy(x)).numpy())
+cleared = np.where(columns, np.float32(0), x)
+part = reference.quantized_matmul(cleared, w)
+assert np.array_equal(part, fast.quantized_matmul(torch.from_numpy(cleared), torch.from_numpy(w)).numpy())
+magnitudes = np.abs(x[:, columns]).astype(np.float64) @ np.abs(w[:, columns]).T
+bound = 2 * 2.0**-24 * (o * magnitudes + np.abs(part) + magnitudes)
+difference = np.abs(y.astype(np.float64) - y_fast)
+assert (difference <= bound).all()
+print(f"mask and regular part equal; Y differs by at most {difference.max():.0e}, where {bound.min():.0e} or more is allowed")
+
+# %% [markdown]
+# ## Why 6.0?
+#
+# The threshold trades error for 16-bit work. Measure both on the inputs of all `q_proj`, `gate_proj` and `down_proj`
+# in every third block.
+#
+# > **Predict.** What happens to the error above the largest entry, and at threshold 0? Where does the 16-bit work
+# > begin to explode?
+
+# %%
+thresholds = [0.5, 1, 1.5, 2, 3, 4, 5, 6, 8, 12, 20, 50, 1000]
+names = [f"model.layers.{i}.{p}" for i in range(2, 30, 3) for p in ("self_attn.q_proj", "mlp.gate_proj", "mlp.down_proj")]
+layers = [model_data.layer(name) for name in names]
+layers = [(a[:128], b, a[:128].astype(np.float64) @ b.T.astype(np.float64)) for a, b in layers]
+work = sum(a.shape[1] * len(b) for a, b, _ in layers)
+errors, shares = [], []
+for t in thresholds:
+    errors.append(np.mean([running_table.error(reference.llm_int8_matmul(a, b, t), e) for a, b, e in layers]))
+    shares.append(sum(reference.outlier_columns(a, t).sum() * len(b) for a, b, _ in layers) / work)
+
+figure, ax = plt.subplots()
+ax.plot(thresholds, 100 * np.array(errors), "o-", color=pictures.BLUE, label="error of Y")
+ax.plot(thresholds, 100 * np.array(shares), "s-", color=pictures.ORANGE, label="share of the work in 16 bits")
+ax.axvline(6, color=pictures.GREY, linestyle="--", linewidth=1)
+ax.set(xscale="log", yscale="log", xlabel="threshold", ylabel="%", title=f"{len(layers)} layers, 128 positions")
+ax.legend()
+at = {t: (f"{e:.2%}", f"{s:.2%}") for t, e, s in zip(thresholds, errors, shares, strict=True)}
+pictures.show(
+    figure,
+    "Mean error of Y and share of 16-bit work against the threshold, both axes logarithmic. At 2: error "
+    f"{at[2][0]}, share {at[2][1]}; at 6: {at[6][0]}, "
+    f"{at[6][1]}; at 1000: {at[1000][0]}, {at[1000][1]}.",
+)
+for t in (1, 2, 4, 6, 12, 1000):
+    print(f"threshold {t:>4}: error {at[t][0]}, 16-bit work {at[t][1]}")
+
+# %% [markdown]
+# There is no cliff at 6.0. It lies on the slope where a lower threshold buys less error at the price of more 16-bit
+# columns; the paper chose
+# it because treating the columns beyond it was enough to bring the degradation of its models close to zero (section
+# 3.2). Yours may be
+# another: measure it, as here.
+#
+# ## The dial again
+#
+# Chapter 04 turned one column up and watched every granularity collapse.
+#
+# > **Predict.** What will LLM.int8() do, below the threshold and above it?
+
+# %%
+xd, wd = model_data.layer("model.layers.5.mlp.gate_proj")
+column = int(np.abs(xd).mean(axis=0).argsort()[len(wd.T) // 2])
+exact_d = xd.astype(np.float64) @ wd.T.astype(np.float64)
+factors = 2.0 ** np.arange(0, 11)
+curves = {"absmax, one scale": [], "absmax, vector-wise": [], "LLM.int8()": []}
+for factor in factors:
+    xt, wt = xd.copy(), wd.copy()
+    xt[:, column] *= np.float32(factor)
+    wt[:, column] /= np.float32(factor)
+    results = reference.quantized_matmul(xt, wt, "tensor"), reference.quantized_matmul(xt, wt), reference.llm_int8_matmul(xt, wt)
+    for errors, result in zip(curves.values(), results, strict=True):
+        errors.append(running_table.error(result, exact_d))
+
+figure, ax = plt.subplots()
+for (name, errors), marker in zip(curves.items(), "o^s", strict=True):
+    ax.plot(factors * np.abs(xd[:, column]).max(), 100 * np.array(errors), marker + "-", markersize=4, label=name)
+ax.axvline(6, color=pictures.GREY, linestyle="--", linewidth=1)
+ax.set(xscale="log", yscale="log", xlabel="largest magnitude of the turned column", ylabel="error of Y (%)")
+ax.legend()
+end = {name: f"{errors[-1]:.1%}" for name, errors in curves.items()}
+pictures.show(
+    figure,
+    "Error of Y against the size of the turned column. The quantized products rise without end; "
+    f"LLM.int8() rises with them up to the threshold, then falls back and stays. At the end: {end}.",
+)
+print("error at the largest factor:", end)
+
+# %% [markdown]
+# ## Where do the 16-bit weights come from?
+#
+# The formula multiplies $X_{:,O}$ by columns of the 16-bit W. But W is no longer there: the layer was loaded to keep
+# only codes. Two policies:
+#
+# - **dequantized**: take the columns of the codes and multiply by their scales. No second copy of W; the outlier
+#   columns carry the weight's quantization error, not the input's. The default, and what bitsandbytes does.
+# - **float**: keep the 16-bit W beside the codes. Closest to the paper; three bytes a weight.
+#
+# > **Predict.** On the layer of the running table, how much larger is the error of the first?
+
+# %%
+exact_y = x.astype(np.float64) @ w.T.astype(np.float64)
+for policy in ("dequantized", "float"):
+    layer = Int8Linear.from_float(w, outlier_weight=policy)
+    size = w.size + 4 * len(w) + (2 * w.size if policy == "float" else 0)
+    print(f"{policy:<12} error of Y {running_table.error(layer(x), exact_y):.3%}, bytes of W {size:>9,} ({size / w.size:.2f} a weight)")
+
+# %% [markdown]
+# A tenth more error against three times the memory. The time of both is in the records: chapter 09.
+#
+# ## What does the rest of the batch do to my tokens?
+#
+# A column is an outlier if *any* row reaches the threshold: the whole batch decides. So the more rows are computed
+# together, the more columns go to 16 bits, and the result of a row depends on its company.
+#
+# > **Predict.** Does company make a row's result better or worse?
+
+# %%
+inputs = model_data.layer_inputs()
+sizes = 2 ** np.arange(10)
+figure, ax = plt.subplots()
+for name, marker in (
+    ("model.layers.20.mlp.down_proj", "o"),
+    ("model.layers.27.mlp.down_proj", "^"),
+    ("model.layers.27.self_attn.q_proj", "s"),
+):
+    counts = [int(reference.outlier_columns(inputs[name][-rows:]).sum()) for rows in sizes]
+    ax.plot(sizes, counts, marker + "-", markersize=4, label=f"{name.removeprefix('model.layers.')} (of {inputs[name].shape[1]})")
+    print(f"{name}: {dict(zip(sizes.tolist(), counts, strict=True))}")
+ax.set(xscale="log", xlabel="rows computed together", ylabel="outlier columns")
+ax.legend()
+pictures.show(
+    figure,
+    "Outlier columns against the number of rows in the batch: two down_proj layers climb steadily with "
+    "every doubling, q_proj stays at one column.",
+)
+
+name = "model.layers.27.mlp.down_proj"
+xb, wb = model_data.layer(name)
+exact_b = xb.astype(np.float64) @ wb.T.astype(np.float64)
+together = reference.llm_int8_matmul(xb, wb)
+alone = np.concatenate([reference.llm_int8_matmul(row[None], wb) for row in xb[-64:]])
+print(f"\nthe last 64 rows, computed together with all: error {running_table.error(together[-64:], exact_b[-64:]):.2%}")
+print(f"the same rows, each computed alone:           error {running_table.error(alone, exact_b[-64:]):.2%}")
+print(f"rows whose result differs: {int((together[-64:] != alone).any(axis=1).sum())} of 64")
+
+# %% [markdown]
+# Systematic outliers, as in `q_proj`, are in every row, so company changes nothing. Scattered ones, as in
+# `down_proj`, add up. A row in company gets more 16-bit columns than it needs, so its error tends to fall, and its
+# results are not reproducible from one batch to another. Who needs reproducible results has to fix the batch, or turn
+# decomposition off.
+#
+# ## Absmax or zeropoint, second half
+#
+# Chapter 02 found zeropoint better on one-sided inputs. What is left of that once the outlier columns are gone?
+
+# %%
+for name in (model_data.LAYER, "model.layers.12.self_attn.q_proj", "model.layers.25.mlp.down_proj"):
+    xa, wa = model_data.layer(name)
+    exact_a = xa.astype(np.float64) @ wa.T.astype(np.float64)
+    before = [running_table.error(reference.quantized_matmul(xa, wa, "vector", q), exact_a) for q in ("absmax", "zeropoint")]
+    after = [running_table.error(reference.llm_int8_matmul(xa, wa, quantizer=q), exact_a) for q in ("absmax", "zeropoint")]
+    print(f"{name:<34} vector-wise {before[0]:.2%} -> {before[1]:.2%}   decomposed {after[0]:.2%} -> {after[1]:.2%}")
+
+# %% [markdown]
+# Zeropoint keeps an advantage, but a smaller one, of an error that is already small. Its price is the corrections in
+# every product, and a wider accumulator.
+#
+# ## The law
+#
+# Two ends and a direction. Without a threshold the method is the vector-wise product, bit for bit. With threshold 0
+# every column is an outlier, and it is the float product. And raising the threshold never adds a column (chapter 04).
+
+# %%
+assert np.array_equal(reference.llm_int8_matmul(x, w, None), reference.quantized_matmul(x, w))
+assert np.array_equal(reference.llm_int8_matmul(x, w, np.inf), reference.quantized_matmul(x, w))
+assert np.array_equal(reference.llm_int8_matmul(x, w, 0), x @ w.T)
+print("threshold None: the vector-wise product; threshold 0: the float product")
+
+# %% [markdown]
+# ## Break it
+#
+# > **Predict.** The first mistake forgets to clear the outlier columns before quantizing. Is the result a little
+# > worse, or plainly wrong?
+
+# %%
+twice = reference.quantized_matmul(X, W) + float_part
+negative = X * np.array([1, 1, -1, 1], np.float32)
+print("not cleared, so counted twice:", f"error {running_table.error(twice, exact):.1%}")
+print(
+    "signed comparison, the outliers negative: columns found",
+    int((negative >= 6).any(axis=0).sum()),
+    "of",
+    int(reference.outlier_columns(negative).sum()),
+)
+
+# %% [markdown]
+# A third is not in the algorithm but before it. Some implementations convert every input to float16 first. Its
+# largest number is 65504, and outliers are what is large:
+
+# %%
+large = X.copy()
+large[1, 2] = 70000
+with np.errstate(all="ignore"):
+    print("as float16:", large.astype(np.float16)[1])
+    print("Y in float32:           ", reference.llm_int8_matmul(large, W)[1])
+    print("Y through float16 first:", reference.llm_int8_matmul(large.astype(np.float16), W)[1])
+
+# %% [markdown]
+# The contract widens every input to float32 and never narrows one.
+#
+# ## The running table
+
+# %%
+running_table.show(x, w, chapter=5)
+
+# %% [markdown]
+# The error is a twelfth of where it started, at half the bytes of float16.
+#
+# ## Exercise
+#
+# Write `my_llm_int8(x, w, threshold)`. You may use your `my_vectorwise` from chapter 03, or `reference.quantized_matmul`.
+
+
+# %%
+def my_llm_int8(x, w, threshold):
+    return NotImplemented  # y, float32 (M, N)
+
+
+checks.decomposition(my_llm_int8)
+
+# %% [markdown]
+# <details><summary>Solution</summary>
+#
+# ```python
+# def my_llm_int8(x, w, threshold):
+#     outliers = (np.abs(x) >= threshold).any(axis=0)
+#     regular = np.where(outliers, np.float32(0), x)
+#     return reference.quantized_matmul(regular, w) + x[:, outliers] @ w[:, outliers].T
+# ```
+#
+# </details>
+#
+# ## Three lines to remember
+#
+# 1. Columns with an entry of magnitude 6 or more go to 16 bits, the others to int8; the results are added.
+# 2. Clear the outlier columns before quantizing: then they set no scale, and are not counted twice.
+# 3. Which columns these are, the batch decides, anew at every call.
+#
+# You can now derive LLM.int8(). **Read on:** [06, a Triton kernel from nothing](06_quantize_kernel.ipynb), or, to
+# stay with models, [08](08_layer_and_model.ipynb). The paper: section 3.2.
