@@ -8,8 +8,9 @@ The script `NN_name.py` is what people edit. The notebook `NN_name.ipynb` is com
 without running anything. Building twice gives the same bytes: cell ids are counted, and nothing records a time or a version.
 
 `--check` fails if a notebook raises, writes to stderr, or differs from the stored one in its sources, in the kinds of its
-outputs, or in their text. Numbers in that text may differ by 1e-3 of their value, and those printed with decimals by one unit of the last place printed,
-since another processor sums in another order. Pictures are compared by kind: their descriptions are text, and are compared as such.
+outputs, or in their text. Numbers in that text may differ by 1e-3 of their value, and those printed with decimals by one unit
+of the last place printed, since another processor sums in another order. Pictures are compared by kind: their descriptions are
+text, and are compared as such.
 """
 
 import argparse

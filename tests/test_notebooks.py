@@ -1,0 +1,130 @@
+"""The notebooks: committed as their scripts say, and compared so that a difference cannot pass (tutorials/build.py).
+
+Executing them is `make notebooks-check`; here is what can be said in seconds.
+"""
+
+import copy
+import json
+
+import jupytext
+import nbformat
+import pytest
+from nbformat.v4 import new_code_cell, new_notebook, new_output
+
+from tutorials import build
+
+SCRIPTS = build.scripts([])
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.stem)
+def test_a_committed_notebook_holds_the_cells_of_its_script(script):
+    stored = nbformat.read(script.with_suffix(".ipynb"), as_version=4)
+    source = jupytext.read(script, fmt="py:percent")
+    assert [(c.cell_type, c.source) for c in stored.cells] == [(c.cell_type, c.source) for c in source.cells]
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.stem)
+def test_a_committed_notebook_was_executed_in_order_and_without_error(script):
+    stored = nbformat.read(script.with_suffix(".ipynb"), as_version=4)
+    nbformat.validate(stored)
+    code = [cell for cell in stored.cells if cell.cell_type == "code"]
+    assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
+    assert not [output for cell in code for output in cell.outputs if output.output_type == "error" or output.get("name") == "stderr"]
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.stem)
+def test_every_picture_of_a_notebook_has_a_description(script):
+    stored = json.loads(script.with_suffix(".ipynb").read_text(encoding="utf-8"))
+    outputs = [output for cell in stored["cells"] for output in cell.get("outputs", [])]
+    for output in outputs:
+        if "image/png" in output.get("data", {}):
+            alt = output["metadata"]["image/png"]["alt"]
+            assert len(alt) > 40
+            assert "<Figure" not in alt
+
+
+@pytest.mark.parametrize(
+    ("stored", "fresh"),
+    [
+        ("scale 0.100", "scale 0.1004"),  # within 1e-3 after rounding is not required: one unit of the last place is
+        ("error 12.9%", "error 13.0%"),
+        ("error 12345", "error 12350"),
+        ("1,000 rows", "1000 rows"),
+        ("a   0.5", "a 0.5"),
+        ("[-1.  2.5]", "[-1. 2.5]"),
+        ("1.25e-07", "1.26e-07"),
+    ],
+)
+def test_text_that_another_processor_may_print_passes(stored, fresh):
+    assert build.text_difference(stored, fresh) is None
+
+
+@pytest.mark.parametrize(
+    ("stored", "fresh"),
+    [
+        ("scale 0.100", "scale 0.102"),
+        ("error 12.9%", "error 13.1%"),
+        ("code 5", "code 6"),
+        ("code 5", "code -5"),
+        ("error 12345", "error 12359"),
+        ("float16", "float32"),
+        ("version 2.13.0", "version 2.13.1"),
+        ("1.25e-07", "1.25e-06"),
+        ("a b", "a c"),
+        ("one line", "one line\nanother"),
+        ("1 2", "1 2 3"),
+        ("0.5", "nan"),
+    ],
+)
+def test_any_other_difference_fails(stored, fresh):
+    assert build.text_difference(stored, fresh) is not None
+    assert build.text_difference(fresh, stored) is not None
+
+
+def notebook():
+    picture = new_output("display_data", data={"image/png": "iVBORw0KGgo=", "text/plain": "a line that rises"})
+    return new_notebook(cells=[new_code_cell("print(1.5)", outputs=[new_output("stream", name="stdout", text="1.5\n"), picture])])
+
+
+def test_a_notebook_agrees_with_itself_and_its_pictures_are_compared_by_kind():
+    fresh = notebook()
+    fresh.cells[0].outputs[1].data["image/png"] = "AAAA"
+    build.compare(notebook(), fresh)
+
+
+def _source(cell):
+    cell.source = "print(1.6)"
+
+
+def _text(cell):
+    cell.outputs[0].text = "1.7\n"
+
+
+def _description(cell):
+    cell.outputs[1].data["text/plain"] = "a line that falls"
+
+
+def _kind(cell):
+    cell.outputs[1].data["image/svg+xml"] = cell.outputs[1].data.pop("image/png")
+
+
+def _missing(cell):
+    cell.outputs.pop()
+
+
+@pytest.mark.parametrize("change", [_source, _text, _description, _kind, _missing])
+def test_a_stale_notebook_fails(change):
+    fresh = copy.deepcopy(notebook())
+    change(fresh.cells[0])
+    with pytest.raises(build.Mismatch):
+        build.compare(notebook(), fresh)
+
+
+def test_a_missing_cell_fails():
+    with pytest.raises(build.Mismatch):
+        build.compare(notebook(), new_notebook(cells=[]))
+
+
+def test_a_piece_of_a_stream_that_was_cut_is_joined():
+    pieces = [new_output("stream", name="stdout", text=text) for text in ("a", "b")]
+    assert [output.text for output in build.joined(pieces)] == ["ab"]
