@@ -134,10 +134,11 @@ print("times both scales, and what it should be\n", corrected * sx * sw.T, "\n",
 # ## The same call on `fast`
 
 # %%
-for mine, theirs in zip(reference.zeropoint_quantize(X), fast.zeropoint_quantize(torch.from_numpy(X)), strict=True):
-    assert np.array_equal(mine, theirs.numpy())
 y = reference.quantized_matmul(X, W, "tensor", "zeropoint")
-assert np.array_equal(y, fast.quantized_matmul(torch.from_numpy(X), torch.from_numpy(W), "tensor", "zeropoint").numpy())
+with fast.backend("cpu"):
+    for mine, theirs in zip(reference.zeropoint_quantize(X), fast.zeropoint_quantize(torch.from_numpy(X)), strict=True):
+        assert np.array_equal(mine, theirs.numpy())
+    assert np.array_equal(y, fast.quantized_matmul(torch.from_numpy(X), torch.from_numpy(W), "tensor", "zeropoint").numpy())
 print("codes, scale, zero point and product: equal, bit for bit")
 
 # %% [markdown]

@@ -177,7 +177,7 @@ rng = np.random.default_rng(0)
 others = [perplexity_without(rng.choice(np.delete(np.arange(576), two), 2, replace=False).tolist()) for _ in range(5)]
 print(f"all features: {perplexity_without([]):.2f}")
 print(f"without 2 random ones, five draws: {min(others):.2f} to {max(others):.2f}")
-print(f"without columns {two}: {perplexity_without(two):,.0f}")
+print(f"without columns {two}: {perplexity_without(two):.1e}")
 
 # %% [markdown]
 # The model is destroyed. The paper reports the same of larger models (section 4.2): without the
@@ -256,7 +256,8 @@ source.show(reference.outlier_columns)
 for name in ("self_attn.q_proj", "mlp.gate_proj", "mlp.down_proj"):
     for i in range(30):
         x = inputs[f"model.layers.{i}.{name}"]
-        assert np.array_equal(reference.outlier_columns(x), fast.outlier_columns(torch.from_numpy(x)).numpy())
+        with fast.backend("cpu"):
+            assert np.array_equal(reference.outlier_columns(x), fast.outlier_columns(torch.from_numpy(x)).numpy())
 print("90 inputs: the same columns")
 
 # %% [markdown]

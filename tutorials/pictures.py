@@ -132,7 +132,7 @@ def blank(ax: Axes, xlim: tuple[float, float], ylim: tuple[float, float]) -> Non
 
 def quantity(size: int) -> str:
     """A number of bytes as people read it."""
-    for unit, scale in (("MB", 1e6), ("kB", 1e3)):
+    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if size >= scale:
             return f"{size / scale:.3g} {unit}"
     return f"{size} B"

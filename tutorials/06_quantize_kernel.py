@@ -1,0 +1,379 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 06. A Triton kernel from nothing: quantizing rows
+#
+# **Question.** NumPy quantizes a matrix in five steps, each of which reads and writes all of it. A GPU is fast at
+# arithmetic and slow at memory. How does one write the five steps as one?
+#
+# **You need** [01](01_absmax.ipynb) and [03](03_granularity.ipynb); nothing about GPUs. **Time:** 20 minutes. **You
+# leave with** a kernel of your own that agrees with the reference bit for bit.
+#
+# No GPU is needed: with `TRITON_INTERPRET=1`, set *before* Triton is imported, Triton runs kernels on the CPU, one
+# program after the other, with NumPy. Slowly, and with the results that count here.
+
+# %%
+import os
+
+os.environ["TRITON_INTERPRET"] = "1"
+
+import numpy as np
+import torch
+import triton
+import triton.language as tl
+from matplotlib import pyplot as plt
+
+import fast
+import reference
+from fast.kernels import arithmetic, quantization
+from tutorials import kernel_checks, pictures, source
+from tutorials.example import X
+
+np.set_printoptions(precision=4, suppress=True)
+
+# %% [markdown]
+# ## The idea
+#
+# A GPU runs thousands of **programs** at once. All run the same code, the *kernel*; each has a number, its **program
+# id**, and works on its own part of the data. A matrix lies in the GPU's main memory; a program loads a **block** of
+# it into registers, computes there, and stores a block of results.
+#
+# Arithmetic on registers is nearly free. Loads and stores are what costs: an H100 does some 20 float32 operations in
+# the time in which it moves one byte. So the plan for quantizing is: one program a row, each entry **loaded once**,
+# the largest magnitude and the codes computed in registers, each code **stored once**.
+#
+# > **Predict.** With float16 input, how many bytes an entry does the fused kernel move? And five separate steps: |x|,
+# > the maximum, the product, the rounding, the cast?
+
+# %%
+m, k = 4096, 4096
+steps = [  # bytes read and written an entry, with float32 intermediate results
+    ("widen and take |x|", 2, 4),
+    ("maximum of a row", 4, 0),
+    ("x * inverse", 2, 4),
+    ("rint", 4, 4),
+    ("cast to int8", 4, 1),
+]
+separate = sum(r + w for _, r, w in steps)
+fused = 2 + 1
+figure, ax = plt.subplots(figsize=(8, 1.9))
+left = 0
+for (name, r, w), color in zip(steps, (pictures.BLUE, pictures.ORANGE, pictures.GREEN, pictures.RED, pictures.PURPLE), strict=True):
+    ax.barh(1, r + w, left=left, color=color, alpha=0.6)
+    ax.text(left + (r + w) / 2, 1.45, name, ha="center", va="bottom", fontsize=8.5)
+    left += r + w
+ax.barh(0, fused, color=pictures.BLUE, alpha=0.6)
+ax.text(fused + 0.3, 0, f"{fused} bytes an entry: {pictures.quantity(fused * m * k)} for {m} x {k}", va="center")
+ax.text(separate + 0.3, 1, f"{separate} bytes:\n{pictures.quantity(separate * m * k)}", va="center")
+ax.set(yticks=[0, 1], yticklabels=["one kernel", "five steps"], xlabel="bytes moved an entry", xlim=(0, separate + 6), ylim=(-0.6, 2))
+ax.grid(False)
+pictures.show(
+    figure,
+    f"Bytes moved for each entry: five separate steps {separate}, one fused kernel {fused}. For a {m} by {k} float16 matrix that is "
+    f"{pictures.quantity(separate * m * k)} against {pictures.quantity(fused * m * k)}.",
+)
+
+# %% [markdown]
+# ## Step 1: pointers
+#
+# A kernel gets no arrays but *pointers* to their first entries. The entry in row $m$ and column $k$ of a matrix lies
+# `stride * m + k` entries further, where the stride is the distance between rows. A block of pointers is a pointer
+# plus a block of offsets: `tl.arange(0, 4)` is (0, 1, 2, 3).
+#
+# The kernel below copies a matrix, one program a row. `tl.constexpr` marks what is known when the kernel is compiled;
+# a block's size has to be, and has to be a power of two.
+#
+# > **Predict.** In the 4 x 4 example, which program touches 8.89, and at which offset from the start of X?
+
+
+# %%
+@triton.jit
+def copy_rows(x, y, K, stride, BLOCK_K: tl.constexpr):
+    row = tl.program_id(0)
+    columns = tl.arange(0, BLOCK_K)
+    values = tl.load(x + row * stride + columns)
+    tl.store(y + row * K + columns, values)
+
+
+x = torch.from_numpy(X)
+y = torch.full_like(x, torch.nan)
+copy_rows[(4,)](x, y, 4, x.stride(0), BLOCK_K=4)  # in brackets: the grid, four programs
+assert torch.equal(x, y)
+
+figure, ax = plt.subplots(figsize=(8, 1.9))
+for i, value in enumerate(X.ravel()):
+    color = (pictures.BLUE, pictures.ORANGE, pictures.GREEN, pictures.PURPLE)[i // 4]
+    pictures.box(ax, i, 0, 0.94, 0.8, color)
+    ax.text(i + 0.47, 0.4, f"{value:g}", ha="center", va="center", fontsize=9)
+    ax.text(i + 0.47, -0.3, i, ha="center", va="center", fontsize=8)
+for program in range(4):
+    ax.text(4 * program + 2, 1.1, f"program {program}: x + {program} * 4 + (0, 1, 2, 3)", ha="center", fontsize=8)
+pictures.blank(ax, (-0.1, 16.1), (-0.5, 1.4))
+pictures.show(
+    figure,
+    "The 16 entries of X in a row, as they lie in memory, with their offsets 0 to 15 below. Program 0 "
+    "owns offsets 0 to 3, program 1 4 to 7, program 2 8 to 11, "
+    "program 3 12 to 15; 8.89 is at offset 14.",
+)
+
+# %% [markdown]
+# ## Step 2: a mask
+#
+# K is seldom a power of two. The block is then larger than the row, and its last lanes point past the end: into the
+# next row, or out of the matrix. A **mask** says which lanes count; `other` is what the rest get.
+#
+# > **Predict.** For the largest magnitude, what should `other` be? What would happen without the mask?
+
+
+# %%
+@triton.jit
+def row_absmax(x, absmax, K, stride, BLOCK_K: tl.constexpr, MASKED: tl.constexpr):
+    row = tl.program_id(0)
+    columns = tl.arange(0, BLOCK_K)
+    start = x + row * stride
+    values = tl.load(start + columns, mask=columns < K, other=0.0) if MASKED else tl.load(start + columns)
+    tl.store(absmax + row, tl.max(tl.abs(values), axis=0))
+
+
+narrow = x[:, :3]  # three of the four columns: K = 3, but rows are still 4 apart
+for masked in (True, False):
+    absmax = torch.full((4,), torch.nan)
+    row_absmax[(4,)](narrow, absmax, 3, narrow.stride(0), BLOCK_K=4, MASKED=masked)
+    print("masked  " if masked else "unmasked", absmax.numpy())
+print("NumPy   ", np.abs(X[:, :3]).max(axis=1))
+
+# %% [markdown]
+# Both agree, and that is the worst a bug can do: the fourth column happens to hold nothing large. Bugs of this kind
+# have to be *provoked*; the checker below, like the test suite, fills everything beyond the matrix with huge numbers.
+
+# %%
+poisoned = torch.full((4, 4), 1e30)
+poisoned[:, :3] = x[:, :3]
+for masked in (True, False):
+    absmax = torch.full((4,), torch.nan)
+    row_absmax[(4,)](poisoned, absmax, 3, 4, BLOCK_K=4, MASKED=masked)
+    print("masked  " if masked else "unmasked", absmax.numpy())
+
+# %% [markdown]
+# ## Step 3: rounding, ties to even
+#
+# Triton has no `rint` that works on every back end. But a float32 has 24 bits of mantissa, and from $2^{23}$ on
+# neighbouring float32 numbers are 1 apart. Add $1.5 \cdot 2^{23}$ to a small number, and the *addition itself* has to
+# round to a whole number, ties to even, as every IEEE operation does. Subtract it again, exactly.
+#
+# > **Predict.** What does it make of 0.5, 1.5, 2.5 and -2.5?
+
+# %%
+magic = np.float32(1.5 * 2**23)
+ties = np.array([0.5, 1.5, 2.5, -2.5, 63.5, -0.49, 126.51], np.float32)
+print((ties + magic) - magic)
+many = np.random.default_rng(0).uniform(-256, 256, 1_000_000).astype(np.float32)
+assert np.array_equal((many + magic) - magic, np.rint(many))
+print("a million random numbers: equal to rint")
+
+# %% [markdown]
+# It costs two additions, which is nothing. One thing is to be watched: a compiler that may fuse `x * inverse + magic`
+# into one operation with one rounding changes the result near ties. The launches in `fast` forbid it
+# (`enable_fp_fusion=False`).
+#
+# ## Step 4: all of it
+#
+# The formula of chapter 01, the guard for zero slices, and nothing that is not on this page:
+
+
+# %%
+@triton.jit
+def quantize_rows(x, codes, scale, K, stride, BLOCK_K: tl.constexpr):
+    row = tl.program_id(0)
+    columns = tl.arange(0, BLOCK_K)
+    inside = columns < K
+    values = tl.load(x + row * stride + columns, mask=inside, other=0.0).to(tl.float32)  # the only load
+
+    absmax = tl.max(tl.abs(values), axis=0)
+    usable = absmax >= 2.0**-100
+    safe = tl.where(usable, absmax, 1.0)
+    inverse = tl.where(usable, tl.math.div_rn(1.0, safe) * 127.0, 0.0)
+
+    steps = (values * inverse + 12582912.0) - 12582912.0  # 1.5 * 2**23
+    tl.store(codes + row * K + columns, steps.to(tl.int8), mask=inside)  # the only store of K entries
+    tl.store(scale + row, tl.where(usable, tl.math.div_rn(safe, 127.0), 0.0))
+
+
+codes = torch.full((4, 4), -99, dtype=torch.int8)
+scale = torch.full((4, 1), torch.nan)
+quantize_rows[(4,)](x, codes, scale, 4, x.stride(0), BLOCK_K=4, enable_fp_fusion=False)
+right = reference.absmax_quantize(X, axis=-1)
+assert np.array_equal(codes.numpy(), right.codes)
+assert np.array_equal(scale.numpy(), right.scale)
+print(codes.numpy(), scale.numpy().ravel())
+
+# %% [markdown]
+# The same codes as in chapter 03. `div_rn` is the division that rounds as IEEE says; a plain `/` between float32
+# numbers may be approximate on a GPU.
+#
+# One 4 x 4 matrix proves little. Several seeds, awkward shapes, rows longer than K, all three input dtypes:
+
+
+# %%
+def agrees(m, k, seed, dtype):
+    values = torch.from_numpy(np.random.default_rng(seed).normal(size=(m, k + 3)).astype(np.float32)).to(dtype)[:, :k]
+    codes = torch.full((m, k), -99, dtype=torch.int8)
+    scale = torch.full((m, 1), torch.nan)
+    quantize_rows[(m,)](values, codes, scale, k, values.stride(0), BLOCK_K=triton.next_power_of_2(k), enable_fp_fusion=False)
+    right = reference.absmax_quantize(values.float().numpy(), axis=-1)
+    return np.array_equal(codes.numpy(), right.codes) and np.array_equal(scale.numpy(), right.scale)
+
+
+cases = [
+    (m, k, seed, dtype)
+    for m, k in ((1, 1), (5, 7), (3, 64), (2, 129), (4, 576))
+    for seed in range(3)
+    for dtype in (torch.float16, torch.bfloat16, torch.float32)
+]
+assert all(agrees(*case) for case in cases)
+print(f"{len(cases)} cases: codes and scales equal, bit for bit")
+
+# %% [markdown]
+# ## The kernel of `fast`
+#
+# Side by side: the formula ($q = \operatorname{rint}(x \cdot \mathrm{inverse})$), NumPy, and Triton as it stands in
+# `fast/kernels`. First the arithmetic, shared by all its kernels:
+
+# %%
+source.show(reference.absmax.encode, reference.absmax._inverse_and_scale)
+print("\n" + "-" * 100 + "\n")
+source.show(arithmetic.round_to_integer, arithmetic.parameters, arithmetic.encode)
+
+# %% [markdown]
+# `above` and `below` are the bits of the largest magnitudes on either side of zero, read as integers: bits of
+# non-negative floats sort as the numbers do, with infinity and NaN on top. One integer maximum thus finds both the
+# extreme and whether the slice is finite. Zeropoint needs both sides; absmax one.
+#
+# Then the kernel around it. What it has beyond ours: several rows a program, rows too long for registers (read
+# twice), outlier columns left out (`flags`), one scale for the whole tensor (`above`, `below` given), and zeropoint.
+
+# %%
+source.show(quantization._quantize_block)
+
+# %% [markdown]
+# ## The same call on `fast`
+#
+# Chapters 01 to 05 ran the Torch path of `fast`. Here is its Triton path, on the same input:
+
+# %%
+for quantizer in ("absmax", "zeropoint"):
+    for axis in (None, -1):
+        mine = getattr(reference, f"{quantizer}_quantize")(X, axis)
+        with fast.backend("triton"):
+            theirs = getattr(fast, f"{quantizer}_quantize")(x, axis)
+        assert all(np.array_equal(a, b.numpy()) for a, b in zip(mine, theirs, strict=True))
+print("absmax and zeropoint, one scale and one a row: equal, bit for bit")
+
+# %% [markdown]
+# ## The law
+#
+# Codes and scales equal those of the reference, bit for bit, for every shape, stride and dtype; nothing outside the
+# result is written. There is no tolerance to choose.
+#
+# ## Break it
+#
+# > **Predict.** Which of these kernels is wrong on the 4 x 4 example, and which only on other data?
+
+
+# %%
+@triton.jit
+def broken_rows(x, codes, scale, K, stride, BLOCK_K: tl.constexpr, HOW: tl.constexpr):
+    row = tl.program_id(0)
+    columns = tl.arange(0, BLOCK_K)
+    inside = columns < K
+    start = x + row * (K if HOW == "stride" else stride)
+    values = tl.load(start + columns) if HOW == "mask" else tl.load(start + columns, mask=inside, other=0.0)
+    absmax = tl.max(values, axis=0) if HOW == "sign" else tl.max(tl.abs(values), axis=0)
+    inverse = tl.math.div_rn(1.0, absmax) * 127.0
+    steps = values * inverse if HOW == "truncation" else (values * inverse + 12582912.0) - 12582912.0
+    tl.store(codes + row * K + columns, steps.to(tl.int8), mask=inside)
+    tl.store(scale + row, tl.math.div_rn(absmax, 127.0))
+
+
+def wrong_codes(values, how):
+    m, k = values.shape
+    codes, scale = torch.full((m, k), -99, dtype=torch.int8), torch.full((m, 1), torch.nan)
+    with np.errstate(all="ignore"):
+        broken_rows[(m,)](values, codes, scale, k, values.stride(0), BLOCK_K=triton.next_power_of_2(k), HOW=how, enable_fp_fusion=False)
+    return int((codes.numpy() != reference.absmax_quantize(values.numpy(), axis=-1).codes).sum())
+
+
+data = {"4 x 4": x, "padded, K = 3": poisoned[:, :3]}
+print(f"{'wrong codes':<14}" + "".join(f"{name:>16}" for name in data))
+for how in ("truncation", "sign", "mask", "stride"):
+    print(f"{how:<14}" + "".join(f"{wrong_codes(values, how):>16}" for values in data.values()))
+
+# %% [markdown]
+# On a square, packed, well-behaved matrix half of the bugs are invisible. A fifth is missing from the table: without
+# the guard a zero row computes 0 x infinity = NaN, and what integer a NaN becomes differs from machine to machine.
+# That it may be 0 on yours is no comfort.
+#
+# ## The running table
+#
+# No new line for the error: a kernel changes speed, not results, and that is the point of comparing bit for bit. What it
+# saves is traffic. The times are in chapter 09.
+
+# %%
+print(f"{'quantizing X':<16} bytes moved an entry")
+print(f"{'five steps':<16} {separate:>5}")
+print(f"{'one kernel':<16} {fused:>5}   <- new")
+
+# %% [markdown]
+# ## Exercise
+#
+# Write `my_quantize_rows`. It is launched with one program a row. `x`: (M, K) float32, rows `stride` apart; `codes`:
+# (M, K) int8, packed; `scale`: (M,) float32; `BLOCK_K` is a power of two, at least K. Try it without looking at step
+# 4.
+
+
+# %%
+@triton.jit
+def my_quantize_rows(x, codes, scale, K, stride, BLOCK_K: tl.constexpr):
+    pass
+
+
+kernel_checks.quantize_rows(my_quantize_rows)
+
+# %% [markdown]
+# <details><summary>Solution</summary>
+#
+# ```python
+# @triton.jit
+# def my_quantize_rows(x, codes, scale, K, stride, BLOCK_K: tl.constexpr):
+#     row = tl.program_id(0)
+#     columns = tl.arange(0, BLOCK_K)
+#     inside = columns < K
+#     values = tl.load(x + row * stride + columns, mask=inside, other=0.0)
+#     absmax = tl.max(tl.abs(values), axis=0)
+#     usable = absmax >= 2.0**-100
+#     safe = tl.where(usable, absmax, 1.0)
+#     inverse = tl.where(usable, tl.math.div_rn(1.0, safe) * 127.0, 0.0)
+#     steps = (values * inverse + 12582912.0) - 12582912.0
+#     tl.store(codes + row * K + columns, steps.to(tl.int8), mask=inside)
+#     tl.store(scale + row, tl.where(usable, tl.math.div_rn(safe, 127.0), 0.0))
+# ```
+#
+# </details>
+#
+# ## Three lines to remember
+#
+# 1. A program owns a block: load it once, compute in registers, store once. Bytes moved are what counts.
+# 2. Every load whose lanes matter has a mask and an `other`; every store has a mask.
+# 3. A kernel is right if it equals the reference on shapes, strides and data made to break it.
+#
+# **Read on:** [07, the product kernel](07_product_kernel.ipynb). The code: `fast/kernels/quantization.py`.

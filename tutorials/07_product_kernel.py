@@ -1,0 +1,413 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 07. The product kernel: tiles, accumulators, epilogue, outliers
+#
+# **Question.** LLM.int8() is an int8 product, a float product, two sets of scales, a bias and a sum. How does one
+# kernel compute all of it, and why should it be one?
+#
+# **You need** [05](05_decomposition.ipynb) and [06](06_quantize_kernel.ipynb). **Time:** 20 minutes. **You leave
+# with** a product kernel built in three steps, and the ability to read the one in `fast/kernels/product.py`.
+
+# %%
+import os
+
+os.environ["TRITON_INTERPRET"] = "1"
+
+import numpy as np
+import torch
+import triton
+import triton.language as tl
+from matplotlib import pyplot as plt
+
+import fast
+import reference
+from fast.kernels import product
+from tutorials import kernel_checks, pictures, source
+from tutorials.example import W, X
+
+np.set_printoptions(precision=4, suppress=True)
+
+# %% [markdown]
+# ## The idea
+#
+# Every entry of Y needs a row of X and a row of W. One program for each entry would read $2K$ bytes for $K$
+# multiply-adds: half a multiply-add a byte, and the memory could never keep up.
+#
+# A program therefore owns a **tile** of Y, say 128 x 128. It walks along K in blocks: load 128 x BLOCK_K codes of X,
+# as many of W, multiply the two blocks on the matrix unit, and add to 128 x 128 **accumulators**, which stay in
+# registers all the time. Each code loaded is used 128 times.
+#
+# > **Predict.** M = N = K = 4096. How often is each code of X read, with one program an entry, and with tiles of 128
+# > x 128?
+
+# %%
+M = N = K = 4096
+print(f"{'tile':>10} {'each code of X is read':>24} {'bytes loaded':>14} {'multiply-adds a byte':>22}")
+for tile in (1, 16, 64, 128, 256):
+    loaded = (M // tile) * (N // tile) * 2 * tile * K
+    print(f"{tile:>4} x {tile:<4}{N // tile:>17} times {pictures.quantity(loaded):>18} {M * N * K / loaded:>20.1f}")
+
+figure, ax = plt.subplots(figsize=(7.6, 3.4))
+pictures.box(ax, 0, 0, 4, 2, pictures.BLUE, 0.08)
+ax.text(-0.1, 1, "X codes\n(M x K)", ha="right", va="center")
+pictures.box(ax, 4.5, 2.4, 2.4, 2.2, pictures.ORANGE, 0.08)
+ax.text(7.0, 3.5, "W codes, transposed\n(K x N)", va="center")
+pictures.box(ax, 4.5, 0, 2.4, 2, pictures.GREEN, 0.08)
+ax.text(7.0, 1, "Y (M x N)\n\nthe tile's accumulators\nstay in registers", va="center")
+for i in range(4):
+    pictures.box(ax, i + 0.05, 0.75, 0.9, 0.5, pictures.BLUE, 0.15 + 0.12 * i)
+    ax.text(i + 0.5, 1.0, f"step {i + 1}", ha="center", va="center", fontsize=8)
+    pictures.box(ax, 5.4, 4.05 - 0.55 * i, 0.6, 0.5, pictures.ORANGE, 0.15 + 0.12 * i)
+    ax.text(5.7, 4.3 - 0.55 * i, i + 1, ha="center", va="center", fontsize=8)
+pictures.box(ax, 5.4, 0.75, 0.6, 0.5, pictures.GREEN, 0.6)
+pictures.blank(ax, (-1.2, 9.3), (-0.1, 4.7))
+pictures.show(
+    figure,
+    "A tile of Y needs a strip of rows of X and a strip of columns of transposed W. Both strips are read "
+    "in four blocks along K, block 1 of X with block 1 of W, and so on; "
+    "the accumulators of the tile stay in registers.",
+)
+
+# %% [markdown]
+# ## Step 1: tiles and int32 accumulators
+#
+# A grid of programs, one a tile. `tl.dot` multiplies two blocks; on int8 blocks with int32 accumulators it is exact.
+# Rows and columns past the end, and the last block of K, are masked; a zero code adds nothing.
+
+
+# %%
+@triton.jit
+def int8_product(a, b, y, M, N, K, stride_a, stride_b, BLOCK: tl.constexpr, BLOCK_K: tl.constexpr):
+    rows = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    ks = tl.arange(0, BLOCK_K)
+    acc = tl.zeros((BLOCK, BLOCK), tl.int32)
+    for k in range(0, K, BLOCK_K):
+        left = tl.load(a + rows[:, None] * stride_a + k + ks[None, :], mask=(rows < M)[:, None] & (k + ks < K)[None, :], other=0)
+        right = tl.load(b + columns[:, None] * stride_b + k + ks[None, :], mask=(columns < N)[:, None] & (k + ks < K)[None, :], other=0)
+        acc = tl.dot(left, right.T, acc, out_dtype=tl.int32)
+    tl.store(y + rows[:, None] * N + columns[None, :], acc, mask=(rows < M)[:, None] & (columns < N)[None, :])
+
+
+def launch(kernel, a, b, y, *rest):
+    (m, k), n = a.shape, b.shape[0]
+    grid = (triton.cdiv(m, 16), triton.cdiv(n, 16))
+    kernel[grid](a, b, y, *rest, m, n, k, a.stride(0), b.stride(0), BLOCK=16, BLOCK_K=32)
+    return y.numpy()
+
+
+outliers = reference.outlier_columns(X)
+(xq, sx), (wq, sw) = reference.absmax_quantize(np.where(outliers, np.float32(0), X), -1), reference.absmax_quantize(W, -1)
+acc = launch(int8_product, torch.from_numpy(xq), torch.from_numpy(wq), torch.full((4, 4), -99, dtype=torch.int32))
+assert np.array_equal(acc, reference.int8_matmul(xq, wq))
+print("the 4 x 4 example, its outlier column cleared:\n", acc)
+
+for m, n, k in ((1, 1, 1), (17, 33, 100), (40, 5, 64)):
+    rng = np.random.default_rng(m)
+    a, b = (rng.integers(-127, 128, (rows, k), np.int8) for rows in (m, n))
+    got = launch(int8_product, torch.from_numpy(a), torch.from_numpy(b), torch.full((m, n), -99, dtype=torch.int32))
+    assert np.array_equal(got, reference.int8_matmul(a, b))
+print("awkward shapes: equal")
+
+# %% [markdown]
+# The 4 x 4 example takes one program, 12 of its 16 rows and columns masked. A tile of 4 x 4 would do for it, but
+# matrix units work on blocks of at least 16.
+#
+# ## Step 2: the epilogue
+#
+# > **Predict.** Storing the accumulators, and scaling them in another kernel, moves how many bytes for each entry of
+# > Y? And scaling them while they are still in registers?
+#
+# 4 bytes written, 4 read, 2 written for a float16 Y: 10, against 2. So the scales are applied in the **epilogue**,
+# the last lines of the same kernel. Each program needs one scale for each of its rows and one for each of its
+# columns.
+
+
+# %%
+@triton.jit
+def scaled_product(a, b, y, scale_a, scale_b, M, N, K, stride_a, stride_b, BLOCK: tl.constexpr, BLOCK_K: tl.constexpr):
+    rows = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    ks = tl.arange(0, BLOCK_K)
+    acc = tl.zeros((BLOCK, BLOCK), tl.int32)
+    for k in range(0, K, BLOCK_K):
+        left = tl.load(a + rows[:, None] * stride_a + k + ks[None, :], mask=(rows < M)[:, None] & (k + ks < K)[None, :], other=0)
+        right = tl.load(b + columns[:, None] * stride_b + k + ks[None, :], mask=(columns < N)[:, None] & (k + ks < K)[None, :], other=0)
+        acc = tl.dot(left, right.T, acc, out_dtype=tl.int32)
+
+    sa = tl.load(scale_a + rows, mask=rows < M, other=0.0)
+    sb = tl.load(scale_b + columns, mask=columns < N, other=0.0)
+    result = (acc.to(tl.float32) * sa[:, None]) * sb[None, :]
+    tl.store(y + rows[:, None] * N + columns[None, :], result, mask=(rows < M)[:, None] & (columns < N)[None, :])
+
+
+tensors = [torch.from_numpy(array) for array in (xq, wq, sx.ravel(), sw.ravel())]
+y = launch(scaled_product, *tensors[:2], torch.full((4, 4), torch.nan), *tensors[2:])
+regular = reference.quantized_matmul(np.where(outliers, np.float32(0), X), W)
+assert np.array_equal(y, regular)
+print("the regular part: equal to the reference, bit for bit\n", y)
+
+# %% [markdown]
+# Equal, since the epilogue does what the reference does, in its order: to float32, times the scale of the row, times
+# the scale of the column.
+#
+# ## Step 3: the outlier loop
+#
+# The outlier columns are known only on the device: some kernel has just looked at X. If the host had to read how many
+# there are, it would wait for the GPU at every layer. So their numbers are left in device memory as a **list**, with
+# the count after it, and the product kernel runs a second loop as long as the count says.
+#
+# The weights of these columns come from the codes (chapter 05): a code is exact in 16 bits, so X's column times the
+# codes is accumulated in float32, and the scale of W is applied afterwards.
+
+
+# %%
+@triton.jit
+def llm_int8_product(
+    a, b, y, scale_a, scale_b, x, outliers, M, N, K, stride_a, stride_b, BLOCK: tl.constexpr, BLOCK_K: tl.constexpr
+):  # fmt: skip
+    rows = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    ks = tl.arange(0, BLOCK_K)
+    acc = tl.zeros((BLOCK, BLOCK), tl.int32)
+    for k in range(0, K, BLOCK_K):
+        left = tl.load(a + rows[:, None] * stride_a + k + ks[None, :], mask=(rows < M)[:, None] & (k + ks < K)[None, :], other=0)
+        right = tl.load(b + columns[:, None] * stride_b + k + ks[None, :], mask=(columns < N)[:, None] & (k + ks < K)[None, :], other=0)
+        acc = tl.dot(left, right.T, acc, out_dtype=tl.int32)
+
+    part = tl.zeros((BLOCK, BLOCK), tl.float32)
+    count = tl.load(outliers + K)
+    for o in range(count):
+        k = tl.load(outliers + o)
+        x_o = tl.load(x + rows * K + k, mask=rows < M, other=0.0)
+        w_o = tl.load(b + columns * stride_b + k, mask=columns < N, other=0).to(tl.float32)
+        part += x_o[:, None] * w_o[None, :]
+
+    sa = tl.load(scale_a + rows, mask=rows < M, other=0.0)
+    sb = tl.load(scale_b + columns, mask=columns < N, other=0.0)
+    result = (acc.to(tl.float32) * sa[:, None]) * sb[None, :] + part * sb[None, :]
+    tl.store(y + rows[:, None] * N + columns[None, :], result, mask=(rows < M)[:, None] & (columns < N)[None, :])
+
+
+listed = torch.tensor([*np.flatnonzero(outliers), *[0] * int((~outliers).sum()), outliers.sum()], dtype=torch.int32)
+y = launch(llm_int8_product, *tensors[:2], torch.full((4, 4), torch.nan), *tensors[2:], torch.from_numpy(X), listed)
+layer = reference.Int8Linear.from_float(W)
+kept = reference.absmax_dequantize(layer.weight, layer.weight_scale)
+o = int(outliers.sum())
+bound = 2.0**-24 * 2 * ((o + 2) * np.abs(X[:, outliers]) @ np.abs(kept[:, outliers]).T + 2 * np.abs(regular))
+assert (np.abs(y - layer(X)) <= bound).all()
+print("list", listed.tolist(), "\nY within its bound of the reference's layer\n", y)
+
+# %% [markdown]
+# The bound is that of chapter 05 with two more roundings, since here the scale of W is applied after the sum, and in
+# the reference before. That is LLM.int8(), in one launch after quantization.
+#
+# ## The order of the tiles
+#
+# Programs start in the order of their ids, about as many at a time as the GPU has processors. Programs that run
+# together share what they read through the second-level cache. If they own a *row* of tiles, they share one strip of
+# X, and each needs its own strip of W; if they own a compact *group*, they share both.
+#
+# > **Predict.** 32 x 32 tiles, 128 programs at a time. How many different strips do they read together, row by row,
+# > and in groups of 8 rows of tiles?
+
+
+# %%
+def strips(order, together=128):
+    first = order[:together]
+    return len({m for m, _ in first}) + len({n for _, n in first})
+
+
+def grouped(tiles_m, tiles_n, group):
+    for start in range(0, tiles_m, group):
+        for n in range(tiles_n):
+            for m in range(start, min(start + group, tiles_m)):
+                yield m, n
+
+
+figure, axes = plt.subplots(1, 2, figsize=(7.2, 3.2))
+for ax, group in zip(axes, (1, 8), strict=True):
+    order = list(grouped(32, 32, group))
+    board = np.full((32, 32), np.nan)
+    for i, (m, n) in enumerate(order[:128]):
+        board[m, n] = 1 + i / 128
+    ax.imshow(board, cmap=pictures.MAGNITUDE_STRONG, vmin=0, vmax=2)
+    ax.set(title=f"groups of {group}: {strips(order)} strips", xlabel="tile of N", ylabel="tile of M")
+    ax.grid(False)
+counts = {group: strips(list(grouped(32, 32, group))) for group in (1, 2, 4, 8, 16)}
+pictures.show(
+    figure,
+    "Two boards of 32 by 32 tiles, the first 128 programs coloured. One row of tiles after the other "
+    f"fills four whole rows: {counts[1]} strips of X and W are "
+    f"read. Groups of eight rows fill a block of 8 by 16: {counts[8]} strips.",
+)
+print("strips read by the first 128 programs, by group:", counts)
+
+# %% [markdown]
+# ## The kernel of `fast`
+#
+# The three parts, as they stand in the repository. What it has beyond ours: strides for everything, bias, zeropoint,
+# one scale in all (`each_x`, `each_w` are 0), the order of tiles (`GROUP_M`), an outlier product on the matrix unit
+# where X has 16 bits, and accumulators handled in `PARTS`, to spare registers.
+
+# %%
+source.show(product.product_kernel)
+
+# %%
+source.show(product._finish)
+
+# %%
+source.show(product._outlier_columns, product.outlier_product)
+
+# %% [markdown]
+# Formula, NumPy and Triton, side by side: $(q^X q^{W\top}) \odot s^X s^{W\top} + X_{:,O} W_{:,O}^\top$.
+
+# %%
+source.show(reference.vectorwise.rescale, reference.decomposition.outlier_product)
+
+# %% [markdown]
+# ## The same call on `fast`
+#
+# > **Predict.** Which of these have to be equal, and which only lie within a bound?
+
+# %%
+rng = np.random.default_rng(0)
+for m, k, n, planted in ((1, 64, 16, 1), (20, 100, 40, 3), (33, 128, 65, 0)):
+    x = rng.normal(size=(m, k)).astype(np.float32)
+    x[rng.integers(m, size=planted), rng.choice(k, planted, replace=False)] = 30
+    w = rng.normal(size=(n, k)).astype(np.float32)
+    xt, wt = torch.from_numpy(x), torch.from_numpy(w)
+    with fast.backend("triton"):
+        assert np.array_equal(fast.outlier_columns(xt).numpy(), reference.outlier_columns(x))
+        assert np.array_equal(fast.quantized_matmul(xt, wt).numpy(), reference.quantized_matmul(x, w))
+        theirs = fast.llm_int8_matmul(xt, wt).numpy()
+    mine = reference.llm_int8_matmul(x, w)
+    o = reference.outlier_columns(x)
+    magnitudes = np.abs(x[:, o]).astype(np.float64) @ np.abs(w[:, o]).T
+    part = np.abs(reference.quantized_matmul(np.where(o, np.float32(0), x), w))
+    assert (np.abs(mine - theirs) <= 2 * 2.0**-24 * ((o.sum() + 1) * magnitudes + part)).all()
+    print(f"{m} x {k} x {n}, {int(o.sum())} outlier columns: mask and int8 product equal, Y within its bound")
+
+# %% [markdown]
+# ## The law
+#
+# The accumulators are equal, bit for bit. The regular part is equal on a CPU, and within one unit in the last place
+# where a GPU fuses a multiplication and an addition. The outlier part lies within the bound of a float32 sum.
+#
+# ## Break it
+#
+# > **Predict.** Each of these changes one thing in step 2. Which shapes reveal it?
+
+
+# %%
+@triton.jit
+def broken_product(a, b, y, scale_a, scale_b, M, N, K, stride_a, stride_b, BLOCK: tl.constexpr, BLOCK_K: tl.constexpr, HOW: tl.constexpr):
+    rows = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    ks = tl.arange(0, BLOCK_K)
+    acc = tl.zeros((BLOCK, BLOCK), tl.int32)
+    for k in range(0, K, BLOCK_K):
+        in_k = k + ks < K + (BLOCK_K if HOW == "mask of K" else 0)
+        left = tl.load(a + rows[:, None] * stride_a + k + ks[None, :], mask=(rows < M)[:, None] & in_k[None, :], other=0)
+        right = tl.load(b + columns[:, None] * stride_b + k + ks[None, :], mask=(columns < N)[:, None] & in_k[None, :], other=0)
+        acc = tl.dot(left, right.T, None if HOW == "not accumulated" else acc, out_dtype=tl.int32)
+        if HOW == "int16":
+            acc = acc.to(tl.int16).to(tl.int32)
+    sa = tl.load(scale_a + (columns if HOW == "scales swapped" else rows), mask=rows < M, other=0.0)
+    sb = tl.load(scale_b + (rows if HOW == "scales swapped" else columns), mask=columns < N, other=0.0)
+    result = (acc.to(tl.float32) * sa[:, None]) * sb[None, :]
+    tl.store(y + rows[:, None] * N + columns[None, :], result, mask=(rows < M)[:, None] & (columns < N)[None, :])
+
+
+def wrong_entries(how, m, n, k):
+    rng = np.random.default_rng(0)
+    wide_a, wide_b = (torch.from_numpy(rng.integers(-127, 128, (rows, k + 32), np.int8)) for rows in (m, n))
+    a, b = wide_a[:, :k], wide_b[:, :k]
+    scales = [torch.linspace(1, 2, rows) for rows in (m, n)]
+    y = torch.full((m, n), torch.nan)
+    grid = (triton.cdiv(m, 16), triton.cdiv(n, 16))
+    broken_product[grid](a, b, y, *scales, m, n, k, a.stride(0), b.stride(0), BLOCK=16, BLOCK_K=32, HOW=how)
+    exact = reference.int8_matmul(a.numpy().copy(), b.numpy().copy()).astype(np.float32)
+    return int((y.numpy() != (exact * scales[0].numpy()[:, None]) * scales[1].numpy()).sum())
+
+
+shapes = ((16, 16, 32), (16, 16, 40), (16, 16, 64), (16, 5, 32))
+print(f"{'wrong entries':<18}" + "".join(f"{'x'.join(map(str, shape)):>12}" for shape in shapes))
+for how in ("nothing", "mask of K", "not accumulated", "int16", "scales swapped"):
+    print(f"{how:<18}" + "".join(f"{wrong_entries(how, *shape):>12}" for shape in shapes))
+
+# %% [markdown]
+# One block of K, evenly divided, hides two of them; square tiles with equal scales would hide the swap. That is why
+# the tests draw their shapes.
+#
+# ## The running table
+#
+# Bytes moved for each entry of Y beyond loading the codes, with float16 results:
+
+# %%
+print(f"{'product, scales, outliers and sum':<36} bytes an entry of Y")
+print(f"{'four kernels':<36} {4 + (4 + 2) + 2 + (2 + 2 + 2):>5}")
+print(f"{'one kernel':<36} {2:>5}   <- new")
+
+# %% [markdown]
+# (Four kernels: int32 accumulators written; read and written as float16; the outlier part written; both read and the
+# sum written.)
+#
+# ## Exercise
+#
+# Write `my_product`: step 2, from memory. Codes `a` (M, K) and `b` (N, K) with rows `stride_a` and `stride_b` apart,
+# `y` (M, N) float32 packed, a program a tile of 16 x 16, K in blocks of 32.
+
+
+# %%
+@triton.jit
+def my_product(a, b, y, scale_a, scale_b, M, N, K, stride_a, stride_b, BLOCK: tl.constexpr, BLOCK_K: tl.constexpr):
+    pass
+
+
+kernel_checks.product(my_product)
+
+# %% [markdown]
+# <details><summary>Solution</summary>
+#
+# ```python
+# @triton.jit
+# def my_product(a, b, y, scale_a, scale_b, M, N, K, stride_a, stride_b, BLOCK: tl.constexpr, BLOCK_K: tl.constexpr):
+#     rows = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+#     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+#     in_m, in_n = rows < M, columns < N
+#     acc = tl.zeros((BLOCK, BLOCK), tl.int32)
+#     for k in range(0, K, BLOCK_K):
+#         ks = k + tl.arange(0, BLOCK_K)
+#         in_k = ks < K
+#         left = tl.load(a + rows[:, None] * stride_a + ks[None, :], mask=in_m[:, None] & in_k[None, :], other=0)
+#         right = tl.load(b + columns[:, None] * stride_b + ks[None, :], mask=in_n[:, None] & in_k[None, :], other=0)
+#         acc = tl.dot(left, right.T, acc, out_dtype=tl.int32)
+#     sa = tl.load(scale_a + rows, mask=in_m, other=0.0)
+#     sb = tl.load(scale_b + columns, mask=in_n, other=0.0)
+#     result = (acc.to(tl.float32) * sa[:, None]) * sb[None, :]
+#     tl.store(y + rows[:, None] * N + columns[None, :], result, mask=in_m[:, None] & in_n[None, :])
+# ```
+#
+# </details>
+#
+# ## Three lines to remember
+#
+# 1. A program owns a tile of Y and keeps its accumulators in registers; the larger the tile, the more often each
+#    loaded byte is used.
+# 2. What follows the product, scales, outliers, bias, cast, happens before anything is stored.
+# 3. The outlier list stays on the device: the host never waits to learn how many there are.
+#
+# **Read on:** [08, a layer, a model](08_layer_and_model.ipynb). The code: `fast/kernels/product.py`, `decode.py` (one
+# launch for a few rows), `configurations.py`.
