@@ -1,0 +1,105 @@
+"""A headless Chromium on the built site; `python -m tests.browser FOLDER [PAGE ...]` takes pictures of its pages.
+
+The browser is the system's (`apt-get install chromium`, or CHROMIUM=/path/to/chrome); no request may leave this machine.
+"""
+
+import argparse
+import contextlib
+import functools
+import http.server
+import os
+import shutil
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+from playwright.sync_api import Browser, Page, sync_playwright
+
+SITE = Path(__file__).parents[1] / "site"
+FLAGS = (
+    "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync"
+).split()
+VIEWS = {"desktop": (1280, 900), "phone": (390, 844)}
+
+
+class _Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@contextlib.contextmanager
+def server(folder: Path = SITE) -> Iterator[str]:
+    """Serves a folder on a free port of this machine; gives its address."""
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(_Quiet, directory=str(folder))) as http_server:
+        thread = threading.Thread(target=http_server.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{http_server.server_address[1]}/"
+        finally:
+            http_server.shutdown()
+            thread.join()
+
+
+@contextlib.contextmanager
+def browser() -> Iterator[Browser]:
+    """Starts Chromium with a fresh profile.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    path = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
+    if not path:
+        raise FileNotFoundError("no Chromium found: apt-get install chromium, or set CHROMIUM to its path")
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=path, headless=True, args=FLAGS)
+        try:
+            yield chromium
+        finally:
+            chromium.close()
+
+
+def pages(folder: Path = SITE) -> list[str]:
+    """The site's pages, as paths below its root."""
+    return sorted(
+        path.relative_to(folder).as_posix().removesuffix("index.html") for path in folder.rglob("*.html") if path.name != "404.html"
+    )
+
+
+class Listener:
+    """Collects what a page must not do: write errors to the console, fail to load something, ask another host."""
+
+    def __init__(self, page: Page, address: str) -> None:
+        self.complaints: list[str] = []
+        note = self.complaints.append
+        page.on("console", lambda message: note(f"console: {message.text}") if message.type in ("error", "warning") else None)
+        page.on("pageerror", lambda error: note(f"page error: {error}"))
+        page.on("requestfailed", lambda request: note(f"failed: {request.url}"))
+        page.on("response", lambda response: note(f"status {response.status}: {response.url}") if response.status >= 400 else None)
+        page.on(
+            "request",
+            lambda request: note(f"left the site: {request.url}") if not request.url.startswith((address, "data:", "blob:")) else None,
+        )
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m tests.browser", description="Pictures of the site's pages: light, dark, and phone.")
+    parser.add_argument("folder", type=Path, help="where the pictures go")
+    parser.add_argument("pages", nargs="*", help="paths such as playground/; all pages if none is given")
+    arguments = parser.parse_args()
+    arguments.folder.mkdir(parents=True, exist_ok=True)
+    with server() as address, browser() as chromium:
+        for scheme, view in (("light", "desktop"), ("dark", "desktop"), ("light", "phone"), ("dark", "phone")):
+            width, height = VIEWS[view]
+            context = chromium.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)
+            for path in arguments.pages or pages():
+                page = context.new_page()
+                page.goto(address + path, wait_until="networkidle")
+                name = path.strip("/").replace("/", "-") or "home"
+                page.screenshot(path=arguments.folder / f"{name}-{scheme}-{view}.png", full_page=True)
+                page.close()
+            context.close()
+
+
+if __name__ == "__main__":
+    main()
