@@ -19,7 +19,7 @@ from ..weights import QuantizedWeight
 from .configurations import DECODE_ROWS
 from .decode import decode_linear
 from .outliers import outlier_columns
-from .product import int8_matmul, launch_product
+from .product import int8_matmul, launch_product, sixteen_bits
 from .quantization import quantize, quantize_regular
 
 __all__ = ["int8_matmul", "linear", "outlier_columns", "quantize"]
@@ -31,8 +31,7 @@ def linear(x: Tensor, weight: QuantizedWeight, bias: Tensor | None, limit: float
     if 0 in (m, n):
         return x.new_empty(m, n)
     # The decoding kernel multiplies whole blocks, which float32 operands have no matrix instruction for.
-    sixteen_bits = x.element_size() == 2 and (weight.float_weight is None or weight.float_weight.dtype == x.dtype)
-    if m <= DECODE_ROWS and sixteen_bits:
+    if m <= DECODE_ROWS and sixteen_bits(x, weight.float_weight):
         return decode_linear(x, weight, bias, limit, per_row)
     return tiled(x, weight, bias, limit, per_row)
 

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ..weights import QuantizedWeight
 from .arithmetic import NO_FUSION, encode, magnitudes, parameters
-from .configurations import Decode, decode_configuration
+from .configurations import Decode, architecture, decode_configuration
 from .product import CODE_UNIT, WIDE_FROM, corrected, outlier_product
 
 
@@ -111,7 +111,7 @@ def decode_kernel(
         if ZEROPOINT:
             sum_x += tl.where(inside, code.to(tl.int32), 0)
         acc = tl.dot(code, b_block.T, acc, out_dtype=tl.int32)
-        if DETECT:  # noqa: SIM102: the outer test is made by the compiler
+        if DETECT:  # noqa: SIM102 (the compiler makes this test, the program the next)
             if tl.max(outlier.to(tl.int32), axis=0) > 0:
                 x_o = tl.where(outlier[None, :], value, 0.0).to(x.dtype.element_ty)
                 if float_weight is not None:
@@ -146,7 +146,7 @@ def decode_linear(
     """(M, N) of x's dtype, for 0 < M <= block_m of the configuration, N > 0; arguments as in `linear`."""
     (m, k), n = x.shape, weight.codes.shape[0]
     float_weight = weight.float_weight
-    config = config or decode_configuration(x, n)
+    config = config or decode_configuration(architecture(x.device), n)
     y = torch.empty(m, n, dtype=x.dtype, device=x.device)
     with torch.cuda.device_of(x):
         decode_kernel[(triton.cdiv(n, config.block_n),)](

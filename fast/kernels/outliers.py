@@ -21,7 +21,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .arithmetic import NO_FUSION, magnitudes
-from .configurations import Scan, scan_configuration
+from .configurations import Scan, architecture, scan_configuration
 
 
 @triton.jit
@@ -110,7 +110,7 @@ def scan(
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, int]:
     """Launches `scan_columns` over `x` (M, K), neither of them 0; returns flags, above, below (None if not asked for), splits."""
     m, k = x.shape
-    config = config or scan_configuration(x)
+    config = config or scan_configuration(architecture(x.device), m, k)
     rows_per_split = triton.cdiv(m, config.splits)
     splits = triton.cdiv(m, rows_per_split)
 
@@ -143,7 +143,7 @@ def outlier_columns(x: Tensor, limit: float) -> Tensor:
     """(K,) bool: which columns of `x` (M, K) hold a magnitude of `limit` or more."""
     if x.numel() == 0:
         return torch.zeros(x.shape[1], dtype=torch.bool, device=x.device)
-    whole = scan_configuration(x)._replace(splits=1)
+    whole = scan_configuration(architecture(x.device), *x.shape)._replace(splits=1)
     flags, *_ = scan(x, limit, extremes=False, zeropoint=False, config=whole)
     assert flags is not None
     return flags[0].view(torch.bool)

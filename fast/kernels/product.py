@@ -23,10 +23,11 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from ..weights import QuantizedWeight
 from .arithmetic import NO_FUSION
-from .configurations import Product, product_configuration
+from .configurations import Product, architecture, product_configuration
 
 #: The interpreter holds bfloat16 as bit patterns, and its dot would multiply those; products in float32 are the same numbers.
 WIDEN_BFLOAT16 = tl.constexpr(bool(triton.knobs.runtime.interpret))
@@ -39,6 +40,8 @@ WIDE_FROM = (2**31 - 1) // 255**2 + 1
 def product_kernel(
     codes,
     w,
+    codes_tiles,
+    w_tiles,
     y,
     x,
     float_weight,
@@ -76,6 +79,8 @@ def product_kernel(
 
     codes: (M, K) int8, by stride_qm, stride_qk.
     w: (N, K) int8, by stride_wn, stride_wk.
+    codes_tiles, w_tiles: tensor descriptors of the two, with blocks (BLOCK_M, BLOCK_K) and (BLOCK_N, BLOCK_K), where the copy
+        engine loads the tiles; None where the threads do.
     y: (M, N), contiguous: int32 to store the bare accumulators (scale_x None), else X's dtype.
     x: (M, K) float16, bfloat16 or float32, by stride_xm, stride_xk; read in outlier columns only.
     float_weight: (N, K) of a floating dtype, by stride_fn, stride_fk; None takes the outlier weights from w.
@@ -96,24 +101,30 @@ def product_kernel(
     tile_m = first_m + program % in_group % group_m
     tile_n = program % in_group // group_m
 
-    # Rows past the end repeat the last one: they are computed and not stored, and the loads need no mask.
-    rows = tl.minimum(tile_m * BLOCK_M + tl.arange(0, BLOCK_M), M - 1).to(tl.int64)
-    columns = tl.minimum(tile_n * BLOCK_N + tl.arange(0, BLOCK_N), N - 1).to(tl.int64)
-    ks = tl.arange(0, BLOCK_K)
-    a = codes + rows[:, None] * stride_qm + ks.to(tl.int64)[None, :] * stride_qk
-    b = w + columns[:, None] * stride_wn + ks.to(tl.int64)[None, :] * stride_wk
-
     acc = tl.zeros((BLOCK_M, BLOCK_N), tl.int32)
-    for k in range(0, K, BLOCK_K):
-        if EVEN_K:
-            a_block = tl.load(a)
-            b_block = tl.load(b)
-        else:
-            a_block = tl.load(a, mask=(ks < K - k)[None, :], other=0)
-            b_block = tl.load(b, mask=(ks < K - k)[None, :], other=0)
-        acc = tl.dot(a_block, b_block.T, acc, out_dtype=tl.int32)
-        a += BLOCK_K * tl.cast(stride_qk, tl.int64)
-        b += BLOCK_K * tl.cast(stride_wk, tl.int64)
+    if w_tiles is not None:
+        # The copy engine fills with zeros what lies outside.
+        for k in range(0, K, BLOCK_K):
+            a_block = codes_tiles.load([tile_m * BLOCK_M, k])
+            b_block = w_tiles.load([tile_n * BLOCK_N, k])
+            acc = tl.dot(a_block, b_block.T, acc, out_dtype=tl.int32)
+    else:
+        # Rows past the end repeat the last one: they are computed and not stored, and the loads need no mask.
+        rows = tl.minimum(tile_m * BLOCK_M + tl.arange(0, BLOCK_M), M - 1).to(tl.int64)
+        columns = tl.minimum(tile_n * BLOCK_N + tl.arange(0, BLOCK_N), N - 1).to(tl.int64)
+        ks = tl.arange(0, BLOCK_K)
+        a = codes + rows[:, None] * stride_qm + ks.to(tl.int64)[None, :] * stride_qk
+        b = w + columns[:, None] * stride_wn + ks.to(tl.int64)[None, :] * stride_wk
+        for k in range(0, K, BLOCK_K):
+            if EVEN_K:
+                a_block = tl.load(a)
+                b_block = tl.load(b)
+            else:
+                a_block = tl.load(a, mask=(ks < K - k)[None, :], other=0)
+                b_block = tl.load(b, mask=(ks < K - k)[None, :], other=0)
+            acc = tl.dot(a_block, b_block.T, acc, out_dtype=tl.int32)
+            a += BLOCK_K * tl.cast(stride_qk, tl.int64)
+            b += BLOCK_K * tl.cast(stride_wk, tl.int64)
 
     _finish(
         acc, tile_m * BLOCK_M, tile_n * BLOCK_N, w, y, x, float_weight, bias, outliers,
@@ -153,26 +164,26 @@ def _finish(
         else:
             if outliers is not None:
                 x_rows = x + tl.minimum(rows, M - 1).to(tl.int64) * stride_xm
-                count = tl.load(outliers + K)
+                in_w = tl.minimum(columns, N - 1)
+                zw = tl.load(zero_w + in_w * each_w) if zero_w is not None else None
                 if float_weight is not None:
-                    w_rows = float_weight + tl.minimum(columns, N - 1).to(tl.int64) * stride_fn
-                    part = _outlier_columns(x_rows, stride_xk, w_rows, stride_fk, None, None, outliers, count, BLOCK_M, BLOCK_N, BLOCK_O)
+                    w_rows = float_weight + in_w.to(tl.int64) * stride_fn
+                    part = _outlier_columns(x_rows, stride_xk, w_rows, stride_fk, None, outliers, K, BLOCK_M, BLOCK_N, BLOCK_O)
                 else:
-                    w_rows = w + tl.minimum(columns, N - 1).to(tl.int64) * stride_wn
-                    sw = tl.load(scale_w + columns * each_w, mask=in_n, other=0.0)
-                    zw = tl.load(zero_w + columns * each_w, mask=in_n, other=0) if zero_w is not None else None
-                    part = _outlier_columns(x_rows, stride_xk, w_rows, stride_wk, sw, zw, outliers, count, BLOCK_M, BLOCK_N, BLOCK_O)
+                    w_rows = w + in_w.to(tl.int64) * stride_wn
+                    part = _outlier_columns(x_rows, stride_xk, w_rows, stride_wk, zw, outliers, K, BLOCK_M, BLOCK_N, BLOCK_O)
+            # Loaded only now, so that the outlier loop has their registers.
+            sx = tl.load(scale_x + rows * each_x, mask=in_m, other=0.0)
+            sw = tl.load(scale_w + columns * each_w, mask=in_n, other=0.0)
             if zero_x is not None:
                 zx = tl.load(zero_x + rows * each_x, mask=in_m, other=0)
                 zw = tl.load(zero_w + columns * each_w, mask=in_n, other=0)
                 x_sum = tl.load(sum_x + rows, mask=in_m, other=0)
                 w_sum = tl.load(sum_w + columns, mask=in_n, other=0)
                 acc = corrected(acc, zx, zw, x_sum, w_sum, K, WIDE)
-            sx = tl.load(scale_x + rows * each_x, mask=in_m, other=0.0)
-            sw = tl.load(scale_w + columns * each_w, mask=in_n, other=0.0)
             result = (acc.to(tl.float32) * sx[:, None]) * sw[None, :]
             if outliers is not None:
-                result += part
+                result += part if float_weight is not None else part * (sw * CODE_UNIT)[None, :]
             if bias is not None:
                 result += tl.load(bias + columns, mask=in_n, other=0).to(tl.float32)[None, :]
             tl.store(target, result.to(y.dtype.element_ty), mask=in_m[:, None] & in_n[None, :])
@@ -180,36 +191,29 @@ def _finish(
 
 @triton.jit
 def _outlier_columns(
-    x_rows, stride_xk, w_rows, stride_wk, scale_w, zero_w, outliers, count,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_O: tl.constexpr,
-):  # fmt: skip
-    """X[rows, O] @ W[columns, O].T in float32, scaled, for the `count` columns listed in `outliers`.
+    x_rows, stride_xk, w_rows, stride_wk, zero_w, outliers, K, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_O: tl.constexpr
+):
+    """X[rows, O] @ W[columns, O].T in float32; W's codes count as in `outlier_product`.
 
-    x_rows (BLOCK_M,), w_rows (BLOCK_N,): pointers to column 0 of the rows. scale_w, zero_w (BLOCK_N,): where W holds codes.
+    x_rows (BLOCK_M,), w_rows (BLOCK_N,): pointers to column 0 of the rows. zero_w (BLOCK_N,), or None.
     """
+    count = tl.load(outliers + K)
     part = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     if has_matrix_product(x_rows.dtype.element_ty, w_rows.dtype.element_ty):
-        for o in range(0, count, BLOCK_O):
+        for o in tl.range(0, count, BLOCK_O, num_stages=1):
             listed = o + tl.arange(0, BLOCK_O)
             live = listed < count
             column = tl.load(outliers + listed, mask=live, other=0).to(tl.int64)[None, :]
             x_o = tl.load(x_rows[:, None] + column * stride_xk, mask=live[None, :], other=0)
             w_o = tl.load(w_rows[:, None] + column * stride_wk, mask=live[None, :], other=0)
             part = outlier_product(x_o, w_o, part, zero_w)
-        if scale_w is not None:
-            part = part * (scale_w * CODE_UNIT)[None, :]
     else:
-        # float32: no matrix instruction has its precision, so one column after the other.
-        for o in range(count):
+        # No matrix instruction has the precision of float32, so one column after the other.
+        for o in tl.range(count, num_stages=1):
             column = tl.load(outliers + o).to(tl.int64)
             x_o = tl.load(x_rows + column * stride_xk).to(tl.float32)
             w_o = tl.load(w_rows + column * stride_wk)
-            if zero_w is not None:
-                w_o = w_o.to(tl.int32) - zero_w
-            w_o = w_o.to(tl.float32)
-            if scale_w is not None:
-                w_o = w_o * scale_w
-            part += x_o[:, None] * w_o[None, :]
+            part += x_o[:, None] * widened(w_o, zero_w)[None, :]
     return part
 
 
@@ -225,16 +229,25 @@ def has_matrix_product(x, w):
 
 
 @triton.jit
+def widened(w, zero_w):
+    """Outlier weights in float32: codes as (code - zero_w) / CODE_UNIT, floats as they are. zero_w: as w by broadcasting, or None."""
+    if w.dtype == tl.int8:
+        if zero_w is not None:
+            w = w.to(tl.int32) - zero_w
+        return w.to(tl.float32) * (1 / CODE_UNIT)
+    else:
+        return w.to(tl.float32)
+
+
+@triton.jit
 def outlier_product(x, w, part, zero_w):
     """part + x @ w.T, accumulated in float32.
 
-    x (M, O) of X's 16-bit dtype; w (N, O) either of the same dtype, or int8 codes, which count as (code - zero_w) / CODE_UNIT.
-    A code, less a zero point at most 255 in magnitude, is exact in float16 and in bfloat16.
+    x (M, O) of X's 16-bit dtype; w (N, O) of the same dtype, or int8 codes: a code, less a zero point at most 255 in magnitude,
+    is exact in float16 and in bfloat16. zero_w (N,), or None.
     """
     if w.dtype == tl.int8:
-        if zero_w is not None:
-            w = w.to(tl.int32) - zero_w[:, None]
-        w = (w.to(tl.float32) * (1 / CODE_UNIT)).to(x.dtype)
+        w = widened(w, zero_w[:, None] if zero_w is not None else None).to(x.dtype)
     if WIDEN_BFLOAT16 and x.dtype == tl.bfloat16:
         x = x.to(tl.float32)
         w = w.to(tl.float32)
@@ -267,11 +280,17 @@ def launch_product(
     """Fills `y` (M, N), neither of them 0, from codes (M, K) and w (N, K); the rest as in `product_kernel`."""
     (m, k), n = codes.shape, w.shape[0]
     float_weight = None if weight is None else weight.float_weight
-    config = config or product_configuration(codes.device, m, n, k, torch.float32 if x is None else x.dtype, outliers is not None)
+    wide = zero_point is not None and k >= WIDE_FROM
+    if config is None:
+        aligned = all(t.stride(1) == 1 and t.stride(0) % 16 == 0 and t.data_ptr() % 16 == 0 for t in (codes, w))
+        config = product_configuration(architecture(codes.device), m, n, general=wide or not aligned or not (x is None or sixteen_bits(x, float_weight)))
+    tiles = config.tma and k > 0
     with torch.cuda.device_of(codes):
         product_kernel[(triton.cdiv(m, config.block_m) * triton.cdiv(n, config.block_n),)](
             codes,
             w,
+            TensorDescriptor.from_tensor(codes, [config.block_m, config.block_k]) if tiles else None,
+            TensorDescriptor.from_tensor(w, [config.block_n, config.block_k]) if tiles else None,
             y,
             x,
             float_weight,
@@ -296,7 +315,7 @@ def launch_product(
             0 if float_weight is None else float_weight.stride(1),
             0 if scale is None else int(scale.numel() > 1),
             0 if weight is None else int(weight.scale.numel() > 1),
-            WIDE=zero_point is not None and k >= WIDE_FROM,
+            WIDE=wide,
             EVEN_K=k % config.block_k == 0,
             BLOCK_M=config.block_m,
             BLOCK_N=config.block_n,
@@ -309,6 +328,11 @@ def launch_product(
             **NO_FUSION,
         )
     return y
+
+
+def sixteen_bits(x: Tensor, float_weight: Tensor | None) -> bool:
+    """Whether the outlier product has 16-bit matrix instructions: `has_matrix_product`, on the host."""
+    return x.element_size() == 2 and (float_weight is None or float_weight.dtype == x.dtype)
 
 
 def int8_matmul(a: Tensor, b: Tensor) -> Tensor:

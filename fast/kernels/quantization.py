@@ -20,7 +20,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .arithmetic import NO_FUSION, encode, magnitudes, parameters
-from .configurations import Rows, rows_configuration
+from .configurations import Rows, architecture, rows_configuration
 from .outliers import compact, is_outlier, scan
 
 
@@ -193,7 +193,7 @@ def quantize_regular(
     zero_point = torch.empty(slices, dtype=torch.int32, device=x.device) if zeropoint else None
     code_sum = torch.empty(m, dtype=torch.int32, device=x.device) if with_sums else None
     outliers = None if flags is None else torch.empty(k + 1, dtype=torch.int32, device=x.device)
-    config = config or rows_configuration(x)
+    config = config or rows_configuration(architecture(x.device), k)
     with torch.cuda.device_of(x):
         quantize_rows[(triton.cdiv(m, config.rows) + (flags is not None),)](
             x,
