@@ -16,9 +16,15 @@ from pathlib import Path
 from playwright.sync_api import Browser, Page, sync_playwright
 
 SITE = Path(__file__).parents[1] / "site"
-FLAGS = (
-    "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync"
-).split()
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
 VIEWS = {"desktop": (1280, 900), "phone": (390, 844)}
 
 

@@ -55,7 +55,10 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     markdown = markdown.replace("{{ bars }}", bars(first)).replace("{{ exercises }}", exercises())
     markdown = re.sub(r"\{\{ (\w+) \}\}", lambda match: facts(first)[match[1]], markdown)
     data = json.dumps({"first": first, "sources": sources}).replace("</", "<\\/")
-    return f'{markdown}\n\n<script type="application/json" id="playground-data">{data}</script>\n<script type="module" src="page.js"></script>\n'
+    return (
+        f'{markdown}\n\n<script type="application/json" id="playground-data">{data}</script>\n'
+        '<script type="module" src="page.js"></script>\n'
+    )
 
 
 def facts(result: dict) -> dict[str, str]:
@@ -119,7 +122,8 @@ def exercises() -> str:
 
 def _play() -> ModuleType:
     spec = importlib.util.spec_from_file_location("play", FOLDER / "play.py")
-    assert spec and spec.loader
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

@@ -11,11 +11,10 @@ async function start(sources) {
   for (const path of sources) {
     const response = await fetch(path);
     if (!response.ok) throw new Error(`${path}: ${response.status}`);
-    const folder = path.split("/").slice(0, -1).join("/");
-    if (folder) pyodide.FS.mkdirTree(folder);
-    pyodide.FS.writeFile(path, await response.text());
+    pyodide.FS.mkdirTree(`/repository/${path}`.replace(/\/[^/]*$/, ""));
+    pyodide.FS.writeFile(`/repository/${path}`, await response.text());
   }
-  pyodide.runPython("import sys; sys.path.insert(0, '.'); import play");
+  pyodide.runPython("import sys; sys.path.insert(0, '/repository'); import play");
   return pyodide.runPython(`
 import json
 def answer(request):
