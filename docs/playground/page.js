@@ -17,6 +17,7 @@ let busy = false, again = false;
 function startPython() {
   worker = new Worker(new URL("worker.js", import.meta.url));
   isReady = busy = false;
+  say("Starting Python in your browser…", "starting");
   waiting = new Map();
   worker.addEventListener("message", ({ data }) => {
     if (data.failed) return say(`Python did not start: ${data.failed}. The picture above is still the one computed with the site.`, "failed");
