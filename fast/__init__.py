@@ -6,9 +6,10 @@ to torch.compile.
 """
 
 from .absmax import absmax_dequantize, absmax_quantize
-from .dispatch import backend
 from .decomposition import llm_int8_matmul, outlier_columns
+from .dispatch import backend
 from .linear import Int8Linear
+from .model import quantize_model
 from .vectorwise import int8_matmul, quantized_matmul
 from .zeropoint import zeropoint_dequantize, zeropoint_quantize
 
@@ -20,6 +21,7 @@ __all__ = [
     "int8_matmul",
     "llm_int8_matmul",
     "outlier_columns",
+    "quantize_model",
     "quantized_matmul",
     "zeropoint_dequantize",
     "zeropoint_quantize",

@@ -5,7 +5,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from . import arguments
-from .dispatch import implementation
+from .operators import quantize
 
 
 class Absmax(NamedTuple):
@@ -33,7 +33,7 @@ def absmax_quantize(x: Tensor, axis: int | None = None) -> Absmax:
     """
     x = arguments.floats("x", x)
     per_row = arguments.axis(axis) is not None
-    codes, scale, _ = implementation(x).quantize(arguments.rows_of(x), per_row, "absmax")
+    codes, scale, _ = quantize(arguments.rows_of(x), per_row, "absmax")
     return Absmax(codes.reshape(x.shape), scale.reshape(scale_shape(x, per_row)))
 
 

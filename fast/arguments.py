@@ -68,7 +68,8 @@ def scales(q: Tensor, scale: Any, name: str = "scale") -> Tensor:
     """
     dtype = torch.int32 if name == "zero_point" else torch.float32
     if not isinstance(scale, Tensor) or scale.dtype != dtype:
-        raise TypeError(f"{name} must be a torch.Tensor of {dtype}, got {scale.dtype if isinstance(scale, Tensor) else type(scale).__name__}")
+        found = scale.dtype if isinstance(scale, Tensor) else type(scale).__name__
+        raise TypeError(f"{name} must be a torch.Tensor of {dtype}, got {found}")
     if scale.ndim != q.ndim or any(s not in (1, n) for s, n in zip(scale.shape, q.shape, strict=True)):
         raise ValueError(
             f"{name} must have the codes' dimensions, each reduced one of length 1, got {tuple(scale.shape)} for codes {tuple(q.shape)}"

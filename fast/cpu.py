@@ -3,9 +3,7 @@
 import torch
 from torch import Tensor
 
-from .weights import QuantizedWeight
-
-ZERO_SLICE = 2.0**-100  # as in reference/absmax.py
+from .weights import ZERO_SLICE, QuantizedWeight
 
 
 def quantize(x: Tensor, per_row: bool, quantizer: str) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -54,7 +52,7 @@ def linear(x: Tensor, weight: QuantizedWeight, bias: Tensor | None, limit: float
     regular = x if outliers is None else x.masked_fill(outliers, 0.0)
     codes, scale, zero_point = quantize(regular, per_row, "absmax" if weight.zero_point is None else "zeropoint")
     acc = int8_matmul(codes, weight.codes)
-    if zero_point is not None:
+    if zero_point is not None and weight.zero_point is not None and weight.code_sum is not None:
         zx, zw = zero_point.long(), weight.zero_point.long().T
         acc = acc - zx * weight.code_sum.long() - zw * codes.sum(-1, keepdim=True) + x.shape[1] * zx * zw
     y = (acc.float() * scale) * weight.scale.T

@@ -1,9 +1,9 @@
 """LLM.int8(), mixed-precision decomposition: see reference/decomposition.py for the idea."""
 
+import torch
 from torch import Tensor
 
 from . import arguments
-from .dispatch import implementation
 from .operators import int8_linear
 from .vectorwise import quantize_weight
 
@@ -23,15 +23,10 @@ def outlier_columns(x: Tensor, threshold: float | None = 6.0) -> Tensor:
         ValueError: x has no axis, or threshold is negative or NaN.
     """
     x = arguments.floats("x", x)
-    limit = arguments.threshold(threshold)
-    if limit is None:
-        return x.new_zeros(x.shape[-1], dtype=bool)
-    return implementation(x).outlier_columns(arguments.rows_of(x), limit)
+    return torch.ops.llm_int8.outlier_columns(arguments.rows_of(x), threshold)
 
 
-def llm_int8_matmul(
-    x: Tensor, w: Tensor, threshold: float | None = 6.0, quantizer: str = "absmax", granularity: str = "vector"
-) -> Tensor:
+def llm_int8_matmul(x: Tensor, w: Tensor, threshold: float | None = 6.0, quantizer: str = "absmax", granularity: str = "vector") -> Tensor:
     """Returns x @ w.T by mixed-precision decomposition.
 
     The outlier columns meet the columns of `w` as given, as in the paper; a layer that keeps only the codes is
@@ -51,5 +46,5 @@ def llm_int8_matmul(
         TypeError, ValueError: as `outlier_columns` and `quantized_matmul`.
     """
     x, w = arguments.floats("x", x), arguments.floats("w", w, ndim=2)
-    weight = quantize_weight(w, granularity, quantizer)._replace(float_weight=w)
-    return int8_linear(x, weight, None, threshold, granularity)
+    codes, scale, zero_point = quantize_weight(w, granularity, quantizer)
+    return int8_linear(x, codes, None, scale, zero_point, w, None, threshold, granularity)

@@ -1,45 +1,214 @@
 """A linear layer in int8, as a torch module: see reference/linear.py for the two phases."""
 
+from collections.abc import Callable
+from typing import Any
+
+import torch
 from torch import Tensor, nn
 
-from . import arguments
+from . import arguments, bitsandbytes_checkpoint
 from .operators import int8_linear
 from .vectorwise import quantize_weight
-from .weights import QuantizedWeight
+from .weights import absolute_maximum
+
+#: float32 whatever the model is cast to: half precision would round them, and with them every output.
+SCALES = ("weight_absmax", "weight_scale")
 
 
-class Int8Linear(nn.Module):
-    """A linear layer whose weight is held in int8. Make one with `Int8Linear.from_float`."""
+class Int8Linear(nn.Linear):
+    """A linear layer whose weight is held in int8. Make one with `Int8Linear.from_float`, or load a state dict into an empty one.
 
-    def __init__(self, weight: QuantizedWeight, bias: Tensor | None, threshold: float | None, granularity: str) -> None:
-        super().__init__()
+    It keeps 1 byte a weight and 4 bytes a row, and 2 or 4 more bytes a weight with `outlier_weight="float"`. The weight is
+    frozen; gradients reach the input and the bias. The arithmetic is the same in `train()` and `eval()`. The output has the
+    input's dtype, under autocast the autocast dtype (as torch.nn.Linear), whatever the data. Casting the module
+    (`.half()`, `.to(torch.bfloat16)`) casts bias and float weight, never codes or scales.
+
+    Args:
+        in_features: K.
+        out_features: N.
+        bias: whether there is one.
+        threshold, outlier_weight, quantizer, granularity: as in `from_float`.
+        device, dtype: of the parameters; the dtype is that of bias and float weight. On "meta" nothing is allocated.
+
+    Attributes:
+        weight: (N, K) int8 codes.
+        weight_absmax: (N, 1) float32, or (1, 1) if the granularity is "tensor" or "row": the largest magnitudes, from
+            which the scales follow. None with the quantizer "zeropoint".
+        weight_scale: (N, 1) or (1, 1) float32; None with the quantizer "absmax".
+        weight_zero_point: int32, the shape of weight_scale; None with the quantizer "absmax".
+        float_weight: (N, K), the original weight; None with the outlier weight "dequantized".
+        bias: (N,), or None.
+
+    Raises:
+        TypeError, ValueError: an argument is none of these; the message names it.
+    """
+
+    # transformers would otherwise draw random weights for a module that a checkpoint does not fill.
+    _is_hf_initialized = True
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        threshold: float | None = 6.0,
+        outlier_weight: str = "dequantized",
+        quantizer: str = "absmax",
+        granularity: str = "vector",
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        nn.Module.__init__(self)  # not nn.Linear's, which would allocate and draw a float weight
+        arguments.threshold(threshold)
+        arguments.one_of("outlier_weight", outlier_weight, arguments.OUTLIER_WEIGHTS)
+        arguments.one_of("quantizer", quantizer, arguments.QUANTIZERS)
+        arguments.one_of("granularity", granularity, arguments.GRANULARITIES)
+        arguments.accumulator_fits(in_features, quantizer)
+        self.in_features, self.out_features = in_features, out_features
         self.threshold = threshold
+        self.outlier_weight = outlier_weight
+        self.quantizer = quantizer
         self.granularity = granularity
-        for name, value in weight._asdict().items():
-            self.register_buffer(name, value)
-        self.register_buffer("bias", bias)
+
+        def zeros(*shape: int, of: torch.dtype | None) -> nn.Parameter:
+            return nn.Parameter(torch.zeros(*shape, dtype=of, device=device), requires_grad=False)
+
+        n, absmax = out_features, quantizer == "absmax"
+        slices = n if granularity == "vector" else 1
+        self.weight = zeros(n, in_features, of=torch.int8)
+        self.weight_absmax = zeros(slices, 1, of=torch.float32) if absmax else None
+        self.weight_scale = None if absmax else zeros(slices, 1, of=torch.float32)
+        self.weight_zero_point = None if absmax else zeros(slices, 1, of=torch.int32)
+        self.float_weight = zeros(n, in_features, of=dtype) if outlier_weight == "float" else None
+        self.bias = zeros(n, of=dtype) if bias else None  # type: ignore[assignment]
 
     @classmethod
     def from_float(
         cls,
-        weight: Tensor | nn.Linear,
+        weight: Tensor | nn.Module,
         bias: Tensor | None = None,
         threshold: float | None = 6.0,
         outlier_weight: str = "dequantized",
         quantizer: str = "absmax",
         granularity: str = "vector",
     ) -> "Int8Linear":
-        """The load phase: quantizes the weight (N, K)."""
-        if isinstance(weight, nn.Linear):
-            weight, bias = weight.weight.detach(), weight.bias
-        weight = arguments.floats("weight", weight, ndim=2)
-        arguments.threshold(threshold)
-        arguments.one_of("outlier_weight", outlier_weight, arguments.OUTLIER_WEIGHTS)
-        quantized = quantize_weight(weight, granularity, quantizer)
+        """The load phase: quantizes a weight.
+
+        Args:
+            weight: (N, K) float16, bfloat16 or float32; or a torch.nn.Linear or a transformers Conv1D, whose weight and
+                bias are taken.
+            bias: (N,) of the same dtypes, or None.
+            threshold: as in `outlier_columns`.
+            outlier_weight: "dequantized" or "float": where the outlier columns' weights come from.
+            quantizer: "absmax" or "zeropoint".
+            granularity: "tensor", "row" or "vector".
+
+        Raises:
+            TypeError, ValueError: an argument is none of these; the message names it.
+        """
+        if isinstance(weight, nn.Module):
+            if bias is not None:
+                raise TypeError("bias must be None where weight is a module, which brings its own")
+            weight, bias = weight_and_bias(weight)
+        weight = arguments.floats("weight", weight, ndim=2).detach()
+        if bias is not None:
+            bias = arguments.floats("bias", bias, ndim=1)
+            arguments.same_device("weight", weight, "bias", bias)
+            if bias.shape != weight.shape[:1]:
+                raise ValueError(f"bias must have shape ({weight.shape[0]},), one entry a row of weight, got {tuple(bias.shape)}")
+        n, k = weight.shape
+        layer = cls(k, n, bias is not None, threshold, outlier_weight, quantizer, granularity, "meta", weight.dtype)
+        if weight.is_meta:
+            return layer
+        codes, scale, zero_point = quantize_weight(weight, granularity, quantizer)
+        layer._set("weight", codes)
+        if quantizer == "absmax":
+            layer._set("weight_absmax", absolute_maximum(weight, granularity == "vector"))
+        else:
+            layer._set("weight_scale", scale)
+            layer._set("weight_zero_point", zero_point)
         if outlier_weight == "float":
-            quantized = quantized._replace(float_weight=weight)
-        return cls(quantized, bias, threshold, granularity)
+            layer._set("float_weight", weight.contiguous())
+        if bias is not None:
+            layer._set("bias", bias.detach())
+        return layer
+
+    def _set(self, name: str, value: Tensor | None) -> None:
+        setattr(self, name, None if value is None else nn.Parameter(value, requires_grad=False))
 
     def forward(self, x: Tensor) -> Tensor:
-        weight = QuantizedWeight(self.codes, self.scale, self.zero_point, self.code_sum, self.float_weight)
-        return int8_linear(x, weight, self.bias, self.threshold, self.granularity)
+        """Returns x @ weight.T + bias, (..., N) for x (..., K), by mixed-precision decomposition."""
+        y = int8_linear(
+            x,
+            self.weight,
+            self.weight_absmax,
+            self.weight_scale,
+            self.weight_zero_point,
+            self.float_weight,
+            self.bias,
+            self.threshold,
+            self.granularity,
+        )
+        device = x.device.type
+        return y.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else y
+
+    def extra_repr(self) -> str:
+        """What `print(model)` shows of the layer."""
+        shown = [f"in_features={self.in_features}", f"out_features={self.out_features}", f"bias={self.bias is not None}"]
+        shown.append(f"threshold={self.threshold}")
+        defaults = {"outlier_weight": "dequantized", "quantizer": "absmax", "granularity": "vector"}
+        shown += [f"{name}={getattr(self, name)}" for name, default in defaults.items() if getattr(self, name) != default]
+        return ", ".join(shown)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Int8Linear":
+        kept = [id(getattr(self, name)) for name in SCALES]
+
+        def apply(tensor: Tensor) -> Tensor:
+            applied = fn(tensor)
+            # Moved, but not cast.
+            return tensor.to(applied.device) if id(tensor) in kept and applied.dtype != tensor.dtype else applied
+
+        return super()._apply(apply, recurse)
+
+    def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs) -> None:
+        try:
+            bitsandbytes_checkpoint.rename_layer(state_dict, prefix)
+            self._check_state(state_dict, prefix)
+        except ValueError as error:
+            error_msgs.append(str(error))
+            return
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
+
+    def _check_state(self, state_dict: dict[str, Any], prefix: str) -> None:
+        """Checks what copying into the parameters would silently accept."""
+        for name in ("weight", *SCALES, "weight_zero_point"):
+            own, given = getattr(self, name), state_dict.get(prefix + name)
+            if own is None or given is None:
+                continue
+            if given.dtype != own.dtype:
+                hint = "; quantize a float weight with Int8Linear.from_float" if name == "weight" else ""
+                raise ValueError(f"{prefix}{name} must have dtype {own.dtype}, the state dict holds {given.dtype}{hint}")
+            if given.is_meta:
+                continue
+            if name in SCALES and bool((given < 0).any()):
+                raise ValueError(f"{prefix}{name} must not be negative, the state dict holds {given.min().item()}")
+            if name == "weight" and self.quantizer == "absmax" and given.numel() and given.min() == -128:
+                raise ValueError(f"{prefix}weight must hold codes of -127 to 127, the state dict holds -128")
+
+
+def weight_and_bias(module: nn.Module) -> tuple[Tensor, Tensor | None]:
+    """Weight (N, K) and bias of a torch.nn.Linear or of a transformers Conv1D, which stores (K, N).
+
+    Raises:
+        TypeError: the module is neither, or is quantized already.
+    """
+    if isinstance(module, nn.Linear) and not isinstance(module, Int8Linear):
+        return module.weight, module.bias
+    if is_conv1d(module):
+        return module.weight.T, module.bias  # type: ignore[return-value]
+    raise TypeError(f"weight must be a tensor, a torch.nn.Linear or a transformers Conv1D, got {type(module).__name__}")
+
+
+def is_conv1d(module: nn.Module) -> bool:
+    """Whether `module` is the linear layer of GPT-2 in transformers, without importing transformers."""
+    return type(module).__name__ == "Conv1D" and type(module).__module__ == "transformers.pytorch_utils"

@@ -4,9 +4,7 @@ import torch
 from torch import Tensor
 
 from . import arguments
-from .dispatch import implementation
-from .operators import int8_linear
-from .weights import QuantizedWeight
+from .operators import int8_linear, quantize
 
 
 def int8_matmul(a: Tensor, b: Tensor) -> Tensor:
@@ -25,7 +23,7 @@ def int8_matmul(a: Tensor, b: Tensor) -> Tensor:
     """
     a, b = arguments.codes("a", a), arguments.codes("b", b, ndim=2)
     arguments.accumulator_fits(arguments.same_k("a", a, "b", b), "zeropoint")
-    return implementation(a).int8_matmul(arguments.rows_of(a), b).reshape(*a.shape[:-1], b.shape[0])
+    return torch.ops.llm_int8.int8_matmul(arguments.rows_of(a), b).reshape(*a.shape[:-1], b.shape[0])
 
 
 def quantized_matmul(x: Tensor, w: Tensor, granularity: str = "vector", quantizer: str = "absmax") -> Tensor:
@@ -47,14 +45,13 @@ def quantized_matmul(x: Tensor, w: Tensor, granularity: str = "vector", quantize
             could overflow.
     """
     x, w = arguments.floats("x", x), arguments.floats("w", w, ndim=2)
-    weight = quantize_weight(w, granularity, quantizer)
-    return int8_linear(x, weight, None, None, granularity)
+    codes, scale, zero_point = quantize_weight(w, granularity, quantizer)
+    return int8_linear(x, codes, None, scale, zero_point, None, None, None, granularity)
 
 
-def quantize_weight(w: Tensor, granularity: str, quantizer: str) -> QuantizedWeight:
-    """The load phase: quantizes a weight (N, K), whole for "tensor" and "row", a row at a time for "vector"."""
+def quantize_weight(w: Tensor, granularity: str, quantizer: str) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The load phase: codes, scale and zero point (None for absmax) of a weight (N, K), a row at a time for "vector", else whole."""
     arguments.one_of("granularity", granularity, arguments.GRANULARITIES)
     arguments.one_of("quantizer", quantizer, arguments.QUANTIZERS)
     arguments.accumulator_fits(w.shape[1], quantizer)
-    codes, scale, zero_point = implementation(w).quantize(w, granularity == "vector", quantizer)
-    return QuantizedWeight(codes, scale, zero_point, None if zero_point is None else codes.sum(-1, dtype=torch.int32))
+    return quantize(w, granularity == "vector", quantizer)

@@ -1,8 +1,11 @@
-"""A weight as a layer keeps it: quantized once, at load time."""
+"""A weight as the inference phase takes it: quantized once, at load time."""
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
+
+ZERO_SLICE = 2.0**-100  # as in reference/absmax.py
 
 
 class QuantizedWeight(NamedTuple):
@@ -22,3 +25,17 @@ class QuantizedWeight(NamedTuple):
     zero_point: Tensor | None = None
     code_sum: Tensor | None = None
     float_weight: Tensor | None = None
+
+
+def absolute_maximum(w: Tensor, per_row: bool) -> Tensor:
+    """Largest magnitude of `w` (N, K) in float32, (N, 1) or (1, 1); NaN where there is a NaN, 0 where there is nothing."""
+    if w.numel() == 0:
+        return w.new_zeros(w.shape[0] if per_row else 1, 1, dtype=torch.float32)
+    slices = w if per_row else w.reshape(1, -1)
+    return torch.linalg.vector_norm(slices, float("inf"), dim=1, keepdim=True, dtype=torch.float32)
+
+
+def absmax_scale(absmax: Tensor) -> Tensor:
+    """The scale that belongs to each largest magnitude: absmax / 127, 0 for a zero slice, NaN for a non-finite one."""
+    scale = torch.where(absmax < ZERO_SLICE, 0.0, absmax / 127)
+    return torch.where(absmax.isinf(), torch.nan, scale)

@@ -5,8 +5,8 @@ from typing import NamedTuple
 from torch import Tensor
 
 from . import arguments
-from .dispatch import implementation
 from .absmax import scale_shape
+from .operators import quantize
 
 
 class Zeropoint(NamedTuple):
@@ -36,7 +36,8 @@ def zeropoint_quantize(x: Tensor, axis: int | None = None) -> Zeropoint:
     """
     x = arguments.floats("x", x)
     per_row = arguments.axis(axis) is not None
-    codes, scale, zero_point = implementation(x).quantize(arguments.rows_of(x), per_row, "zeropoint")
+    codes, scale, zero_point = quantize(arguments.rows_of(x), per_row, "zeropoint")
+    assert zero_point is not None
     shape = scale_shape(x, per_row)
     return Zeropoint(codes.reshape(x.shape), scale.reshape(shape), zero_point.reshape(shape))
 

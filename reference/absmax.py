@@ -81,4 +81,4 @@ def absmax_dequantize(codes: NDArray[np.int8], scale: NDArray[np.float32]) -> ND
         ValueError: the shapes do not broadcast.
     """
     codes = arguments.codes("codes", codes)
-    return arguments.scales(codes, scale) * codes
+    return arguments.scales(codes, scale) * codes.astype(np.float32)

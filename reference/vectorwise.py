@@ -37,6 +37,7 @@ def int8_matmul(a: NDArray[np.int8], b: NDArray[np.int8]) -> NDArray[np.int32]:
 
 
 def accumulate(a: NDArray[np.int8], b: NDArray[np.int8]) -> NDArray[np.int32]:
+    """a @ b.T of codes whose shapes and K have been checked."""
     # In float64 every partial sum is an integer far below 2**53, so this is exact, and it is a fast BLAS product;
     # NumPy has none for integers.
     return (a.astype(np.float64) @ b.T.astype(np.float64)).astype(np.int32)

@@ -168,7 +168,7 @@ def test_turning_the_outliers_leaves_the_product_as_it_was(outlier):
 def test_the_page_shows_the_numbers_that_the_reference_gives(playground, settings):
     result, texts = expected(settings)
     turn(playground, settings)
-    playground.wait_for_function("([s, t]) => document.querySelector(s).innerText === t", arg=list(texts.items())[0])
+    playground.wait_for_function("([s, t]) => document.querySelector(s).innerText === t", arg=next(iter(texts.items())))
     assert shown(playground, texts) == texts
 
     playground.focus("#map-int8-codes")
@@ -249,7 +249,9 @@ def test_every_exercise_says_not_yet_to_its_stub_and_right_to_its_solution(playg
 
 
 def test_a_wrong_answer_is_told_what_is_wrong(playground):
-    truncating = "def my_absmax(x):\n    s = np.abs(x).max()\n    return (x * (127 / s)).astype(np.int8), s / 127\n\nchecks.absmax(my_absmax)"
+    truncating = (
+        "def my_absmax(x):\n    s = np.abs(x).max()\n    return (x * (127 / s)).astype(np.int8), s / 127\n\nchecks.absmax(my_absmax)"
+    )
     state, text = run_exercise(playground, "my_absmax", truncating)
     assert state == "wrong"
     assert "expected" in text

@@ -153,7 +153,7 @@ print("codes, scale, zero point and product: equal, bit for bit")
 
 # %%
 inputs = model_data.layer_inputs()
-model, _ = model_data.model_and_tokenizer()
+model = model_data.model()
 
 
 def step_ratio(a):

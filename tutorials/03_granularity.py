@@ -174,7 +174,7 @@ print("3 granularities x 2 quantizers: equal, bit for bit")
 # > they differ?
 
 # %%
-model, _ = model_data.model_and_tokenizer()
+model = model_data.model()
 names = [f"model.layers.{i}.mlp.gate_proj" for i in range(len(model.model.layers))]
 curves = {g: [] for g in ("tensor", "row", "vector")}
 spread = []

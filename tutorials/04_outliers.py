@@ -149,11 +149,11 @@ for name in ("self_attn.q_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.down_
 # outliers in the last block, set them to zero at the input of every attention and MLP, and ask how well the model
 # still predicts the text.
 #
-# > **Predict.** Perplexity (the number of tokens among which the model hesitates, as it were) is 12.8 on this text.
-# > What is it without 2 of the 576 features? And without 2 others, chosen at random?
+# > **Predict.** Perplexity is the number of tokens among which the model hesitates, as it were; on this text it is
+# > about 20. What is it without 2 of the 576 features? And without 2 others, chosen at random?
 
 # %%
-model, _ = model_data.model_and_tokenizer()
+model = model_data.model()
 tokens = model_data.prose()
 
 

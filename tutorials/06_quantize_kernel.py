@@ -68,7 +68,7 @@ separate = sum(r + w for _, r, w in steps)
 fused = 2 + 1
 figure, ax = plt.subplots(figsize=(8, 1.9))
 left = 0
-for (name, r, w), color in zip(steps, (pictures.BLUE, pictures.ORANGE, pictures.GREEN, pictures.RED, pictures.PURPLE), strict=True):
+for (name, r, w), color in zip(steps, pictures.COLORS, strict=True):
     ax.barh(1, r + w, left=left, color=color, alpha=0.6)
     ax.text(left + (r + w) / 2, 1.45, name, ha="center", va="bottom", fontsize=8.5)
     left += r + w

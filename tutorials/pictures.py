@@ -15,7 +15,10 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch, Rectangle
 
-BLUE, ORANGE, GREEN, RED, PURPLE, GREY = "#4a90d9", "#e0862b", "#3fa36b", "#d9574e", "#9a72d0", "#7d828c"
+from experiments import records
+from experiments.records import BLUE, GREEN, GREY, ORANGE, PURPLE, RED
+
+COLORS = (BLUE, ORANGE, GREEN, RED, PURPLE)
 
 #: For maps without text in the cells.
 MAGNITUDE_STRONG = LinearSegmentedColormap.from_list("strong", [(0.29, 0.56, 0.85, 0.0), (0.88, 0.53, 0.17, 0.9), (0.85, 0.34, 0.31, 1.0)])
@@ -24,33 +27,7 @@ MAGNITUDE_STRONG = LinearSegmentedColormap.from_list("strong", [(0.29, 0.56, 0.8
 MAGNITUDE = LinearSegmentedColormap.from_list("magnitude", [(0.29, 0.56, 0.85, 0.0), (0.29, 0.56, 0.85, 0.4)])
 
 matplotlib.use("agg")
-plt.rcParams.update(
-    {
-        "figure.facecolor": "none",
-        "axes.facecolor": "none",
-        "savefig.facecolor": "none",
-        "legend.facecolor": "none",
-        "legend.edgecolor": GREY,
-        "legend.framealpha": 0,
-        "text.color": GREY,
-        "axes.labelcolor": GREY,
-        "axes.edgecolor": GREY,
-        "axes.titlecolor": GREY,
-        "xtick.color": GREY,
-        "ytick.color": GREY,
-        "grid.color": GREY,
-        "grid.alpha": 0.25,
-        "axes.grid": True,
-        "axes.axisbelow": True,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.prop_cycle": matplotlib.cycler(color=[BLUE, ORANGE, GREEN, RED, PURPLE]),
-        "font.size": 11,
-        "axes.titlesize": 11,
-        "figure.figsize": (7.2, 3.2),
-        "figure.constrained_layout.use": True,
-    }
-)
+plt.rcParams.update(records.STYLE | {"figure.figsize": (7.2, 3.2), "text.color": GREY})
 
 
 def show(figure: Figure, alt: str) -> None:

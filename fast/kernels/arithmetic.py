@@ -25,6 +25,7 @@ ROUNDER = tl.constexpr(1.5 * 2**23)
 ROUNDER_BITS = tl.constexpr(0x4B400000)
 
 MAGNITUDE_BITS = tl.constexpr(0x7FFFFFFF)
+INFINITY_BITS = tl.constexpr(0x7F800000)
 SIGN_BIT = tl.constexpr(-(2**31))
 
 
@@ -51,11 +52,14 @@ def magnitudes(x, ZEROPOINT: tl.constexpr):
 @triton.jit
 def parameters(above, below, ZEROPOINT: tl.constexpr):
     """Scale, inverse and zero point of slices, from the largest `magnitudes` of each; inverse is 0 where codes are 0."""
-    hi = above.to(tl.float32, bitcast=True)
-    minus_lo = below.to(tl.float32, bitcast=True)
-    extent = hi + minus_lo if ZEROPOINT else hi
     steps: tl.constexpr = 255.0 if ZEROPOINT else 127.0
-    finite = extent < float("inf")  # false for NaN
+    finite = (above < INFINITY_BITS) & (below < INFINITY_BITS)
+    hi = tl.where(finite, above, 0).to(tl.float32, bitcast=True)
+    minus_lo = tl.where(finite, below, 0).to(tl.float32, bitcast=True)
+    extent = hi
+    if ZEROPOINT:
+        extent = hi + minus_lo
+        finite = finite & (extent < float("inf"))
     usable = finite & (extent >= ZERO_SLICE)
     safe = tl.where(usable, extent, 1.0)
     # div_rn: the plain division of float32 is approximate on a GPU.

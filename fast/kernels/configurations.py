@@ -64,7 +64,8 @@ class Decode(NamedTuple):
 # larger the tile the less the second-level cache is asked for, the smaller the tile the more multiprocessors have one.
 Table = tuple[tuple[int | None, int | None, Product], ...]
 
-# IMMA, 2048 multiply-adds a cycle and multiprocessor (sm_80), half of it and less on sm_89: a 128 x 128 tile asks for at most 32 bytes a cycle.
+# IMMA, 2048 multiply-adds a cycle and multiprocessor (sm_80), half of it and less on sm_89: a 128 x 128 tile asks for at most
+# 32 bytes a cycle.
 # Its outlier accumulators in 4 parts leave no spill; 3 buffers of 32 KB (sm_80) or 2 (sm_89, 99 KB in all) in shared memory.
 AMPERE: Table = (
     (32, None, Product(32, 128, 128, 16, 8, 2, 4, 4)),  # few rows: W decides, its tile stays wide, X's is not padded to 64
@@ -113,7 +114,7 @@ GENERAL = {
 # Decoding reads N * K bytes once. In flight must be bandwidth times latency: about 36 bytes a nanosecond (H200, a
 # multiprocessor) times 0.7 microseconds, 25 KB. Four stages of 64 x 128 bytes are 32 KB. Narrower where N is too small to give
 # every multiprocessor a block of 64.
-DECODES = ((2048, Decode(16, 16, 256, 4, 5)), (8191, Decode(16, 32, 128, 4, 6)), (None, Decode(16, 64, 128, 4, 5)))
+DECODES = ((2048, Decode(16, 16, 256, 4, 5)), (8191, Decode(16, 32, 128, 4, 5)), (None, Decode(16, 64, 128, 4, 5)))
 DECODE_INTERPRETER = Decode(16, 32, 32, 4, 2)
 
 
@@ -142,10 +143,13 @@ def scan_configuration(arch: str, m: int, k: int) -> Scan:
 
 
 def rows_configuration(arch: str, k: int) -> Rows:
-    """32 entries a thread: 4 loads of 16 bytes at once (16-bit X), and a row of 16384 in the registers of 16 warps."""
+    """32 entries a thread: 4 loads of 16 bytes at once (16-bit X), and a row of up to 16384 in the registers of 16 warps.
+
+    Longer rows go through in blocks of 8192, twice.
+    """
     if arch == "interpreter":
         return Rows(4, 32 if k > 64 else 64, 4)
-    block_k = min(triton.next_power_of_2(k), 16384)
+    block_k = triton.next_power_of_2(k) if k <= 16384 else 8192
     rows = max(1, 4096 // block_k)
     return Rows(rows, max(block_k, 16), min(16, max(4, rows * block_k // 1024)))
 

@@ -283,7 +283,8 @@ def launch_product(
     wide = zero_point is not None and k >= WIDE_FROM
     if config is None:
         aligned = all(t.stride(1) == 1 and t.stride(0) % 16 == 0 and t.data_ptr() % 16 == 0 for t in (codes, w))
-        config = product_configuration(architecture(codes.device), m, n, general=wide or not aligned or not (x is None or sixteen_bits(x, float_weight)))
+        general = wide or not aligned or not (x is None or sixteen_bits(x, float_weight))
+        config = product_configuration(architecture(codes.device), m, n, general)
     tiles = config.tma and k > 0
     with torch.cuda.device_of(codes):
         product_kernel[(triton.cdiv(m, config.block_m) * triton.cdiv(n, config.block_n),)](

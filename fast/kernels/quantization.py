@@ -23,6 +23,9 @@ from .arithmetic import NO_FUSION, encode, magnitudes, parameters
 from .configurations import Rows, architecture, rows_configuration
 from .outliers import compact, is_outlier, scan
 
+#: Columns that go at a time through what is not limited by bandwidth: the list of outliers, the extremes of a tensor.
+SHORT_BLOCK = tl.constexpr(1024)
+
 
 @triton.jit
 def quantize_rows(
@@ -59,7 +62,7 @@ def quantize_rows(
     program = tl.program_id(0)
     if flags is not None:
         if program == 0:
-            compact(flags, outliers, K, SPLITS, 1024 if BLOCK_K > 1024 else BLOCK_K)
+            compact(flags, outliers, K, SPLITS, SHORT_BLOCK)
         else:
             _quantize_block(
                 program - 1, x, codes, scale, zero_point, code_sum, flags, above, below,
@@ -89,7 +92,7 @@ def _quantize_block(
         held = _regular(source, 0, live, flags, K, stride_xk, SPLITS, BLOCK_K)
 
     if above is not None:
-        up, down = _tensor_extremes(above, below, flags, K, SPLITS, BLOCK_K)
+        up, down = _tensor_extremes(above, below, flags, K, SPLITS, SHORT_BLOCK)
     elif HELD:
         all_up, all_down = magnitudes(held, ZEROPOINT)
         up = tl.max(all_up, axis=1)
@@ -163,8 +166,6 @@ def _tensor_extremes(above, below, flags, K, SPLITS: tl.constexpr, BLOCK_K: tl.c
             if below is not None:
                 down = tl.maximum(down, tl.load(below + split * K + columns, mask=counted, other=0))
     return tl.max(up, axis=0), tl.max(down, axis=0)
-
-
 
 
 def quantize_regular(

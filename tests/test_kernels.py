@@ -1,0 +1,333 @@
+"""The Triton kernels against the NumPy reference, under Triton's interpreter: the same computation, said twice.
+
+Every buffer that a launcher allocates is poisoned first, so an entry that no program writes is seen. Shapes are small, and the
+interpreter's blocks smaller: several programs, ragged edges.
+"""
+
+import os
+
+os.environ.setdefault("TRITON_INTERPRET", "1")
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import fast
+import reference
+from fast import kernels
+from fast.kernels import configurations, decode, product
+from fast.operators import quantized_weight
+
+DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+QUANTIZERS = ("absmax", "zeropoint")
+GRANULARITIES = ("tensor", "row", "vector")
+ROUTES = {"decode": 5, "tiled": 37}  # by how many rows X has
+
+U32 = 2.0**-24  # unit roundoff of float32
+UNIT_ROUNDOFF = {torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8, torch.float32: 2.0**-24}
+POISON = {torch.int8: 0x5A, torch.uint8: 0x5A, torch.int32: 0x5A5A5A5A}
+
+
+@pytest.fixture(autouse=True)
+def poisoned_buffers(monkeypatch: pytest.MonkeyPatch) -> None:
+    empty = torch.empty
+
+    def poisoned(*shape: Any, dtype: torch.dtype, **options: Any) -> torch.Tensor:
+        return empty(*shape, dtype=dtype, **options).fill_(POISON.get(dtype, float("nan")))
+
+    monkeypatch.setattr(torch, "empty", poisoned)
+
+
+def normal(shape: tuple[int, ...], dtype: torch.dtype = torch.float16, seed: int = 0, outliers: tuple[int, ...] = ()) -> torch.Tensor:
+    """Standard normal entries, and in each column of `outliers` one entry of about 20."""
+    generator = np.random.default_rng([seed, *shape])
+    x = generator.standard_normal(shape, dtype=np.float32).clip(-5, 5)
+    for column in outliers:
+        x[generator.integers(shape[0]), column] = 20 + column % 3
+    return torch.from_numpy(x).to(dtype)
+
+
+def array(x: torch.Tensor) -> np.ndarray:
+    """As NumPy: bfloat16 widened to float32, which is exact."""
+    return (x.float() if x.dtype == torch.bfloat16 else x).numpy()
+
+
+def assert_same(actual: torch.Tensor, expected: np.ndarray) -> None:
+    """Equal dtype, shape and every bit that counts: NaN where NaN is, otherwise equal."""
+    assert array(actual).dtype == expected.dtype
+    assert actual.shape == expected.shape
+    np.testing.assert_array_equal(array(actual), expected)
+
+
+def assert_quantized_like_reference(x: torch.Tensor, per_row: bool, quantizer: str) -> None:
+    axis = -1 if per_row else None
+    codes, scale, zero_point = kernels.quantize(x, per_row, quantizer)
+    if quantizer == "absmax":
+        expected: Any = reference.absmax_quantize(array(x), axis)
+    else:
+        expected = reference.zeropoint_quantize(array(x), axis)
+        assert zero_point is not None
+        assert_same(zero_point, expected.zero_point)
+    assert_same(codes, expected.codes)
+    assert_same(scale, expected.scale)
+
+
+@pytest.mark.parametrize("quantizer", QUANTIZERS)
+@pytest.mark.parametrize("per_row", [True, False])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(1, 1), (5, 33), (7, 64), (6, 100)])  # held in registers up to 64 columns, longer in blocks
+def test_codes_scales_and_zero_points_equal_the_reference(shape, dtype, per_row, quantizer):
+    assert_quantized_like_reference(normal(shape, dtype), per_row, quantizer)
+
+
+@pytest.mark.parametrize("quantizer", QUANTIZERS)
+@pytest.mark.parametrize("per_row", [True, False])
+@pytest.mark.parametrize("shape", [(0, 5), (5, 0), (0, 0)])
+def test_empty_inputs_quantize_to_empty_codes_and_zero_scales(shape, per_row, quantizer):
+    assert_quantized_like_reference(normal(shape), per_row, quantizer)
+
+
+FLOAT32_MAX = float(np.finfo(np.float32).max)
+EDGES = {
+    "zeros": [0.0, -0.0, 0.0],
+    "below a zero slice": [2.0**-101, -(2.0**-110), 1e-45],
+    "smallest slice that counts": [2.0**-100, 2.0**-101, 0.0],
+    "largest": [FLOAT32_MAX, -1.0, 1.0],
+    "range overflows": [FLOAT32_MAX, -FLOAT32_MAX, 1.0],
+    "nan": [float("nan"), 1.0, 2.0],
+    "negative nan": [-float("nan"), 1.0, 2.0],
+    "infinity": [float("inf"), 1.0, 2.0],
+    "minus infinity": [-float("inf"), 1.0, 2.0],
+    "both infinities": [float("inf"), -float("inf"), 0.0],
+    "ties to even": [127.0, 0.5, -1.5],
+    "one sign": [-1.0, -2.0, -3.0],
+    "the other sign": [1.0, 2.0, 3.0],
+}
+
+
+@pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")  # NumPy's, which adds for the interpreter
+@pytest.mark.parametrize("quantizer", QUANTIZERS)
+@pytest.mark.parametrize("per_row", [True, False])
+@pytest.mark.parametrize("edge", EDGES)
+def test_edges_quantize_as_the_contract_says(edge, per_row, quantizer):
+    x = normal((3, 40), torch.float32)
+    x[1] = 0.0
+    x[1, 35:38] = torch.tensor(EDGES[edge])
+    assert_quantized_like_reference(x, per_row, quantizer)
+
+
+@pytest.mark.parametrize("quantizer", QUANTIZERS)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_every_16_bit_pattern_quantizes_as_in_the_reference(dtype, quantizer):
+    # 64 patterns a row: rows of subnormals, of normal numbers of one exponent, of infinities and NaNs.
+    patterns = torch.arange(2**16, dtype=torch.int32).to(torch.int16).view(dtype).reshape(1024, 64)
+    with np.errstate(over="ignore"):
+        assert_quantized_like_reference(patterns, True, quantizer)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (5, 7, 33), (40, 70, 100), (3, 4, 0), (0, 4, 5), (3, 0, 5)])
+@pytest.mark.parametrize("tma", [False, True])
+def test_int8_products_are_exact(shape, tma, monkeypatch):
+    m, n, k = shape
+    if tma:  # blocks by descriptor, which zero what lies outside
+        row = configurations.INTERPRETER[0][2]._replace(tma=True)
+        monkeypatch.setattr(product, "product_configuration", lambda *_, **__: row)
+    generator = np.random.default_rng(k)
+    a, b = (torch.from_numpy(generator.integers(-128, 128, size, dtype=np.int8)) for size in ((m, k), (n, k)))
+    width = -k % 16  # rows at multiples of 16 bytes, as a descriptor needs them
+    a, b = (torch.nn.functional.pad(t, (0, width))[:, :k] for t in (a, b))
+    assert_same(kernels.int8_matmul(a, b), reference.int8_matmul(a.numpy(), b.numpy()))
+
+
+def test_every_pair_of_codes_has_its_product():
+    codes = torch.arange(-128, 128, dtype=torch.int8).reshape(256, 1)
+    assert_same(kernels.int8_matmul(codes, codes), reference.int8_matmul(codes.numpy(), codes.numpy()))
+
+
+def test_int8_products_take_any_strides():
+    a, b = torch.randint(-128, 128, (50, 35), dtype=torch.int8).T, torch.randint(-128, 128, (40, 100), dtype=torch.int8)[:, ::2]
+    assert_same(kernels.int8_matmul(a, b), reference.int8_matmul(a.numpy(), b.numpy()))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("limit", [0.0, 2.5, 6.0])
+@pytest.mark.parametrize("shape", [(1, 1), (70, 45), (0, 4), (4, 0)])
+def test_outlier_columns_equal_the_reference(shape, limit, dtype):
+    x = normal(shape, dtype, outliers=(shape[1] - 1,) if min(shape) else ())
+    assert_same(kernels.outlier_columns(x, limit), reference.outlier_columns(array(x), limit))
+
+
+@pytest.mark.parametrize("limit", [0.0, 6.0])
+def test_infinity_is_an_outlier_and_nan_is_not(limit):
+    x = torch.tensor([[float("inf"), float("nan"), 6.0, 5.9990234, -6.0, -float("inf"), float("nan")]] * 2 + [[0.0] * 7])
+    x[:, 6] = float("nan")  # a column of nothing else
+    assert_same(kernels.outlier_columns(x, limit), reference.outlier_columns(x.numpy(), limit))
+
+
+class Layer:
+    """One layer on both sides, from the same numbers."""
+
+    def __init__(self, w: torch.Tensor, bias: torch.Tensor | None, threshold: float | None, policy: str, quantizer: str, granularity: str):
+        self.threshold, self.per_row = threshold, granularity != "tensor"
+        self.fast = fast.Int8Linear.from_float(w, bias, threshold, policy, quantizer, granularity)
+        self.reference = reference.Int8Linear.from_float(
+            array(w), None if bias is None else array(bias.float()), threshold, policy, quantizer, granularity
+        )
+        stored = (self.fast.weight, self.fast.weight_absmax, self.fast.weight_scale, self.fast.weight_zero_point, self.fast.float_weight)
+        self.weight = quantized_weight(*stored)
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return kernels.linear(x, self.weight, self.fast.bias, self.threshold, self.per_row)
+
+    def expected(self, x: torch.Tensor) -> torch.Tensor:
+        """The reference's float32 result, cast once."""
+        return torch.from_numpy(self.reference(array(x))).to(x.dtype)
+
+    def bound(self, x: torch.Tensor) -> np.ndarray:
+        """How far both may lie apart, by the contract.
+
+        Each side sums the n outlier products in float32, in its own order: within gamma(n) of the sum S of their magnitudes
+        (Higham, Accuracy and Stability, section 3.1), each weight within one rounding (reference) or two (kernels: the code and the
+        scale). Then one rounding for the sum with the regular part and one for that with the bias, and one of the result to its type.
+        """
+        if self.threshold is None:
+            return np.zeros((x.shape[0], self.weight.codes.shape[0]))
+        outliers = reference.outlier_columns(array(x), self.threshold)
+        n = int(outliers.sum())
+        kept = self.reference.float_weight
+        if kept is None:
+            zero = 0 if self.weight.zero_point is None else self.weight.zero_point
+            kept = ((self.weight.codes - zero) * self.weight.scale).numpy()
+        terms = np.abs(array(x)[:, outliers].astype(np.float64)) @ np.abs(np.float64(kept[:, outliers])).T
+        y = np.abs(self.reference(array(x)).astype(np.float64))
+        bias = 0.0 if self.fast.bias is None else np.abs(self.fast.bias.double().numpy())
+        gamma = (n + 2) * U32 / (1 - (n + 2) * U32)
+        inner = 2 * gamma * terms + 4 * U32 * (y + terms + bias)
+        return inner + 2 * UNIT_ROUNDOFF[x.dtype] * (y + inner)
+
+    def check(self, x: torch.Tensor) -> None:
+        actual = self(x)
+        assert actual.dtype == x.dtype
+        expected = self.expected(x)
+        assert actual.shape == expected.shape
+        if self.threshold is None:
+            assert_same(actual, array(expected))
+        else:
+            gap = np.abs(actual.double().numpy() - expected.double().numpy())
+            assert np.all(gap <= self.bound(x)), f"largest excess {np.max(gap - self.bound(x))}"
+
+
+@pytest.mark.parametrize("m", ROUTES.values(), ids=ROUTES)
+@pytest.mark.parametrize("granularity", GRANULARITIES)
+@pytest.mark.parametrize("quantizer", QUANTIZERS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_without_outliers_every_bit_is_the_reference_s(m, granularity, quantizer, dtype):
+    layer = Layer(normal((41, 70), dtype), normal((1, 41), dtype)[0], None, "dequantized", quantizer, granularity)
+    layer.check(normal((m, 70), dtype, seed=1))
+
+
+@pytest.mark.parametrize("m", ROUTES.values(), ids=ROUTES)
+@pytest.mark.parametrize("policy", ["dequantized", "float"])
+@pytest.mark.parametrize("quantizer", QUANTIZERS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("threshold", [0.0, 6.0])
+def test_with_outliers_the_result_is_within_the_bound(m, policy, quantizer, dtype, threshold):
+    layer = Layer(normal((41, 70), dtype), normal((1, 41), dtype)[0], threshold, policy, quantizer, "vector")
+    layer.check(normal((m, 70), dtype, seed=1, outliers=(0, 31, 32, 69)))
+
+
+@pytest.mark.parametrize("m", ROUTES.values(), ids=ROUTES)
+@pytest.mark.parametrize("granularity", ["tensor", "row"])
+@pytest.mark.parametrize("quantizer", QUANTIZERS)
+def test_an_outlier_sets_no_scale_whatever_the_granularity(m, granularity, quantizer):
+    layer = Layer(normal((33, 70)), None, 6.0, "dequantized", quantizer, granularity)
+    layer.check(normal((m, 70), seed=1, outliers=(3, 69)))
+
+
+@pytest.mark.parametrize("quantizer", QUANTIZERS)
+def test_both_routes_give_the_same_bits_without_outliers(quantizer):
+    layer = Layer(normal((41, 70)), normal((1, 41))[0], None, "dequantized", quantizer, "vector")
+    x = normal((9, 70), seed=1)
+    tiled = kernels.tiled(x, layer.weight, layer.fast.bias, None, True)
+    assert_same(decode.decode_linear(x, layer.weight, layer.fast.bias, None, True), array(tiled))
+
+
+@pytest.mark.parametrize("m", ROUTES.values(), ids=ROUTES)
+@pytest.mark.parametrize("k", [1, 31, 33, 65])
+def test_an_outlier_in_the_last_ragged_column_is_found(m, k):
+    layer = Layer(normal((33, k)), None, 6.0, "dequantized", "absmax", "vector")
+    layer.check(normal((m, k), seed=1, outliers=(k - 1,)))
+
+
+@pytest.mark.parametrize("shape", [(0, 3, 4), (3, 0, 4), (3, 4, 0), (40, 4, 0), (1, 1, 1), (17, 1, 5)])
+@pytest.mark.parametrize("threshold", [None, 0.0, 6.0])
+def test_empty_and_tiny_shapes(shape, threshold):
+    m, n, k = shape
+    layer = Layer(normal((n, k)), normal((1, n))[0], threshold, "dequantized", "zeropoint", "vector")
+    layer.check(normal((m, k), seed=1))
+
+
+LAYOUTS = {
+    "transposed": lambda x: x.T.contiguous().T,
+    "every other column": lambda x: x.repeat_interleave(2, dim=1)[:, ::2],
+    "unaligned": lambda x: torch.cat([x[:, :3], x], dim=1)[:, 3:],
+    "one row expanded": lambda x: x[:1].expand(x.shape[0], -1),
+}
+
+
+@pytest.mark.parametrize("m", ROUTES.values(), ids=ROUTES)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_any_strides_of_x(m, layout):
+    layer = Layer(normal((33, 48)), None, 6.0, "dequantized", "absmax", "vector")
+    layer.check(LAYOUTS[layout](normal((m, 48), seed=1, outliers=(1,))))
+
+
+@pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")  # NumPy's, which multiplies for the interpreter
+@pytest.mark.parametrize("m", ROUTES.values(), ids=ROUTES)
+@pytest.mark.parametrize("policy", ["dequantized", "float"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_what_is_not_finite_stays_in_its_row_and_column(m, policy, dtype):
+    w = normal((33, 70), dtype)
+    w[5, 40] = float("nan")  # column 5 of Y
+    x = normal((m, 70), dtype, seed=1, outliers=(2, 69))
+    x[0, 7] = float("nan")  # a NaN among the regular columns spoils its row through the scale
+    x[1, 69] = float("nan")  # one in an outlier column, through the outlier product
+    x[2, 2] = float("inf")
+    layer = Layer(w, None, 6.0, policy, "absmax", "vector")
+    actual, expected = layer(x).float().numpy(), layer.expected(x).float().numpy()
+    np.testing.assert_array_equal(np.isnan(actual), np.isnan(expected))
+    np.testing.assert_array_equal(np.isinf(actual), np.isinf(expected))
+    assert np.isnan(actual[:2]).all()
+    assert np.isnan(actual[:, 5]).all()
+    assert np.isfinite(np.delete(actual[3:], 5, axis=1)).all()
+
+
+@pytest.mark.parametrize("m", ROUTES.values(), ids=ROUTES)
+def test_a_large_outlier_times_a_small_weight_does_not_overflow(m):
+    w = normal((20, 33), torch.bfloat16) * 2.0**-20
+    x = normal((m, 33), torch.bfloat16, seed=1)
+    x[2, 32] = 2.0**127
+    Layer(w, None, 6.0, "dequantized", "absmax", "vector").check(x)
+
+
+@pytest.mark.parametrize("route", ROUTES)
+def test_the_correction_of_a_long_zeropoint_product_is_exact(route):
+    # x in [0, 1] and w in [-1, 0]: zero points -128 and 127, and K * 255 * 255 beyond int32.
+    k = product.WIDE_FROM + 1000
+    x, w = normal((2, k), torch.float32).abs().half(), -normal((2, k), torch.float32, seed=1).abs().half()
+    x[:], w[:] = x.clip(0.9, 1.0), w.clip(-1.0, -0.9)
+    layer = Layer(w, None, None, "dequantized", "zeropoint", "vector")
+    long = {"block_m": 16, "block_n": 16, "block_k": 4096}
+    if route == "decode":
+        config: Any = configurations.DECODE_INTERPRETER._replace(**long)
+        actual = decode.decode_linear(x, layer.weight, None, None, True, config)
+    else:
+        from fast.kernels.quantization import quantize_regular
+
+        codes, scale, zero_point, code_sum, _ = quantize_regular(x, None, True, True, True, configurations.Rows(2, 65536, 4))
+        config = configurations.INTERPRETER[0][2]._replace(**long)
+        y = torch.empty(2, 2, dtype=x.dtype)
+        actual = product.launch_product(codes, layer.weight.codes, y, x, layer.weight, None, None, scale, zero_point, code_sum, config)
+    assert_same(actual, array(layer.expected(x)))
