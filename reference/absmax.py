@@ -2,7 +2,7 @@
 
     scale = max|x| / 127          code = rint(x * 127 / max|x|)          x is about code * scale
 
-Dettmers et al. (2022), section 2.1, equation 1. The codes are symmetric, -127 to 127: -128 stays unused, so that
+Dettmers et al. (2022), section 2.1. The codes are symmetric, -127 to 127: -128 stays unused, so that
 negating x negates its codes.
 """
 

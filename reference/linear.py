@@ -1,6 +1,6 @@
 """A linear layer in its two phases: the weight is quantized once, at load time; the input anew at every call.
 
-Dettmers et al. (2022), section 3 and appendix B. Between the phases only the codes and one number a row need to be kept. The outlier
+Dettmers et al. (2022), section 3 and figure 2. Between the phases only the codes and one number a row need to be kept. The outlier
 columns then take their weights from the codes ("dequantized", 1 byte a weight in all), or from the original weight kept
 beside them ("float", 3 bytes a weight if it was float16, and no quantization error in the outlier columns).
 """

@@ -2,7 +2,7 @@
 
     Y[m, n]  is about  acc[m, n] * scale_x[m] * scale_w[n],      acc = X_codes @ W_codes.T  in int32
 
-Dettmers et al. (2022), sections 2.2 and 3.1, equation 5. Every product Y[m, n] belongs to one row of X and one row of
+Dettmers et al. (2022), sections 2.1 and 3.1, equations 6 and 7. Every product Y[m, n] belongs to one row of X and one row of
 W, so each may bring its own scale without disturbing the sum: the scales form an outer product.
 """
 

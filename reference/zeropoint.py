@@ -3,7 +3,7 @@
     scale = (hi - lo) / 255       zero_point = rint(-128 - lo * 255 / (hi - lo))
     code = rint(x * 255 / (hi - lo)) + zero_point        x is about (code - zero_point) * scale
 
-Dettmers et al. (2022), section 2.1, equations 2 to 4. lo and hi enclose zero, so zero is always representable, exactly:
+Dettmers et al. (2022), section 2.1, equations 1 to 3. lo and hi enclose zero, so zero is always representable, exactly:
 a padded or a removed entry stays a zero.
 """
 

@@ -68,7 +68,7 @@ pictures.show(
 # $$ s = \frac{\max |x|}{127}, \qquad q = \operatorname{rint}\!\left(x \cdot \tfrac{127}{\max|x|}\right), \qquad \hat
 # x = q \cdot s $$
 #
-# `rint` rounds to the nearest whole number, and a tie (exactly half) to the even neighbour. This is equation 1 of
+# `rint` rounds to the nearest whole number, and a tie (exactly half) to the even neighbour. This is section 2.1 of
 # [Dettmers et al. (2022)](https://arxiv.org/abs/2208.07339). The codes run from -127 to 127; -128 stays unused, so
 # that the codes of $-x$ are the negated codes of $x$.
 #

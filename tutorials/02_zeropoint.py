@@ -69,7 +69,8 @@ pictures.show(
 # $$ s = \frac{h - l}{255}, \qquad z = \operatorname{rint}\!\left(-128 - l \cdot \tfrac{255}{h-l}\right), \qquad
 # q = \operatorname{rint}\!\left(x \cdot \tfrac{255}{h - l}\right) + z, \qquad \hat x = (q - z) \cdot s $$
 #
-# with $q$ and $z$ clipped to [-128, 127] (equations 2 to 4 of the paper).
+# with $q$ and $z$ clipped to [-128, 127] (the paper's equations 1 to 3, which use 254 steps and the range -127 to
+# 127; its equation 2 for the zero point has a misprint, a product with $X$ in place of the scale).
 #
 # ## By hand
 #

@@ -78,7 +78,7 @@ pictures.show(
 # $$ Y_{mn} \approx \Big( \underbrace{\textstyle\sum_k q^X_{mk}\, q^W_{nk}}_{\text{int32, exact}} \Big) \cdot s^X_m
 # \cdot s^W_n $$
 #
-# The scales form an outer product (equation 5 of the paper). The integers add up exactly, but not in 8 bits: one
+# The scales form an outer product (equation 7 of the paper). The integers add up exactly, but not in 8 bits: one
 # product reaches $127^2 = 16129$. In int32, K of them fit as long as $K \cdot 127^2 \le 2^{31} - 1$.
 #
 # > **Predict.** How large may K be? The largest language models have K of about 50,000.
