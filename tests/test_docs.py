@@ -1,0 +1,49 @@
+"""What README and pages say, against what is there: their code runs, the files and tests that they name exist."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+RUNNABLE = [ROOT / "README.md", ROOT / "docs" / "index.md"]
+NAMED_FILE = re.compile(r"`((?:reference|fast|tests|tutorials|docs|experiments)/[\w/]+\.\w+)`")
+NAMED_TEST = re.compile(r"`(test_\w+\.py)`")
+NAMED_COMMAND = re.compile(r"python -m (\w+)\.(\w+)")
+
+
+def name(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+@pytest.mark.parametrize("page", RUNNABLE, ids=name)
+def test_python_shown_on_a_first_page_runs(page):
+    blocks = re.findall(r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    assert blocks
+    for block in blocks:
+        exec(compile(block, name(page), "exec"), {})
+
+
+def test_the_five_lines_of_the_first_page_are_the_method():
+    import numpy as np
+
+    import reference
+
+    text = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
+    scope: dict = {}
+    exec(re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)[0], scope)
+    np.testing.assert_array_equal(scope["y"], reference.llm_int8_matmul(scope["x"], scope["w"]))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_a_file_that_a_page_names_exists(page):
+    text = page.read_text(encoding="utf-8")
+    missing = [path for path in NAMED_FILE.findall(text) if not (ROOT / path).exists()]
+    missing += [test for test in NAMED_TEST.findall(text) if not (ROOT / "tests" / test).exists()]
+    missing += [f"{package}.{module}" for package, module in NAMED_COMMAND.findall(text) if not module_exists(package, module)]
+    assert missing == []
+
+
+def module_exists(package: str, module: str) -> bool:
+    return package not in ("reference", "fast", "experiments", "tutorials", "tests") or (ROOT / package / f"{module}.py").exists()
