@@ -1,7 +1,9 @@
 # Two commands on a fresh machine: `make demo`, `make test`. Each makes .venv if need be.
 # PYTHON names the interpreter that .venv is made with; EXTRA_PIP is passed to pip, for instance
-# EXTRA_PIP="--extra-index-url https://download.pytorch.org/whl/cpu" for a small Torch without CUDA.
+# EXTRA_PIP="--extra-index-url https://download.pytorch.org/whl/cpu" for a small Torch without CUDA. The tests run in WORKERS
+# processes: more of them share one GPU's memory.
 PYTHON ?= python3
+WORKERS ?= 2
 PIP = .venv/bin/python -m pip install --quiet -c constraints.txt $(EXTRA_PIP)
 RUN = .venv/bin/python
 
@@ -11,10 +13,10 @@ demo: .venv/demo
 	$(RUN) -m experiments.perplexity
 
 test: .venv/test lint
-	$(RUN) -m pytest -m "not deep and not site"
+	$(RUN) -m pytest -n $(WORKERS) --dist worksteal -m "not deep and not site"
 
 test-deep: .venv/test
-	HYPOTHESIS_PROFILE=deep $(RUN) -m pytest -m "not site"
+	HYPOTHESIS_PROFILE=deep $(RUN) -m pytest -n $(WORKERS) --dist worksteal -m "not site"
 
 lint: .venv/test
 	$(RUN) -m ruff check .
