@@ -1,0 +1,52 @@
+"""What every test runs under: one thread, where the kernels run, hypothesis' profiles, and the packages of this very clone."""
+
+import importlib.util
+import os
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import hypothesis
+import pytest
+import torch
+
+# Before Triton is imported, which decides once for all of its functions.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
+ROOT = Path(__file__).resolve().parents[1]
+
+torch.set_num_threads(1)
+
+#: The same examples on every run, and no database: a failure depends on nothing but the code. It prints the blob that reproduces it.
+hypothesis.settings.register_profile("default", max_examples=50, derandomize=True, deadline=None, database=None, print_blob=True)
+#: Other examples on every run, kept in .hypothesis/ where they fail; hypothesis prints the seed.
+hypothesis.settings.register_profile("deep", max_examples=1000, deadline=None, print_blob=True)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Packages named `fast` and `reference` exist on PyPI: what is tested must be what lies beside the tests."""
+    for package in ("reference", "fast"):
+        spec = importlib.util.find_spec(package)
+        found = Path(spec.origin).resolve().parent if spec and spec.origin else None
+        if found != ROOT / package:
+            raise pytest.UsageError(f"{package} must come from {ROOT / package}, got {found}; run pytest from {ROOT}, or pip install -e .")
+
+
+def pytest_report_header(config: pytest.Config) -> list[str]:
+    """What the kernels run on, and which versions."""
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        device = "Triton's interpreter, on the CPU"
+    elif torch.cuda.is_available():
+        device = f"{torch.cuda.get_device_name()}, compute capability {'.'.join(map(str, torch.cuda.get_device_capability()))}"
+    else:
+        device = "nothing: neither a CUDA GPU nor TRITON_INTERPRET=1 is there"
+    versions = ", ".join(f"{name} {_version(name)}" for name in ("torch", "triton", "numpy", "hypothesis", "bitsandbytes", "transformers"))
+    return [f"kernels on: {device}", f"versions: {versions}"]
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "not installed"
