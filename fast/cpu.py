@@ -38,6 +38,8 @@ def int8_matmul(a: Tensor, b: Tensor) -> Tensor:
     """a (M, K) @ b (N, K).T in int32, exact."""
     if 0 in (*a.shape, b.shape[0]):
         return a.new_zeros(a.shape[0], b.shape[0], dtype=torch.int32)
+    if a.shape[1] == 1:  # _int_mm takes the strides (1, 1) of a single column for another layout, and reads what is not there
+        return a.int() * b.int().T
     return torch._int_mm(a.contiguous(), b.contiguous().T)
 
 
