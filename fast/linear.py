@@ -149,8 +149,13 @@ class Int8Linear(nn.Linear):
             self.threshold,
             self.granularity,
         )
-        device = x.device.type
-        return y.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else y
+        return self._as_autocast(y)
+
+    def _as_autocast(self, y: Tensor) -> Tensor:
+        device = y.device.type
+        if y.is_meta or not torch.is_autocast_enabled(device):  # there is no autocast on meta, not even to ask about
+            return y
+        return y.to(torch.get_autocast_dtype(device))
 
     def extra_repr(self) -> str:
         """What `print(model)` shows of the layer."""
@@ -161,7 +166,7 @@ class Int8Linear(nn.Linear):
         return ", ".join(shown)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Int8Linear":
-        kept = [id(getattr(self, name)) for name in SCALES]
+        kept = [id(getattr(self, name)) for name in ("weight", *SCALES, "weight_zero_point")]
 
         def apply(tensor: Tensor) -> Tensor:
             applied = fn(tensor)
