@@ -115,7 +115,7 @@ def threshold(value: Any) -> float | None:
         raise TypeError(f"threshold must be a number or None, got {type(value).__name__}")
     if math.isnan(value) or value < 0:
         raise ValueError(f"threshold must be 0 or more, or None to turn decomposition off, got {value}")
-    rounded = torch.tensor(float(value), dtype=torch.float32).item()
+    rounded = torch.tensor(float(value), dtype=torch.float32, device="cpu").item()  # also under torch.device("meta")
     return None if math.isinf(rounded) else rounded
 
 

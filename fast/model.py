@@ -1,6 +1,7 @@
 """Turns the linear layers of a model into int8, in place, and says what it did."""
 
 import logging
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -88,8 +89,8 @@ def quantize_model(
     arguments.one_of("quantizer", quantizer, arguments.QUANTIZERS)
     arguments.one_of("granularity", granularity, arguments.GRANULARITIES)
 
-    summary = Summary(bytes_before=_size(model))
-    chosen = _choose(model, skip, summary)
+    summary = Summary(bytes_before=size_of(model))
+    chosen = choose_layers(model, lambda name: any(f".{part}." in f".{name}." for part in skip), summary)
     for module in chosen:
         arguments.accumulator_fits(weight_and_bias(module)[0].shape[1], quantizer)
 
@@ -100,7 +101,7 @@ def quantize_model(
             module, names = pending.pop(0)  # so that the float layer goes as soon as the model lets go of it
             layer = Int8Linear.from_float(module, None, threshold, outlier_weight, quantizer, granularity)
             layer.train(module.training)
-            summary.quantized[names[0]] = (_size(module), _size(layer))
+            summary.quantized[names[0]] = (size_of(module), size_of(layer))
             for name in names:
                 if name == "":
                     model = layer
@@ -109,18 +110,32 @@ def quantize_model(
                     setattr(model.get_submodule(parent), last, layer)
             advance()
 
-    summary.bytes_after = _size(model)
+    summary.bytes_after = size_of(model)
     model.quantization_summary = summary  # type: ignore[assignment]
+    transformers = sys.modules.get("transformers.modeling_utils")
+    if transformers is not None and isinstance(model, transformers.PreTrainedModel):
+        from .huggingface import declare
+
+        declare(model)  # so that what save_pretrained writes can be read back
     logger.info("quantized a model\n%s", summary)
     return model
 
 
-def _choose(model: nn.Module, skip: Sequence[str], summary: Summary) -> dict[nn.Module, list[str]]:
-    """The modules to replace, each with all names it goes by; notes in `summary` what stays and why."""
+def choose_layers(model: nn.Module, skipped: Callable[[str], bool], summary: Summary) -> dict[nn.Module, list[str]]:
+    """Returns the modules to replace, each with all names it goes by; notes in `summary` what stays and why.
+
+    Args:
+        model: its weights may be on the meta device.
+        skipped: says of a module's full name whether the user wants to leave it alone.
+        summary: its `kept` is filled in.
+    """
     owners: dict[int, list[str]] = {}
     for owner, module in model.named_modules():
         for name, parameter in module.named_parameters(recurse=False):
             owners.setdefault(id(parameter), []).append(f"{owner}.{name}".lstrip("."))
+    # transformers ties weights only after it has loaded them; until then it names them.
+    announced = getattr(model, "all_tied_weights_keys", {})
+    twins = {a: b for pair in announced.items() for a, b in (pair, pair[::-1])}
     readers = [name for name, module in model.named_modules() if isinstance(module, READS_WEIGHTS)]
 
     chosen: dict[nn.Module, list[str]] = {}
@@ -134,7 +149,9 @@ def _choose(model: nn.Module, skip: Sequence[str], summary: Summary) -> dict[nn.
             continue
         weight = module.weight
         tied = [owner for owner in owners[id(weight)] if owner != f"{name}.weight".lstrip(".")] if module not in chosen else []
-        if any(f".{part}." in f".{name}." for part in skip):
+        if weight.is_meta and f"{name}.weight" in twins:
+            tied.append(twins[f"{name}.weight"])
+        if skipped(name):
             reason = "named in skip"
         elif type(module) is not nn.Linear and not is_conv1d(module):
             reason = f"{type(module).__name__} is a linear layer of its own kind"
@@ -147,7 +164,7 @@ def _choose(model: nn.Module, skip: Sequence[str], summary: Summary) -> dict[nn.
         else:
             chosen.setdefault(module, []).append(name)
             continue
-        summary.kept[name] = (_size(module), reason)
+        summary.kept[name] = (size_of(module), reason)
     return chosen
 
 
@@ -169,6 +186,6 @@ def _bytes(tensor: Tensor) -> int:
     return tensor.numel() * tensor.element_size()
 
 
-def _size(module: nn.Module) -> int:
+def size_of(module: nn.Module) -> int:
     """Bytes of all parameters and buffers, each tensor once."""
     return sum(_bytes(t) for t in {id(t): t for t in (*module.parameters(), *module.buffers())}.values())
