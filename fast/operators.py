@@ -28,6 +28,7 @@ code_sum_of = Derived(lambda codes: codes.sum(-1, dtype=torch.int32))
 @torch.library.impl("llm_int8::quantize", "default")
 def _quantize(x: Tensor, per_row: bool, quantizer: str) -> tuple[Tensor, Tensor, Tensor]:
     codes, scale, zero_point = implementation(x).quantize(x, per_row, quantizer)
+    codes = codes.contiguous()  # where x has other strides, elementwise operations keep them
     return codes, scale, scale.new_empty(0, dtype=torch.int32) if zero_point is None else zero_point
 
 
