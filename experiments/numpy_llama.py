@@ -70,6 +70,10 @@ class Llama:
             x = x + self.mlp(f"layers.{i}.", self.norm(x, f"layers.{i}.post_attention_layernorm"))
         return self.norm(x, "norm")
 
+    def head(self, x: Wide) -> Array:
+        """The logits (..., vocabulary) of what `hidden` returns."""
+        return self.linears["lm_head"](x.astype(np.float32))
+
     def linear(self, name: str, x: Wide) -> Wide:
         """A linear layer reads and writes float32."""
         return self.linears[name](x.astype(np.float32)).astype(np.float64)
@@ -85,8 +89,7 @@ class Llama:
         group = self.heads // self.kv_heads
         k, v = np.repeat(k, group, axis=1), np.repeat(v, group, axis=1)
         scores = q @ k.swapaxes(-1, -2) / np.sqrt(q.shape[-1])
-        future = np.triu(np.ones(scores.shape[-2:], np.bool_), k=1)
-        scores[..., future] = -np.inf
+        scores += np.triu(np.full(scores.shape[-2:], -np.inf), k=1)
         mixed = softmax(scores) @ v
         return self.linear(block + ATTENTION[3], mixed.swapaxes(1, 2).reshape(*x.shape[:2], -1))
 

