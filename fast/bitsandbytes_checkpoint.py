@@ -30,13 +30,8 @@ def rename_layer(state_dict: dict[str, Any], prefix: str = "") -> None:
     absmax = state_dict.get(prefix + "SCB")
     if absmax is None:
         return
-    layout = state_dict.get(prefix + "weight_format")
-    # Older files hold the layout's name in place of its number.
-    if layout is not None and layout not in ("row",) and int(layout) != ROW_MAJOR:
-        raise ValueError(
-            f"{prefix}weight_format must be {ROW_MAJOR}, row major, the state dict holds {int(layout)}; "
-            "load the file with bitsandbytes and save it again, which writes row major"
-        )
+    if (layout := state_dict.get(prefix + "weight_format")) is not None:
+        check_layout(prefix + "weight_format", layout)
     codes = state_dict.get(prefix + "weight")
     rows = None if codes is None else codes.shape[0]
     if absmax.dtype != torch.float32 or absmax.ndim != 1 or (rows is not None and absmax.shape[0] != rows):
@@ -44,6 +39,20 @@ def rename_layer(state_dict: dict[str, Any], prefix: str = "") -> None:
     del state_dict[prefix + "SCB"]
     state_dict.pop(prefix + "weight_format", None)
     state_dict[prefix + "weight_absmax"] = absmax.reshape(-1, 1)
+
+
+def check_layout(name: str, layout: Any) -> None:
+    """Checks a layer's memory layout, the entry `name`: a uint8 tensor of one number.
+
+    Raises:
+        ValueError: the codes are not row major.
+    """
+    # Older files hold the layout's name in place of its number.
+    if layout != "row" and (isinstance(layout, str) or int(layout) != ROW_MAJOR):
+        raise ValueError(
+            f"{name} must be {ROW_MAJOR}, row major, it is {layout if isinstance(layout, str) else int(layout)}; "
+            "load the file with bitsandbytes and save it again, which writes row major"
+        )
 
 
 def to_bitsandbytes(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:

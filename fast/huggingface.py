@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 import torch.distributed
+from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import AutoConfig, BitsAndBytesConfig, PretrainedConfig, PreTrainedModel
 from transformers.core_model_loading import ConversionOps, WeightConverter
@@ -23,7 +24,7 @@ from transformers.quantizers.quantizers_utils import should_convert_module
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from . import arguments
-from .bitsandbytes_checkpoint import to_bitsandbytes
+from .bitsandbytes_checkpoint import check_layout, to_bitsandbytes
 from .linear import Int8Linear, is_conv1d
 from .model import Summary, choose_layers, size_of
 
@@ -116,7 +117,9 @@ class Int8Quantizer(HfQuantizer):
             for name in names:
                 model.set_submodule(name, layer)
         if self.quantization_config.checkpoint == "bitsandbytes":
-            model._keys_to_ignore_on_load_unexpected = [*(model._keys_to_ignore_on_load_unexpected or []), r"weight_format$"]
+            for file in kwargs.get("checkpoint_files") or ():
+                _check_layouts(file)
+            model._keys_to_ignore_on_load_unexpected = {*(model._keys_to_ignore_on_load_unexpected or ()), r"weight_format$"}
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             _use_int8_styles(model, self.summary.quantized)
 
@@ -168,6 +171,15 @@ class Int8Quantizer(HfQuantizer):
     def is_compileable(self) -> bool:
         """Whether `generate` may compile the model."""
         return True
+
+
+def _check_layouts(file: str) -> None:
+    """Reads the layouts, and nothing else, of the int8 layers in a checkpoint's file; transformers itself would ignore them."""
+    if file.endswith(".safetensors"):
+        with safe_open(file, "pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118, it is no dict
+                if name.endswith("weight_format"):
+                    check_layout(name, tensors.get_tensor(name))
 
 
 class _Quantize(ConversionOps):
