@@ -99,7 +99,15 @@ def quantize_model(
     with _progress_bar(len(pending), progress) as advance:
         while pending:
             module, names = pending.pop(0)  # so that the float layer goes as soon as the model lets go of it
-            layer = Int8Linear.from_float(module, None, threshold, outlier_weight, quantizer, granularity)
+            try:
+                layer = Int8Linear.from_float(module, None, threshold, outlier_weight, quantizer, granularity)
+            except Exception as error:
+                done = len(summary.quantized)
+                error.add_note(
+                    f"quantize_model stopped at {names[0]}: {done} of {done + 1 + len(pending)} layers are int8, the others still float; "
+                    "the model works as it is, and calling again goes on"
+                )
+                raise
             layer.train(module.training)
             summary.quantized[names[0]] = (size_of(module), size_of(layer))
             for name in names:
