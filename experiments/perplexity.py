@@ -283,6 +283,8 @@ def measure(
     settings: Sequence[Setting],
     passages: Sequence[NDArray[np.int64]],
     progress: bool = True,
+    earlier: Sequence[dict[str, Any]] = (),
+    finished: Callable[[list[dict[str, Any]]], object] = lambda rows: None,
 ) -> list[dict[str, Any]]:
     """Runs every setting through every engine, passage by passage, and within a passage `setting.batch` windows at a time.
 
@@ -291,6 +293,8 @@ def measure(
         settings: the first is the float model, the baseline of the differences.
         passages: tokens (windows, length) of each.
         progress: whether to show a bar on standard error.
+        earlier: rows of an earlier run over the same passages, which are not measured again.
+        finished: is called with the rows so far after each.
 
     Returns:
         A row for each setting and engine: its label and settings, perplexity, difference to float, share of 16-bit products, mean
@@ -298,9 +302,16 @@ def measure(
     """
     rows: list[dict[str, Any]] = []
     baseline: dict[str, NDArray[np.float64]] = {}
+    known = {(row["label"], row["engine"]): row for row in earlier}
     total = len(engines) * len(settings) * sum(map(len, passages))
     with tqdm(total=total, unit="window", disable=not progress, leave=False) as bar:
         for setting, (name, engine) in itertools.product(settings, engines.items()):
+            row = known.get((setting.label, name))
+            if row is not None:
+                bar.update(len(row["losses"]))
+                baseline.setdefault(name, np.array(row["losses"]))
+                rows.append(row)
+                continue
             bar.set_description(f"{setting.label} ({name})")
             share, losses = OutlierShare(), []
             start = time.perf_counter()
@@ -326,6 +337,7 @@ def measure(
                     "losses": means,
                 }
             )
+            finished(rows)
     return rows
 
 
@@ -439,8 +451,8 @@ def cells(rows: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
         lines.append(
             [
                 label,
-                *(_shown(own[e]["perplexity"]) for e in engines),
-                "" if is_float else f"{_shown(to_float['percent'], '+.1f')} %",
+                *(shown(own[e]["perplexity"]) for e in engines),
+                "" if is_float else f"{shown(to_float['percent'], '+.1f')} %",
                 interval,
                 "" if share is None else f"{100 * share:.2f} %",
                 *(f"{own[e]['seconds']:.1f}" for e in engines),
@@ -449,7 +461,8 @@ def cells(rows: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
     return head, lines
 
 
-def _shown(value: float | None, form: str = "#.4g") -> str:
+def shown(value: float | None, form: str = "#.4g") -> str:
+    """A number of a table; a record has None for one that is not finite."""
     return "not finite" if value is None or not np.isfinite(value) else format(value, form)
 
 
@@ -472,6 +485,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--device", type=models.device, default="cpu", help="where the fast engine runs (default cpu)")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="of the fast engine's model")
+    parser.add_argument(
+        "--resume", action="store_true", help="write the record after each row, and do not measure again what it holds already"
+    )
     options = parser.parse_args(arguments)
     if options.engine != "fast" and (options.dtype != "float32" or options.device != "cpu"):
         raise InputError("--dtype and --device are those of the fast engine: add --engine fast")
@@ -506,14 +522,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
         engines["fast"] = lambda setting, share: fast_engine(model, setting, share, wide)
 
     settings = settings_of(options.methods, options.layers, options.thresholds, options.outlier_weight, options.batch)
-    rows = measure(engines, settings, list(windows.values()))
     about = models.described(source, windows) | {
         "dtype": options.dtype,
         "outlier_weight": options.outlier_weight,
         "confidence": CONFIDENCE,
         "interval": "Student's t over the windows, paired with the float model",
     }
-    record = records.plain(records.heading("perplexity", about) | {"engines_differ_by": engine_difference(rows), "rows": rows})
+
+    def record_of(rows: list[dict[str, Any]]) -> dict[str, Any]:
+        return records.plain(records.heading("perplexity", about) | {"engines_differ_by": engine_difference(rows), "rows": rows})
+
+    earlier = records.rows_to_resume(out, about) if options.resume else []
+    save = (lambda rows: records.write(out, record_of(rows))) if options.resume else (lambda rows: None)
+    rows = measure(engines, settings, list(windows.values()), earlier=earlier, finished=save)
+    record = record_of(rows)
     written = records.write(out, record, pictures(record))
     print(f"{source.name}, {sum(map(len, windows.values()))} windows of {options.tokens} tokens")
     print(records.table(*cells(rows)))

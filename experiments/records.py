@@ -148,6 +148,24 @@ def plain(value: Any) -> Any:
     return value.item() if isinstance(value, np.generic) else value
 
 
+def rows_to_resume(path: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:
+    """Returns the rows of the record at `path`; none where there is no record.
+
+    Raises:
+        InputError: it was made with other settings, or is no record.
+    """
+    if not path.is_file():
+        return []
+    try:
+        record = json.loads(path.read_text())
+        found, rows = record["settings"], record["rows"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"--resume: {path} is not a record of this experiment") from error
+    if found != plain(settings):
+        raise InputError(f"--resume: {path} was made with other settings; name another file with --out")
+    return rows
+
+
 def read(name: str) -> dict[str, Any] | None:
     """Returns the record experiments/results/NAME.json, or None where there is none."""
     path = RESULTS / f"{name}.json"

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import fast
-from experiments import models, numpy_llama, perplexity, records
+from experiments import dial, models, numpy_llama, outliers, perplexity, records
 from experiments.perplexity import METHODS, Setting
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -279,6 +279,36 @@ def test_a_run_that_fails_leaves_nothing(
     assert [p.name for p in tmp_path.iterdir()] == ["text.txt"]
 
 
+def test_an_interrupted_run_is_resumed_where_it_stopped(folder: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out, options = tmp_path / "p.json", ["--engine", "fast", "--methods", "absmax-tensor", "absmax-row", "absmax-vector", "--resume"]
+    whole = tmp_path / "whole.json"
+    run(folder, text, whole, *options[:-1])
+    real, called = perplexity.fast_engine, []
+
+    def once(model: Any, setting: Setting, *rest: Any) -> Any:
+        called.append(setting.method)
+        if called == ["float32", "absmax-tensor", "absmax-row"]:
+            raise KeyboardInterrupt
+        return real(model, setting, *rest)
+
+    monkeypatch.setattr(perplexity, "fast_engine", once)
+    with pytest.raises(KeyboardInterrupt):
+        run(folder, text, out, *options)
+    assert [row["method"] for row in json.loads(out.read_text())["rows"]] == ["float32", "absmax-tensor"]
+    called.clear()
+    run(folder, text, out, *options)
+    assert called == ["absmax-row", "absmax-vector"]
+    resumed, straight = (json.loads(path.read_text())["rows"] for path in (out, whole))
+    for one, other in zip(resumed, straight, strict=True):
+        assert one["losses"] == other["losses"]
+        assert one["to_float"] == pytest.approx(other["to_float"], abs=1e-3)  # a record's losses have 6 digits, so 1e-5 of a few nats
+    with pytest.raises(models.InputError, match="made with other settings"):
+        run(folder, text, out, *options, "--windows", "2")
+    out.write_text("[]")
+    with pytest.raises(models.InputError, match="not a record"):
+        run(folder, text, out, *options)
+
+
 def command(*arguments: str, module: str = "perplexity") -> subprocess.CompletedProcess[str]:
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"} | {"HF_HUB_OFFLINE": "1"}
     line = [sys.executable, "-m", f"experiments.{module}", *arguments]
@@ -378,3 +408,170 @@ def test_a_record_holds_plain_numbers_and_nothing_that_json_lacks() -> None:
 
 def test_a_table_aligns_its_columns() -> None:
     assert records.table(["a", "b"], [["long", "1"], ["x", "22"]]).splitlines() == ["a      b", "----  --", "long   1", "x     22"]
+
+
+# --- outlier features
+
+ATTENTION_INPUT, MLP_INPUT = "self_attn.q_proj, k_proj, v_proj", "mlp.gate_proj, up_proj"
+
+
+def test_layers_that_read_the_same_array_are_one_kind() -> None:
+    kinds = outliers.record_inputs(tiny_llama(), windows(3), progress=False)
+    assert {name: kind.inputs.shape for name, kind in kinds.items()} == {
+        ATTENTION_INPUT: (3, 3 * TOKENS, 48),
+        "self_attn.o_proj": (3, 3 * TOKENS, 48),
+        MLP_INPUT: (3, 3 * TOKENS, 48),
+        "mlp.down_proj": (3, 3 * TOKENS, 80),
+    }
+    assert kinds[MLP_INPUT].layers[2] == ["model.layers.2.mlp.gate_proj", "model.layers.2.mlp.up_proj"]
+
+
+def test_a_recorded_input_is_what_the_layer_reads() -> None:
+    model, tokens = tiny_llama(), windows(2)
+    recorded = outliers.record_inputs(model, tokens, progress=False)[ATTENTION_INPUT].inputs
+    layer = model.model.layers[1]
+    seen: list[np.ndarray] = []
+    layer.self_attn.k_proj.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0][0].numpy().copy()))
+    for window in tokens:
+        model(torch.from_numpy(window[None]))
+    assert np.array_equal(recorded[1], np.concatenate(seen))
+
+
+def test_the_planted_feature_is_found_with_its_layers_sign_and_size() -> None:
+    kind = outliers.record_inputs(tiny_llama(), windows(2), progress=False)[ATTENTION_INPUT]
+    (found,) = outliers.describe(kind, 6.0, 0.25, 0.06)["features"]
+    values = kind.inputs[:, :, 5]
+    assert found["feature"] == 5
+    assert found["in_layers"].tolist() == [0, 1, 2]
+    assert found["largest"] == np.abs(values).max()
+    assert found["positive"] == (values >= 6).sum() / (np.abs(values) >= 6).sum()
+
+
+def test_cleared_features_are_read_as_zeros_and_only_within_the_context() -> None:
+    model, tokens = tiny_llama(), windows(1)
+    kinds = outliers.record_inputs(model, tokens, progress=False)
+    before = perplexity.window_losses(model, tokens)
+    with outliers.cleared(model, kinds, {ATTENTION_INPUT: [5, 7], MLP_INPUT: [5]}):
+        inside = perplexity.window_losses(model, tokens)
+    assert np.array_equal(perplexity.window_losses(model, tokens), before)
+    for block in model.model.layers:  # a gain of zero does the same
+        block.input_layernorm.weight[[5, 7]] = 0
+        block.post_attention_layernorm.weight[5] = 0
+    assert np.array_equal(perplexity.window_losses(model, tokens), inside)
+    assert inside != before
+
+
+def test_each_attention_layer_is_asked_on_its_own() -> None:
+    model, tokens = tiny_llama(), windows(2)
+    peaks = outliers.attention_peak(model, tokens, [[], [5], [7]])
+    assert peaks.shape == (4, 3)
+    assert np.array_equal(peaks[0], peaks[1])  # nothing removed
+    assert (np.abs(peaks[2] - peaks[0]) > 10 * np.abs(peaks[3] - peaks[0])).all()  # the large feature matters, another hardly does
+    # The last layer alone without the feature: the same answer, so what the layers before it passed on was not touched.
+    model.model.layers[2].input_layernorm.weight[5] = 0
+    assert outliers.attention_peak(model, tokens, [])[0, 2] == peaks[2, 2]
+    assert model.config._attn_implementation == "sdpa"
+
+
+def test_spans_shorten_runs_of_numbers() -> None:
+    assert outliers.spans([0, 1, 2, 5, 7, 8]) == "0-2, 5, 7-8"
+    assert outliers.spans([]) == ""
+
+
+def test_the_outliers_command_prints_tables_and_leaves_a_record_and_pictures(
+    folder: Path, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "o.json"
+    outliers.main(["--model", str(folder), "--text", str(text), "--tokens", str(TOKENS), "--out", str(out), "--seeds", "2"])
+    record = json.loads(out.read_text())
+    assert record["removals"][0]["removed"] == {ATTENTION_INPUT: [5], MLP_INPUT: [5]}
+    assert all(5 not in numbers for one in record["removals"] for numbers in [one["perplexity"]["random"]])
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["o-2.png", "o.json", "o.png", "text.txt"]
+    drawn = [records.png(figure) for figure in outliers.pictures(record)]
+    assert drawn == [(tmp_path / "o.png").read_bytes(), (tmp_path / "o-2.png").read_bytes()]
+    assert "outlier features" in capsys.readouterr().out
+
+
+# --- the dial
+
+
+def tiny(family: str) -> torch.nn.Module:
+    """A random model of another family: LayerNorms with a bias, layers with a bias; GPT-2's store their weight (K, N)."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    shapes = {
+        "llama": {},
+        "opt": {"hidden_size": 48, "ffn_dim": 80, "num_hidden_layers": 2, "num_attention_heads": 4, "word_embed_proj_dim": 48},
+        "gpt2": {"n_embd": 48, "n_layer": 2, "n_head": 4},
+    }
+    if family == "llama":
+        return tiny_llama()
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(family, vocab_size=VOCABULARY, max_position_embeddings=64, **shapes[family])
+    model = AutoModelForCausalLM.from_config(config).eval().requires_grad_(False)
+    for parameter in model.parameters():
+        parameter.add_(0.1 * torch.randn_like(parameter))
+    return model
+
+
+@pytest.mark.parametrize(("family", "norms"), [("llama", 6), ("opt", 4), ("gpt2", 4)])
+def test_turning_the_dial_changes_no_output_of_the_float_model(family: str, norms: int) -> None:
+    model, tokens = tiny(family), windows(1)
+    read = outliers.readers(model, tokens[:, :4])
+    assert len(read) == norms
+    columns = [3, 5, 40]
+    turned = dial.turn(model, read, columns, 64.0)
+    ids = torch.from_numpy(tokens)
+    assert torch.equal(model(ids).logits, turned(ids).logits)
+    plain, large = (outliers.record_inputs(m, tokens, progress=False) for m in (model, turned))
+    readers = {name for names in read.values() for name in names}
+    for name, kind in plain.items():
+        factor = np.ones(kind.inputs.shape[2], np.float32)
+        if kind.layers[0][0] in readers:
+            factor[columns] = 64
+        assert np.array_equal(kind.inputs * factor, large[name].inputs), name
+
+
+def test_turning_leaves_the_given_model_and_shares_what_does_not_change() -> None:
+    model = tiny_llama()
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    turned = dial.turn(model, outliers.readers(model, windows(1)), [1], 2.0)
+    assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
+    shared = {name for name, p in turned.named_parameters() if p.data_ptr() == dict(model.named_parameters())[name].data_ptr()}
+    assert {name.rpartition(".")[0].rpartition(".")[2] for name in shared} == {"embed_tokens", "o_proj", "down_proj", "norm", "lm_head"}
+
+
+@pytest.mark.parametrize("factor", [3.0, 0.0, -2.0, float("inf"), float("nan")])
+def test_only_a_power_of_two_turns_the_dial(factor: float) -> None:
+    with pytest.raises(ValueError, match="must be a power of two"):
+        dial.turn(tiny_llama(), {}, [1], factor)
+
+
+def test_a_turned_model_hurts_absmax_and_not_llm_int8_with_float_weights(folder: Path, text: Path, tmp_path: Path) -> None:
+    out = tmp_path / "d.json"
+    given = ["--model", str(folder), "--text", str(text), "--tokens", str(TOKENS), "--out", str(out)]
+    dial.main([*given, "--factors", "1", "256", "--features", "3"])
+    record = json.loads(out.read_text())
+    off = {(row["label"], row["factor"]): abs(np.log(row["perplexity"] / record["float_perplexity"])) for row in record["rows"]}
+    assert off["absmax, by vector", 256] > 10 * off["absmax, by vector", 1]
+    assert off["LLM.int8(), float weights", 256] < off["absmax, by vector", 256] / 10
+    assert len(record["settings"]["features"]) == 3
+    counts = {row["factor"]: len(row["features"][ATTENTION_INPUT]) for row in record["rows"]}
+    assert counts == {1: 1, 256: 4}  # the planted feature, then the turned ones too
+    assert [records.png(figure) for figure in dial.pictures(record)] == [(tmp_path / "d.png").read_bytes()]
+
+
+@pytest.mark.parametrize(
+    ("module", "options", "message"),
+    [
+        ("dial", ["--factors", "3"], "must be a power of two"),
+        ("dial", ["--features", "0"], "must be 1 or more"),
+        ("outliers", ["--layers", "25"], "must be a share of 0 to 1"),
+        ("outliers", ["--threshold", "0"], "must be more than 0"),
+        ("outliers", ["--model", "/nowhere"], "there is no such folder"),
+    ],
+)
+def test_the_other_commands_refuse_bad_input_in_the_same_way(module: str, options: list[str], message: str) -> None:
+    done = command(*options, module=module)
+    assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (2, "", 1), done.stderr
+    assert message in done.stderr
