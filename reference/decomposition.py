@@ -61,7 +61,8 @@ def llm_int8_matmul(
     rows = arguments.rows_of(x)
     outliers = outlier_columns(rows, threshold)
     regular = np.where(outliers, np.float32(0), rows)
-    y = quantized_matmul(regular, w, granularity, quantizer) + outlier_product(rows, w, outliers)
+    with np.errstate(over="ignore", invalid="ignore"):  # as in any float sum
+        y = quantized_matmul(regular, w, granularity, quantizer) + outlier_product(rows, w, outliers)
     return y.reshape(*x.shape[:-1], w.shape[0])
 
 

@@ -109,10 +109,11 @@ class Int8Linear:
             y = absmax_product(*absmax_quantize(regular, axis), self.weight, self.weight_scale)
         else:
             y = zeropoint_product(*zeropoint_quantize(regular, axis), self.weight, self.weight_scale, self.weight_zero_point)
-        if outliers.any():
-            y = y + outlier_product(rows, self._outlier_weight(), outliers)
-        if self.bias is not None:
-            y = y + self.bias
+        with np.errstate(over="ignore", invalid="ignore"):  # as in any float sum
+            if outliers.any():
+                y = y + outlier_product(rows, self._outlier_weight(), outliers)
+            if self.bias is not None:
+                y = y + self.bias
         return y.reshape(*x.shape[:-1], self.weight.shape[0])
 
     def _outlier_weight(self) -> NDArray[np.float32]:

@@ -30,6 +30,9 @@ OUTLIER_WEIGHTS = ("dequantized", "float")
 #: Unit roundoff of float32, and half its smallest subnormal number: the most that one operation is off by, relatively or absolutely.
 U32 = 2.0**-24
 ETA32 = 2.0**-150
+#: Unit roundoff of a sum of products: a GPU's matrix unit cuts off where an adder rounds (Fasi, Higham, Mikaitis, Pranesh, Numerical
+#: behavior of NVIDIA tensor cores, 2021).
+SUM_UNIT = 2 * U32 if DEVICE.type == "cuda" else U32
 FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 POISON = {torch.bool: True, torch.int8: 0x5A, torch.uint8: 0x5A, torch.int32: 0x5A5A5A5A, torch.int64: 0x5A5A5A5A5A5A5A5A}
@@ -82,6 +85,13 @@ class Side:
         """`Int8Linear.from_float`, as a function of x."""
         layer = self._run(self.module.Int8Linear.from_float, arguments, options)
         return lambda x: self._call(layer, (x,), {})
+
+    def stored(self, *arguments: Any, **options: Any) -> dict[str, Tensor | None]:
+        """What the layer keeps of a weight and a bias, by the names of its attributes."""
+        layer = self._run(self.module.Int8Linear.from_float, arguments, options)
+        names = ("weight", "weight_absmax", "weight_scale", "weight_zero_point", "float_weight", "bias")
+        kept = {name: getattr(layer, name) for name in names}
+        return {name: None if value is None else self._taken(value) for name, value in kept.items()}
 
     def _call(self, function: Callable[..., Any], arguments: tuple, options: dict[str, Any]) -> Any:
         result = self._run(function, arguments, options)
@@ -175,9 +185,9 @@ def outlier_bound(x: Tensor, w: Tensor, outliers: Tensor) -> Tensor:
     """How far two float32 evaluations of X[:, O] @ W[:, O].T may lie apart: (M, N) float64.
 
     A dot product of n terms in float32, summed in any order, is within gamma(n) * S of the exact one, where S is the sum of the terms'
-    magnitudes and gamma(n) = n u / (1 - n u) (Higham, Accuracy and Stability of Numerical Algorithms, section 3.1). A weight taken from
-    codes brings one rounding more: of code * scale before the product, or of the scaling after it; S itself, taken from weights that
-    were rounded once, another. So each side is within gamma(n + 2) * S, and both within twice that.
+    magnitudes and gamma(n) = n u / (1 - n u), u = SUM_UNIT (Higham, Accuracy and Stability of Numerical Algorithms, section 3.1). A weight
+    taken from codes brings one rounding more: of code * scale before the product, or of the scaling after it; S itself, taken from weights
+    that were rounded once, another. So each side is within gamma(n + 2) * S, and both within twice that.
 
     Below 2**-126 a rounding is off by up to ETA32 instead of u. Each of the n products may be, and each of the n dequantized weights, which
     then meets its x. The kernels multiply by code / 128, and the sum by 128 * scale, which is at most 2.02 times the largest weight of
@@ -196,7 +206,7 @@ def outlier_bound(x: Tensor, w: Tensor, outliers: Tensor) -> Tensor:
     x, w = x[:, outliers], w[:, outliers]
     n = x.shape[1]
     size, terms = x.sum(1, keepdim=True), x @ w.T
-    gamma = (n + 2) * U32 / (1 - (n + 2) * U32)
+    gamma = (n + 2) * SUM_UNIT / (1 - (n + 2) * SUM_UNIT)
     lost = ETA32 * ((n + 1) * (1 + 2.02 * largest) + size)
     fits = (terms < FLOAT32_MAX / 2) & (2 * size < FLOAT32_MAX / 2)
     return torch.where(fits, 2 * (gamma * terms + lost), torch.inf)
@@ -209,6 +219,9 @@ def output_bound(x: Tensor, w: Tensor, outliers: Tensor, y: Tensor, bias: Tensor
     u |R + P| on each side, and that with b by u |y|. As |R + P| <= |y| + |b|, up to u, that is D + 2u (|y| + |b|) + 2u |y|, and D enters
     each sum once more times u: less than (1 + 8u) (D + 4u (|y| + |b|)).
 
+    The tiled kernels add the n products to R instead of to zero. There R is one term more of the sum: on that side another gamma(n) |R|,
+    where |R| <= |y| + |b| + S, S as in `outlier_bound`. Where R with the magnitudes of all terms does not fit into float32, anything goes.
+
     Args:
         x, w, outliers: as in `outlier_bound`.
         y: (M, N) float32, the reference's result.
@@ -218,7 +231,10 @@ def output_bound(x: Tensor, w: Tensor, outliers: Tensor, y: Tensor, bias: Tensor
         return torch.zeros(y.shape, dtype=torch.float64)
     apart = outlier_bound(x, w, outliers)
     size = y.double().abs().nan_to_num(0, 0, 0) + (0 if bias is None else bias.double().abs().nan_to_num(0, 0, 0))
-    return (1 + 8 * U32) * (apart + 4 * U32 * size)
+    terms = x[:, outliers].double().abs().nan_to_num(0, 0, 0) @ w[:, outliers].double().abs().nan_to_num(0, 0, 0).T
+    n = int(outliers.sum())
+    apart += n * SUM_UNIT / (1 - n * SUM_UNIT) * (size + terms)
+    return torch.where(size + 2 * terms < FLOAT32_MAX, (1 + 8 * U32) * (apart + 4 * U32 * size), torch.inf)
 
 
 def assert_product(actual: Tensor, y: Tensor, x: Tensor, w: Tensor, outliers: Tensor, bias: Tensor | None = None) -> None:

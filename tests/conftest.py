@@ -5,9 +5,9 @@ import os
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-import hypothesis
 import pytest
 import torch
+from hypothesis import Phase, settings
 
 # Before Triton is imported, which decides once for all of its functions.
 if not torch.cuda.is_available():
@@ -17,11 +17,18 @@ ROOT = Path(__file__).resolve().parents[1]
 
 torch.set_num_threads(1)
 
-#: The same examples on every run, and no database: a failure depends on nothing but the code. It prints the blob that reproduces it.
-hypothesis.settings.register_profile("default", max_examples=50, derandomize=True, deadline=None, database=None, print_blob=True)
-#: Other examples on every run, kept in .hypothesis/ where they fail; hypothesis prints the seed.
-hypothesis.settings.register_profile("deep", max_examples=1000, deadline=None, print_blob=True)
-hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
+if os.environ.get("TRITON_INTERPRET") == "1" and importlib.util.find_spec("triton"):
+    from tests.interpreter import correct_bfloat16
+
+    correct_bfloat16()
+
+#: The same examples on every run, and no database: a failure depends on nothing but the code. Nothing is shrunk, which takes minutes in
+#: Triton's interpreter: an example is one line as it is, and the blob that is printed reproduces it under any profile.
+NO_SHRINKING = (Phase.explicit, Phase.generate, Phase.target)
+settings.register_profile("default", max_examples=50, derandomize=True, deadline=None, database=None, print_blob=True, phases=NO_SHRINKING)
+#: Other examples on every run, kept in .hypothesis/ where they fail, shrunk; hypothesis prints the seed.
+settings.register_profile("deep", max_examples=1000, deadline=None, print_blob=True)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
 
 def pytest_configure(config: pytest.Config) -> None:
