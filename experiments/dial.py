@@ -167,6 +167,25 @@ def cells(record: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     return head, lines
 
 
+def section(record: dict[str, Any]) -> str:
+    """The record as Markdown."""
+    settings = record["settings"]
+    parts = [
+        "## The outlier dial",
+        f"{records.text_of(settings)}; {records.provenance(record)}.",
+        f"{len(settings['features'])} features of ordinary size are made larger where attention and MLP read them, and the weight columns "
+        "that read them smaller by the same power of two. The float model's losses stay the same, bit for bit (the command checks it); its "
+        f"perplexity is {record['float_perplexity']:.2f} at every factor. Outlier features: how many the criterion finds in any kind of "
+        "input. In 16 bits: the share of LLM.int8()'s products.",
+        "![Perplexity over the factor by which the features are larger, a line for each method](results/dial.png)",
+        records.markdown(*cells(record)),
+        "The dial makes the weights that read a feature small beside the others of their row, so that few codes are left for them: "
+        "taken back from the codes they are coarse, kept in float they are exact. Whether a real model's large features have small "
+        "weights is another question.",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Reads the command line."""
     parser = models.Parser(prog="python -m experiments.dial", description=(__doc__ or "").splitlines()[0])

@@ -391,6 +391,32 @@ def removal_cells(record: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     return head, lines
 
 
+def section(record: dict[str, Any]) -> str:
+    """The record as Markdown."""
+    settings = record["settings"]
+    parts = [
+        "## Outlier features",
+        f"{records.text_of(settings)}; {records.provenance(record)}.",
+        f"An outlier feature has a magnitude of {settings['threshold']:g} or more in at least {100 * settings['layers']:.0f} % of the "
+        f"layers and at at least {100 * settings['positions']:.0f} % of the positions. Each kind of input has features of its own.",
+        "![Left: for every feature with a large entry, the share of the layers and of the positions in which it is large, with the "
+        "criterion's limits as dashed lines. Right: the largest magnitude by layer](results/outliers.png)",
+        records.markdown(*kind_cells(record)),
+        "The features that meet the criterion:",
+        records.markdown(*feature_cells(record)),
+    ]
+    if record["removals"]:
+        parts += [
+            "### What removing them does",
+            "The features are set to zero where attention and MLP read them; beside it, as many random other features "
+            f"({settings['seeds']} draws). \"Large in any layer\" leaves out the criterion's share of the layers. The attention's largest "
+            "probability is the mean over heads, positions and layers, each layer asked on its own.",
+            "![Change of perplexity without the outlier features, as bars, and without random ones, as dots](results/outliers-2.png)",
+            records.markdown(*removal_cells(record)),
+        ]
+    return "\n\n".join(parts) + "\n"
+
+
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Reads the command line."""
     parser = models.Parser(prog="python -m experiments.outliers", description=(__doc__ or "").splitlines()[0])

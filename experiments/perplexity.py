@@ -420,22 +420,76 @@ def by_threshold(axes: Any, rows: Sequence[dict[str, Any]]) -> None:
     right.yaxis.set_major_formatter("{x:g}")
 
 
+def varied(record: dict[str, Any]) -> str:
+    """Says what the rows of a record differ in beside the method: "threshold", "layers", "batch", "engine" or nothing ("method")."""
+    decomposed = [row for row in record["rows"] if METHODS[row["method"]].decomposition]
+    if len({row["threshold"] for row in decomposed}) > 1:
+        return "threshold"
+    return next((key for key in ("layers", "batch", "engine") if len({row[key] for row in record["rows"]}) > 1), "method")
+
+
 def pictures(record: dict[str, Any]) -> Iterator[Any]:
     """The record's one picture, of the kind that shows what was varied."""
     rows = record["rows"]
     count = len({row["label"] for row in rows})
-    if len({row["threshold"] for row in rows if METHODS[row["method"]].decomposition}) > 1:
+    if varied(record) == "threshold":
         with records.figure(9, 3.4, columns=2) as (figure, axes):
             by_threshold(axes, rows)
             yield figure
-    elif len({row["engine"] for row in rows}) == 1 and rows[0]["to_float"]["low"] is not None:
-        with records.figure(8, 1.2 + 0.3 * count) as (figure, axes):
-            by_interval(axes, rows)
-            yield figure
-    else:
-        with records.figure(8, 1.2 + 0.3 * count) as (figure, axes):
-            by_method(axes, rows)
-            yield figure
+        return
+    intervals = varied(record) != "engine" and rows[0]["to_float"]["low"] is not None
+    with records.figure(8, 1.2 + 0.3 * count) as (figure, axes):
+        (by_interval if intervals else by_method)(axes, rows)
+        yield figure
+
+
+TITLES = {
+    "engine": "Perplexity by method, both engines",
+    "method": "Perplexity by method, with intervals",
+    "layers": "By kind of layer",
+    "threshold": "By threshold",
+    "batch": "By what else is in the batch",
+}
+ALT = {
+    "engine": "Perplexity by quantization method, a circle for the reference and a cross for the fast engine",
+    "method": "Change of perplexity against float32 by quantization method, with 95 % intervals",
+    "layers": "Change of perplexity against float32 by quantization method and kind of layer, with 95 % intervals",
+    "threshold": "Left: change of perplexity against float32 over the outlier threshold. Right: share of the products in 16 bits",
+    "batch": "Change of perplexity against float32, one window at a time and several in a batch, with 95 % intervals",
+}
+ABOUT = {
+    "engine": "The circle is the NumPy reference, the cross the fast path.",
+    "method": "",
+    "layers": "Only the attention's linear layers, only the MLP's, or all but the head.",
+    "threshold": "Columns with a magnitude of the threshold or more are computed in 16 bits. Off: no decomposition.",
+    "batch": "Windows of a batch share what belongs to a whole input: the scale of a tensor, and the columns in 16 bits. A window's "
+    "result then depends on its neighbours, and more columns are outliers for at least one of them.",
+}
+
+
+def section(record: dict[str, Any], name: str = "perplexity") -> str:
+    """The record experiments/results/NAME.json as Markdown."""
+    kind = varied(record)
+    settings = record["settings"]
+    head, lines = cells(record["rows"])
+    timed = [i for i, title in enumerate(head) if not title.endswith(", s")]
+    head, lines = [head[i] for i in timed], [[line[i] for i in timed] for line in lines]
+    note = [
+        f"Perplexity, its change against float32 with a {100 * settings['confidence']:.0f} % interval ({settings['interval']}), and the "
+        "share of the products of the int8 layers that is done in 16 bits. Outlier columns meet the "
+        f"{'float weight, as in the paper' if settings['outlier_weight'] == 'float' else 'dequantized weight'}."
+    ]
+    if record["engines_differ_by"] is not None:
+        note.append(f"The two engines' perplexities differ by at most {100 * record['engines_differ_by']:.4f} %.")
+    parts = [
+        f"## {TITLES[kind]}",
+        f"{records.text_of(settings)}; {records.provenance(record)}.",
+        ABOUT[kind],
+        f"![{ALT[kind]}](results/{name}.png)",
+        records.markdown(head, lines),
+        " ".join(note),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def cells(rows: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:

@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +14,7 @@ import pytest
 import torch
 
 import fast
-from experiments import dial, models, numpy_llama, outliers, perplexity, records
+from experiments import dial, memory, models, numpy_llama, outliers, perplexity, records, report
 from experiments.perplexity import METHODS, Setting
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -575,3 +577,219 @@ def test_the_other_commands_refuse_bad_input_in_the_same_way(module: str, option
     done = command(*options, module=module)
     assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (2, "", 1), done.stderr
     assert message in done.stderr
+
+
+# --- memory
+
+CONTEXT = 32
+
+
+def on_meta(family: str, **settings: Any) -> torch.nn.Module:
+    """A model of transformers of the given shape, without memory for its parameters."""
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
+
+    config = AutoConfig.for_model(family, **settings)
+    with torch.device("meta"):
+        return (AutoModelForSeq2SeqLM if family == "t5" else AutoModelForCausalLM).from_config(config)
+
+
+def opt_settings(layers: int, width: int, heads: int) -> dict[str, Any]:
+    return {
+        "num_hidden_layers": layers,
+        "hidden_size": width,
+        "word_embed_proj_dim": width,
+        "num_attention_heads": heads,
+        "ffn_dim": 4 * width,
+        "max_position_embeddings": 2048,
+        "vocab_size": 50272,
+    }
+
+
+#: The settings of the checkpoints' own config.json.
+SHAPES = {
+    "GPT-2 1.5B": ("gpt2", {"n_layer": 48, "n_embd": 1600, "n_head": 25}),
+    "GPT-J-6B": ("gptj", {}),
+    "OPT-6.7B": ("opt", opt_settings(32, 4096, 32)),
+    "OPT-13B": ("opt", opt_settings(40, 5120, 40)),
+    "OPT-30B": ("opt", opt_settings(48, 7168, 56)),
+    "OPT-66B": ("opt", opt_settings(64, 9216, 72)),
+    "OPT-175B": ("opt", opt_settings(96, 12288, 96)),
+    "BLOOM-176B": ("bloom", {"n_layer": 70, "hidden_size": 14336, "n_head": 112, "vocab_size": 250880}),
+    "T5-11B": ("t5", {"d_model": 1024, "d_kv": 128, "num_heads": 128, "d_ff": 65536, "num_layers": 24, "num_decoder_layers": 24}),
+}
+
+
+@pytest.mark.parametrize("architecture", memory.published(), ids=lambda a: a.name)
+def test_a_published_shape_has_the_parameters_of_the_model_that_transformers_makes_of_it(architecture: memory.Architecture) -> None:
+    family, settings = SHAPES[architecture.name]
+    model = on_meta(family, **settings)
+    assert architecture.parameters == sum(p.numel() for p in model.parameters())
+    if family in ("opt", "bloom"):
+        counted = memory.architecture_of(model, architecture.name)
+        for outlier_weight in memory.POLICIES.values():
+            # BLOOM's query, key and value are one layer: the same weights and rows.
+            ours, theirs = (a.parts(outlier_weight, 2048) for a in (architecture, counted))
+            assert {k: v for k, v in ours.items() if k != "workspace"} == {k: v for k, v in theirs.items() if k != "workspace"}
+
+
+def test_the_bytes_of_a_model_are_those_predicted_from_its_shape() -> None:
+    for changes in ({}, {"attention_bias": True, "tie_word_embeddings": True, "head_dim": 12}):
+        rows = memory.compare(lambda changes=changes: tiny_llama(**changes).bfloat16(), "tiny", CONTEXT)
+        assert [row["policy"] for row in rows] == list(memory.POLICIES)
+        for row in rows:
+            predicted, measured = dict(row["predicted"]), dict(row["measured"])
+            assert measured.pop("workspace") >= predicted.pop("workspace")
+            assert measured == predicted, row["policy"]
+        totals = [row["predicted"]["weights"] + row["predicted"]["kept"] for row in rows]
+        assert totals == [totals[0], totals[0] // 2, totals[0] * 3 // 2]  # 2, 1 and 3 bytes a weight
+
+
+def test_the_peak_is_the_most_that_is_held_at_a_time() -> None:
+    mega = 2**20
+
+    def run() -> torch.Tensor:
+        first = torch.zeros(4 * mega, dtype=torch.int8)
+        second = torch.neg(first)
+        del first
+        third = torch.zeros(mega, dtype=torch.int8)
+        del second
+        return third
+
+    assert memory.peak_bytes(run) == 8 * mega
+    assert memory.peak_bytes(lambda: None) == 0
+
+
+def test_a_model_fits_as_long_as_its_bytes_do() -> None:
+    small, large = (memory.Architecture(str(n), "", (memory.Linear(1, n, n, False),), 0, 0) for n in (1000, 2000))
+    sizes = [sum(a.parts(None, 1).values()) for a in (small, large)]
+    for room, fits in ((sizes[0] - 1, None), (sizes[0], "1000"), (sizes[1] - 1, "1000"), (sizes[1], "2000")):
+        hardware = memory.Hardware("", 2, room / 2 / memory.GIB, (), ())  # type: ignore[arg-type]
+        assert memory.largest_that_fits(hardware, None, 1, [small, large]) == fits
+
+
+def test_the_memory_command_leaves_a_record_and_a_picture(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    memory.main(["--model", str(folder), "--context", str(CONTEXT), "--out", str(tmp_path / "m.json")])
+    record = json.loads((tmp_path / "m.json").read_text())
+    assert [records.png(figure) for figure in memory.pictures(record)] == [(tmp_path / "m.png").read_bytes()]
+    assert "OPT-175B" in capsys.readouterr().out
+
+
+# --- the pages
+
+
+def test_the_pages_are_what_the_records_give() -> None:
+    report.main(["--check"])
+
+
+def test_a_page_that_was_changed_by_hand_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(report, "PAGES", tmp_path)
+    with pytest.raises(models.InputError, match=r"results\.md"):
+        report.main(["--check"])
+    report.main([])
+    report.main(["--check"])
+    page = tmp_path / "results.md"
+    page.write_text(page.read_text().replace("agrees", "agrees fully", 1))
+    with pytest.raises(models.InputError, match=r"results\.md; run `make results`"):
+        report.main(["--check"])
+
+
+def test_without_a_record_a_page_says_by_which_command_it_is_made() -> None:
+    made = "".join(report.pages(lambda name: None).values())
+    for part in (*report.RESULTS, *report.SPEED):
+        assert f"## {part.title}\n\nNot measured. `{part.command}`" in made
+    assert "agrees" not in made
+    assert made.count("| not measured |") >= len(report.CLAIMS)
+
+
+@pytest.mark.parametrize("part", [p for p in report.RESULTS if p.name.startswith("perplexity")], ids=lambda p: p.name)
+def test_the_command_of_a_missing_record_is_one_that_its_module_accepts(part: report.Part) -> None:
+    words = shlex.split(part.command)
+    assert words[:3] == ["python", "-m", "experiments.perplexity"]
+    options = perplexity.parse(words[3:])
+    assert Path(options.out or f"{part.name}.json").stem == part.name
+
+
+def test_every_picture_of_a_page_is_there_and_has_a_description() -> None:
+    for text in report.pages().values():
+        for description, picture in re.findall(r"!\[(.*?)\]\((.*?)\)", text, re.DOTALL):
+            assert (records.RESULTS / Path(picture).name).is_file(), picture
+            assert len(description) > 20, picture
+
+
+def losses_of(**methods: list[float]) -> dict[str, Any]:
+    """A record of perplexity with these losses by method."""
+    names = {name: name.replace("_", "-") for name in methods}
+    return {"rows": [{"method": names[name], "losses": np.array(values), "layers": "all"} for name, values in methods.items()]}
+
+
+BASE = np.linspace(1, 3, 8)
+NOISE = np.array([1, -1, 1, -1, 1, -1, 1, -1]) * 1e-3
+
+
+@pytest.mark.parametrize(
+    ("shift", "noise", "lowers", "keeps", "degrades"),
+    [
+        (-0.1, 1, "agrees", "agrees", "does not agree"),
+        (0.1, 1, "does not agree", "does not agree", "agrees"),
+        (0.0, 1, "not decided", "agrees", "not decided"),
+        (0.0, 100, "not decided", "not decided", "not decided"),
+        (0.001, 0.1, "does not agree", "agrees", "agrees"),  # surely more, and surely by less than 1 %
+    ],
+)
+def test_a_verdict_follows_from_the_interval(shift: float, noise: float, lowers: str, keeps: str, degrades: str) -> None:
+    record = losses_of(float32=BASE, absmax_row=BASE + shift + noise * NOISE)
+    assert report.lowers("absmax-row", "float32")(record)[1] == lowers
+    assert report.keeps("absmax-row")(record)[1] == keeps
+    assert report.degrades("absmax-row")(record)[1] == degrades
+
+
+def outlier_record(without: float, random: list[float], positive: float, peaks: tuple[float, float] = (0.4, 0.2)) -> dict[str, Any]:
+    return {
+        "kinds": {"attention": {"columns": 48, "features": [{"positive": positive}]}},
+        "removals": [
+            {
+                "perplexity": {"all": 10.0, "without": without, "random": random},
+                "attention_peak": {"all": peaks[0], "without": peaks[1], "random": [peaks[0]]},
+            }
+        ],
+    }
+
+
+def test_the_verdicts_about_outliers_can_fail() -> None:
+    good = outlier_record(100.0, [10.01, 9.99], 0.0)
+    judges = (report.removal_hurts, report.one_sided, report.attention_blurs, report.few_features)
+    assert [judge(good)[1] for judge in judges] == ["agrees"] * 4
+    assert report.removal_hurts(outlier_record(60.0, [10.01], 0.0))[1] == "does not agree"
+    assert report.removal_hurts(outlier_record(100.0, [10.2], 0.0))[1] == "does not agree"
+    assert report.one_sided(outlier_record(100.0, [10.0], 0.5))[1] == "does not agree"
+    assert report.attention_blurs(outlier_record(100.0, [10.0], 0.0, (0.4, 0.35)))[1] == "does not agree"
+    many = {"kinds": {"attention": {"columns": 48, "features": [{"positive": 1.0}] * 8}}}
+    assert report.few_features(many) == ("8 of 48", "does not agree")
+
+
+def test_the_verdict_of_the_dial_can_fail() -> None:
+    def record(absmax: float, ours: float) -> dict[str, Any]:
+        values = {"absmax, by vector": (3.0, absmax), "LLM.int8(), float weights": (2.0, ours)}
+        return {
+            "rows": [
+                {"factor": factor, "label": label, "to_float": {"percent": percents[i]}}
+                for i, factor in enumerate((1, 64))
+                for label, percents in values.items()
+            ]
+        }
+
+    assert report.dial_decides(record(5000.0, 2.5))[1] == "agrees"
+    assert report.dial_decides(record(50.0, 2.5))[1] == "does not agree"
+    assert report.dial_decides(record(5000.0, 3.5))[1] == "does not agree"
+
+
+def test_the_verdicts_about_memory_can_fail() -> None:
+    by_model, by_hardware = memory.calculate(2048)
+    record = {"models": by_model, "hardware": by_hardware}
+    assert report.halves(record)[1] == "agrees"
+    held = int(report.hardware_agrees(record)[0].split()[0])
+    by_hardware[0]["largest"]["16 bits"] = "OPT-66B"
+    text, verdict = report.hardware_agrees(record)
+    assert (int(text.split()[0]), verdict) == (held - 1, "does not agree")
+    by_model[-1]["parts"]["int8, dequantized"]["weights"] *= 1.2
+    assert report.halves(record)[1] == "does not agree"

@@ -1,0 +1,394 @@
+"""The results pages of the site, docs/results.md and docs/speed.md, from the JSON records alone.
+
+python -m experiments.report                writes the pages (`make results`)
+python -m experiments.report --check        fails if a page is not what its records give
+python -m experiments.report --pictures     draws the pictures of the records anew, too
+"""
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from . import charts, dial, generation, memory, models, outliers, perplexity, records
+from .models import InputError
+from .perplexity import METHODS
+
+Record = dict[str, Any]
+Read = Callable[[str], Record | None]
+
+PAGES = Path(__file__).parents[1] / "docs"
+EDIT = "<!-- Made by `make results` from experiments/results/*.json. What is written here by hand is lost. -->"
+
+
+class Part(NamedTuple):
+    """One record's place on a page: its name, the heading while it is absent, the command that makes it, its section."""
+
+    name: str
+    title: str
+    command: str
+    section: Callable[[Record], str]
+
+
+def _of(name: str) -> Callable[[Record], str]:
+    return lambda record: perplexity.section(record, name)
+
+
+_PASSAGES = "python -m experiments.perplexity --engine fast --passages 6 --tokens 256"
+_OUT = "--out experiments/results"
+RESULTS = (
+    Part("perplexity", "Perplexity by method, both engines", "python -m experiments.perplexity", _of("perplexity")),
+    Part(
+        "perplexity-intervals",
+        "Perplexity by method, with intervals",
+        f"{_PASSAGES} --windows 4 {_OUT}/perplexity-intervals.json",
+        _of("perplexity-intervals"),
+    ),
+    Part(
+        "perplexity-layers",
+        "By kind of layer",
+        f"{_PASSAGES} --windows 2 --methods absmax-tensor absmax-vector llm-int8-absmax --layers attention mlp all "
+        f"{_OUT}/perplexity-layers.json",
+        _of("perplexity-layers"),
+    ),
+    Part(
+        "perplexity-thresholds",
+        "By threshold",
+        f"{_PASSAGES} --windows 2 --methods llm-int8-absmax --thresholds 0.5 1 2 3 4 6 8 12 off {_OUT}/perplexity-thresholds.json",
+        _of("perplexity-thresholds"),
+    ),
+    Part(
+        "perplexity-batch",
+        "By what else is in the batch",
+        f"{_PASSAGES} --windows 4 --methods absmax-tensor absmax-vector llm-int8-absmax --batch 1 4 {_OUT}/perplexity-batch.json",
+        _of("perplexity-batch"),
+    ),
+    Part("outliers", "Outlier features", "python -m experiments.outliers", outliers.section),
+    Part("dial", "The outlier dial", "python -m experiments.dial", dial.section),
+    Part("memory", "Memory: where the 16-bit weights come from", "python -m experiments.memory", memory.section),
+)
+SPEED = (
+    Part("speed-cpu", "Layers on a CPU", "python -m experiments.speed --device cpu", charts.section),
+    Part("speed-cuda", "Layers on a GPU", "python -m experiments.speed --device cuda", charts.section),
+    Part("generation", "A whole model", "python -m experiments.generation", generation.section),
+)
+#: Modules whose pictures can be drawn from a record, by the name of the record.
+PICTURES = {part.name: perplexity.pictures for part in RESULTS if part.name.startswith("perplexity")} | {
+    "outliers": outliers.pictures,
+    "dial": dial.pictures,
+    "memory": memory.pictures,
+}
+
+
+AGREES, DISAGREES, UNDECIDED, UNMEASURED = "agrees", "does not agree", "not decided", "not measured"
+#: A change of perplexity, in percent, below which a method counts as one without degradation.
+NEGLIGIBLE = 1.0
+
+
+def interval(found: dict[str, float]) -> str:
+    """A change in percent with its interval."""
+    return f"{found['percent']:+.1f} % ({found['low']:+.1f} to {found['high']:+.1f})"
+
+
+def between(record: Record, method: str, than: str) -> dict[str, Any]:
+    """The change of perplexity from the method `than` to `method`, in percent, with its interval, paired over the windows."""
+    losses = {row["method"]: np.array(row["losses"]) for row in record["rows"]}
+    return perplexity.difference(losses[method], losses[than])
+
+
+def verdict(holds: bool, fails: bool) -> str:
+    """The verdict on a statement; an interval may show neither that it holds nor that it fails."""
+    return AGREES if holds else DISAGREES if fails else UNDECIDED
+
+
+def lowers(method: str, than: str) -> Callable[[Record], tuple[str, str]]:
+    """Judges "lowers perplexity"."""
+
+    def judge(record: Record) -> tuple[str, str]:
+        found = between(record, method, than)
+        return interval(found), verdict(found["high"] < 0, found["low"] > 0)
+
+    return judge
+
+
+def degrades(*methods: str) -> Callable[[Record], tuple[str, str]]:
+    """Judges "has a higher perplexity than the float model", of all these methods."""
+
+    def judge(record: Record) -> tuple[str, str]:
+        found = [between(record, method, "float32") for method in methods]
+        text = "; ".join(f"{METHODS[m].label}: {interval(f)}" for m, f in zip(methods, found, strict=True))
+        return text, verdict(all(f["low"] > 0 for f in found), any(f["high"] < 0 for f in found))
+
+    return judge
+
+
+def keeps(method: str) -> Callable[[Record], tuple[str, str]]:
+    """Judges "does not degrade": by less than NEGLIGIBLE, at the upper end of the interval."""
+
+    def judge(record: Record) -> tuple[str, str]:
+        found = between(record, method, "float32")
+        return interval(found), verdict(found["high"] < NEGLIGIBLE, found["low"] > 0)
+
+    return judge
+
+
+def _at(record: Record, threshold: float | None) -> Record:
+    return next(r for r in record["rows"] if METHODS[r["method"]].decomposition and r["threshold"] == threshold)
+
+
+def share_in_16_bits(record: Record) -> tuple[str, str]:
+    """Judges the share of the products in 16 bits at the threshold 6."""
+    share = _at(record, 6.0)["outlier_share"]
+    return f"{100 * (1 - share):.2f} % in int8", verdict(share <= 0.001, share > 0.001)
+
+
+def six_suffices(record: Record) -> tuple[str, str]:
+    """Judges whether a lower threshold than 6 would bring perplexity down further."""
+    six, lowest = (_at(record, t) for t in (6.0, min(r["threshold"] for r in record["rows"] if r["threshold"] is not None)))
+    found = perplexity.difference(np.array(lowest["losses"]), np.array(six["losses"]))
+    text = f"at 6: {interval(six['to_float'])} against float32; at {lowest['threshold']:g}: {interval(lowest['to_float'])}"
+    return text, verdict(found["low"] > -NEGLIGIBLE, found["high"] < 0)  # type: ignore[operator]
+
+
+def _features(record: Record) -> list[Record]:
+    return [one for kind in record["kinds"].values() for one in kind["features"]]
+
+
+def few_features(record: Record) -> tuple[str, str]:
+    """Judges how many outlier features there are."""
+    count = len(_features(record))
+    columns = max(kind["columns"] for kind in record["kinds"].values() if kind["features"]) if count else 0
+    return f"{count} of {columns}" if count else "none", verdict(1 <= count <= 7, True)
+
+
+def one_sided(record: Record) -> tuple[str, str]:
+    """Judges whether the outlier features have one sign."""
+    shares = [one["positive"] for one in _features(record)]
+    text = ", ".join(f"{100 * max(s, 1 - s):.0f} % {'positive' if s > 0.5 else 'negative'}" for s in shares)
+    return text or "none", verdict(bool(shares) and all(max(s, 1 - s) >= 0.95 for s in shares), True)
+
+
+def _removal(record: Record) -> Record:
+    return record["removals"][0]
+
+
+def removal_hurts(record: Record) -> tuple[str, str]:
+    """Judges what perplexity is without the features."""
+    found = _removal(record)["perplexity"]
+    without, *random = (100 * (value / found["all"] - 1) for value in (found["without"], *found["random"]))
+    text = f"{without:+,.0f} %; random ones: {min(random):+.2f} to {max(random):+.2f} %"
+    return text, verdict(without >= 600 and max(random) < NEGLIGIBLE, True)
+
+
+def attention_blurs(record: Record) -> tuple[str, str]:
+    """Judges the attention's largest probability without the features: halved, to a tenth."""
+    found = _removal(record)["attention_peak"]
+    if found is None:
+        return "the attention's input has no outlier feature", UNDECIDED
+    change = found["without"] / found["all"]
+    random = max(abs(value / found["all"] - 1) for value in found["random"])
+    text = f"{100 * found['all']:.0f} % to {100 * found['without']:.0f} %; random ones change it by at most {100 * random:.1f} %"
+    return text, verdict(0.4 <= change <= 0.6 and random < 0.01, True)
+
+
+def dial_decides(record: Record) -> tuple[str, str]:
+    """Judges absmax and LLM.int8() at the dial's end: one at least doubles perplexity, the other stays where it was without the dial."""
+    ends = {}
+    for label in ("absmax, by vector", "LLM.int8(), float weights"):
+        own = [row for row in record["rows"] if row["label"] == label]
+        ends[label] = own[0]["to_float"]["percent"], own[-1]["to_float"]["percent"]
+    factor = record["rows"][-1]["factor"]
+    text = "; ".join(f"{label}: {start:+.1f} %, at factor {factor:g} {end:+,.1f} %" for label, (start, end) in ends.items())
+    start, end = ends["LLM.int8(), float weights"]
+    return text, verdict(ends["absmax, by vector"][1] > 100 and end < start + NEGLIGIBLE, True)
+
+
+def halves(record: Record) -> tuple[str, str]:
+    """Judges the bytes of the largest models: half as many, to a tenth."""
+    found = {}
+    for row in record["models"]:
+        if row["model"] in memory.LARGEST:
+            found[row["model"]] = [sum(row["parts"][p].values()) / sum(row["parts"]["16 bits"].values()) for p in list(memory.POLICIES)[1:]]
+    text = "; ".join(f"{name}: {100 * light:.0f} % ({100 * heavy:.0f} % with float weights kept)" for name, (light, heavy) in found.items())
+    return text, verdict(all(light <= 0.55 for light, _ in found.values()), True)
+
+
+def hardware_agrees(record: Record) -> tuple[str, str]:
+    """Judges how many entries of the paper's memory table the calculation gives: a model of that size fits."""
+    parameters = {row["model"]: row["parameters"] for row in record["models"]} | {"none": 0}
+    held, missed = 0, []
+    for row in record["hardware"]:
+        for mine, theirs in (("16 bits", "16 bits"), ("int8, dequantized", "int8")):
+            wanted = min(parameters[name] for name in row["paper"][theirs])
+            if parameters[row["largest"][mine] or "none"] >= wanted:
+                held += 1
+            else:
+                missed.append(f"{' / '.join(row['paper'][theirs])} in {theirs} on {row['hardware']}")
+    text = f"{held} of {held + len(missed)} entries fit" + (f"; not {', '.join(missed)}" if missed else "")
+    return text, verdict(not missed, True)
+
+
+def faster_when_wide(record: Record) -> tuple[str, str]:
+    """Judges, from the sweep over the width on a GPU, whether int8 loses on the narrowest layer and wins on the widest."""
+    sweep = next((own for _, size, own in charts.sweeps(charts.rows_of(record, "crossover")) if size == "k"), None)
+    if sweep is None:
+        return "no sweep over the width", UNMEASURED
+    narrow, wide = sweep[0], sweep[-1]
+    ratios = [row["contenders"]["int8"]["ratio"] for row in (narrow, wide)]
+    text = "; ".join(f"K = N = {row['k']}: {charts.spread(ratio)}" for row, ratio in zip((narrow, wide), ratios, strict=True))
+    holds = ratios[0]["high"] < 1 < ratios[1]["low"]
+    return text, verdict(holds, ratios[0]["low"] > 1 or ratios[1]["high"] < 1)
+
+
+#: What the paper says, the record that it is judged by, and the judge: from the record to what was measured and the verdict.
+CLAIMS: tuple[tuple[str, str, Callable[[Record], tuple[str, str]]], ...] = (
+    ("int8 by tensor raises perplexity (table 1)", "perplexity-intervals", degrades("absmax-tensor", "zeropoint-tensor")),
+    ("a scale a row lowers it again (table 1)", "perplexity-intervals", lowers("absmax-row", "absmax-tensor")),
+    ("zeropoint is better than absmax by tensor (table 1)", "perplexity-intervals", lowers("zeropoint-tensor", "absmax-tensor")),
+    ("decomposition is better than vector-wise absmax alone (table 1)", "perplexity-intervals", lowers("llm-int8-absmax", "absmax-vector")),
+    ("LLM.int8() with absmax does not degrade perplexity (table 1)", "perplexity-intervals", keeps("llm-int8-absmax")),
+    ("LLM.int8() with zeropoint does not degrade perplexity (table 1)", "perplexity-intervals", keeps("llm-int8-zeropoint")),
+    ("more than 99.9 % of the values are multiplied in int8 (section 3.2)", "perplexity-thresholds", share_in_16_bits),
+    ("a threshold of 6 is enough (section 3.2)", "perplexity-thresholds", six_suffices),
+    ("there are at most seven outlier features (section 4.2)", "outliers", few_features),
+    ("outlier features are one-sided (section 4.3)", "outliers", one_sided),
+    ("without them perplexity rises by 600 to 1000 %, without random ones by 0.1 % (section 4.2)", "outliers", removal_hurts),
+    ("without them the attention's largest probability falls from about 40 % to about 20 % (section 4.2)", "outliers", attention_blurs),
+    ("with outlier features in all layers int8 fails and LLM.int8() does not (section 4.2)", "dial", dial_decides),
+    ("int8 needs half the memory of 16 bits (section 1)", "memory", halves),
+    ("which hardware holds which model (table 2)", "memory", hardware_agrees),
+    ("int8 is slower than 16 bits in narrow layers, faster in wide ones (appendix D)", "speed-cuda", faster_when_wide),
+)
+
+#: The paper's reasons for its table 1, each a step from one method to a better one.
+STEPS = (
+    ("a scale a row of X in the place of one a tensor", "absmax-tensor", "absmax-row"),
+    ("a scale a row of W as well", "absmax-row", "absmax-vector"),
+    ("zeropoint in the place of absmax, by tensor", "absmax-tensor", "zeropoint-tensor"),
+    ("zeropoint in the place of absmax, by row", "absmax-row", "zeropoint-row"),
+    ("zeropoint in the place of absmax, by vector", "absmax-vector", "zeropoint-vector"),
+    ("decomposition, absmax by tensor", "absmax-tensor", "absmax-tensor-decomposed"),
+    ("decomposition, absmax by row", "absmax-row", "absmax-row-decomposed"),
+    ("decomposition, absmax by vector: LLM.int8()", "absmax-vector", "llm-int8-absmax"),
+    ("decomposition, zeropoint by vector: LLM.int8()", "zeropoint-vector", "llm-int8-zeropoint"),
+)
+
+
+def order(record: Record) -> str:
+    """A section: each step of the paper's table 1, paired over the windows."""
+    words = {AGREES: "lower", DISAGREES: "higher", UNDECIDED: "no difference shown"}
+    rows = []
+    for text, worse, better in STEPS:
+        measured, found = lowers(better, worse)(record)
+        rows.append([text, measured, words[found]])
+    counts = {word: sum(row[-1] == word for row in rows) for word in words.values()}
+    return (
+        "## The order of the methods\n\n"
+        "The paper's table 1 goes from coarse scales to fine ones, then to decomposition. From the record with intervals, the change of "
+        f"perplexity at each of its steps: {counts['lower']} of {len(rows)} lower it, {counts['higher']} raise it, and for "
+        f"{counts['no difference shown']} the interval includes 0, so that these windows do not tell.\n\n"
+        f"{records.markdown(['step', 'change of perplexity', 'perplexity is'], rows)}\n"
+    )
+
+
+def claims(read: Read) -> str:
+    """A section: the paper's statements beside what was measured."""
+    rows = []
+    for text, name, judge in CLAIMS:
+        record = read(name)
+        rows.append([text, *(("", UNMEASURED) if record is None else judge(record))])
+    return (
+        "## Claims and measurements\n\n"
+        "The verdicts are computed from the records. A change with brackets is one of perplexity, with a 95 % interval that is paired over "
+        'the windows; "not decided" says that the interval allows both. The models of the paper have 125 million to 175 billion '
+        "parameters, the one here has 135 million.\n\n"
+        f"{records.markdown(['the paper', 'here', ''], rows)}\n"
+    )
+
+
+def questions(read: Read) -> str:
+    """A section: where the three questions of most readers have their chart."""
+    answers = [
+        ("Where do the 16-bit weights come from?", "memory", "python -m experiments.memory", "#memory-where-the-16-bit-weights-come-from")
+    ]
+    for text, anchor in (
+        ("What does detection cost?", "what-detection-costs"),
+        ("Where does int8 start to win?", "where-int8-starts-to-win"),
+    ):
+        answers.append((text, "speed-cpu", "python -m experiments.speed --device cpu", f"speed.md#{anchor}"))
+    lines = []
+    for text, name, command, link in answers:
+        lines.append(f"- {text} " + (f"[The chart]({link})." if read(name) else f"Not measured; `{command}` measures it."))
+    return "## Three questions\n\n" + "\n".join(lines) + "\n"
+
+
+def part(one: Part, read: Read) -> str:
+    """A part's section, or that it has not been measured and how it is."""
+    record = read(one.name)
+    if record is None:
+        return f"## {one.title}\n\nNot measured. `{one.command}` measures it.\n"
+    return f"{one.section(record)}\n[The record](results/{one.name}.json).\n"
+
+
+def results_page(read: Read) -> str:
+    """docs/results.md."""
+    intervals = read("perplexity-intervals")
+    return "\n".join(
+        [
+            f"{EDIT}\n\n# Results\n",
+            "Each section says on what it was measured, when, and by which command; `make results` makes this page from the records in "
+            "`experiments/results/`. Speed has [a page of its own](speed.md).\n",
+            claims(read),
+            questions(read),
+            *([order(intervals)] if intervals else []),
+            *(part(one, read) for one in RESULTS),
+        ]
+    )
+
+
+def speed_page(read: Read) -> str:
+    """docs/speed.md."""
+    sections = []
+    for one in SPEED:
+        device = one.name.removeprefix("speed-")
+        sections.append(charts.unmeasured(device) if read(one.name) is None and device in ("cpu", "cuda") else part(one, read))
+    return "\n".join(
+        [
+            f"{EDIT}\n\n# Speed\n",
+            "Ratios first: they depend less on the machine than milliseconds do. [Measure on your GPU](howto/measure_on_your_gpu.md) says "
+            "how to add a device; `make results` makes this page from the records in `experiments/results/`.\n",
+            *sections,
+        ]
+    )
+
+
+def pages(read: Read = records.read) -> dict[Path, str]:
+    """The pages by their paths, from the records that `read` gives."""
+    return {PAGES / "results.md": results_page(read), PAGES / "speed.md": speed_page(read)}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command."""
+    parser = models.Parser(prog="python -m experiments.report", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="write nothing, fail if a page is not what its records give")
+    parser.add_argument("--pictures", action="store_true", help="draw the pictures of the records anew")
+    options = parser.parse_args(arguments)
+    made = pages()
+    if options.check:
+        stale = [path for path, text in made.items() if not path.is_file() or path.read_text() != text]
+        if stale:
+            raise InputError(f"not what the records give: {', '.join(map(str, stale))}; run `make results`")
+        return
+    for name, draw in PICTURES.items() if options.pictures else ():
+        record = records.read(name)
+        if record is not None:
+            records.write(records.RESULTS / f"{name}.json", record, draw(record))
+    for path, text in made.items():
+        path.write_text(text)
+        print("wrote", path, file=sys.stderr)
+
+
+if __name__ == "__main__":
+    models.run_command(main)
