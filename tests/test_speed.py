@@ -1,0 +1,599 @@
+"""The measurements of speed: what is computed from times is right on known ones, and no wrong result is ever timed.
+
+Nothing here asserts a time. Clocks are replaced by ones that the test moves.
+"""
+
+import json
+import math
+import os
+import subprocess
+import sys
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import fast
+from experiments import charts, contenders, generation, models, speed, timing, tune
+from experiments.contenders import Contender, Shape, Truth, Work, WrongResult
+from fast.kernels import configurations
+
+ROOT = Path(__file__).resolve().parents[1]
+SHAPE = Shape(33, 256, 130, 0.02)
+
+
+@pytest.fixture(autouse=True)
+def on_the_cpu_path() -> Any:
+    with fast.backend("cpu"), torch.no_grad():  # the interpreter would take minutes
+        yield
+
+
+class HandClock:
+    """Time that passes only where a call moves it, in the place of the module `time`."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+    def call(self, seconds: float, log: list[Any] | None = None, name: Any = None) -> timing.Call:
+        def run() -> None:
+            self.now += seconds
+            if log is not None:
+                log.append(name)
+
+        return run
+
+
+class NoCuda:
+    """Stands for `torch.cuda`: work happens at once, events read a `HandClock`, a graph remembers what was called while it was captured."""
+
+    class Capture:
+        pass
+
+    def __init__(self, clock: HandClock) -> None:
+        self.clock, self.log, self.capturing = clock, [], None
+        self.cuda = types.SimpleNamespace(
+            get_device_properties=lambda: types.SimpleNamespace(L2_cache_size=1000), synchronize=lambda: None, Stream=lambda: self,
+            current_stream=lambda: self, stream=lambda s: self, Event=self.event, CUDAGraph=self.graph_made, graph=self.captured,
+        )  # fmt: skip
+
+    def wait_stream(self, other: Any) -> None:
+        pass
+
+    def __enter__(self) -> "NoCuda":
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.capturing = None
+
+    def call(self, seconds: float, name: Any) -> timing.Call:
+        def run() -> None:
+            if self.capturing is not None:
+                self.capturing.append(run)
+                return
+            self.clock.now += seconds
+            self.log.append(name)
+
+        return run
+
+    def graph_made(self) -> Any:
+        calls: list[timing.Call] = []
+        return types.SimpleNamespace(calls=calls, replay=lambda: [call() for call in calls])
+
+    def captured(self, graph: Any) -> "NoCuda":
+        self.capturing = graph.calls
+        return self
+
+    def event(self, enable_timing: bool = False) -> Any:
+        assert enable_timing
+        made = types.SimpleNamespace(time=None, synchronize=lambda: None)
+        made.record = lambda: setattr(made, "time", self.clock.now)
+        made.elapsed_time = lambda end: (end.time - made.time) * 1e3  # milliseconds, as CUDA has it
+        return made
+
+
+def test_a_spread_is_the_median_and_the_quartiles() -> None:
+    assert timing.spread([4.0, 1.0, 3.0, 2.0]) == {"median": 2.5, "low": 1.75, "high": 3.25}
+
+
+def test_ratios_and_differences_are_taken_within_rounds() -> None:
+    # In the second round everything took four times as long; the ratio of the medians would be 10 / 3.
+    assert timing.ratio([2.0, 8.0], [1.0, 2.0]) == {"median": 3.0, "low": 2.5, "high": 3.5}
+    assert timing.difference([5.0, 8.0], [1.0, 2.0]) == {"median": 5.0, "low": 4.5, "high": 5.5}
+
+
+def test_rounds_of_different_length_are_refused() -> None:
+    with pytest.raises(ValueError, match="shorter"):
+        timing.ratio([1.0, 2.0], [1.0])
+
+
+def test_every_contender_runs_once_a_round_and_not_always_in_the_same_order() -> None:
+    log: list[str] = []
+    samplers = {name: lambda name=name: log.append(name) or len(log) for name in "abc"}
+    samples = timing.interleave(samplers, 8)
+    rounds = [log[i : i + 3] for i in range(0, 24, 3)]
+    assert all(sorted(r) == ["a", "b", "c"] for r in rounds)
+    assert len({tuple(r) for r in rounds}) > 1
+    assert samples == {name: [i + 1 for i, who in enumerate(log) if who == name] for name in "abc"}
+
+
+def test_copies_overflow_the_cache_three_times() -> None:
+    assert timing.copies(100, 30) == 10
+    assert timing.copies(100, 1000) == 2
+
+
+@pytest.mark.parametrize(("each", "batch"), [(0.005, 1), (0.0001, 10)])
+def test_a_cpu_sample_is_the_time_of_one_call_over_calls_that_take_turns(each: float, batch: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, log = HandClock(), []
+    monkeypatch.setattr(timing, "time", clock)
+    sample = timing.CpuClock(least=0.001).sampler([clock.call(each, log, i) for i in range(3)])
+    assert log[:3] == [0, 1, 2]  # every call has run before the first sample
+    del log[:]
+    assert [sample() for _ in range(3)] == pytest.approx([each] * 3, rel=1e-9)
+    assert log == [i % 3 for i in range(3 * batch)]
+
+
+@pytest.mark.parametrize("graph", [False, True])
+def test_a_cuda_sample_is_the_seconds_of_one_call_over_whole_passes(graph: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    device = NoCuda(HandClock())
+    monkeypatch.setattr(timing, "torch", device)
+    clock = timing.CudaClock(least=0.01)
+    assert clock.cache == 1000
+    sample = clock.sampler([device.call(seconds, seconds) for seconds in (0.001, 0.003)], graph)
+    assert device.log[:2] == [0.001, 0.003]
+    del device.log[:]
+    assert sample() == pytest.approx(0.002, rel=1e-9)
+    assert device.log == [0.001, 0.003] * 3  # the fewest passes of 4 ms that take 10
+
+
+def test_the_floor_is_the_larger_of_moving_and_computing() -> None:
+    work = Work(1000, {"int8": 600, "bfloat16": 100})
+    assert work.floor(bandwidth=10, rates={"int8": 60, "bfloat16": 50}) == 100
+    assert work.floor(bandwidth=1000, rates={"int8": 60, "bfloat16": 50}) == 12
+
+
+def test_work_counts_each_input_and_output_once() -> None:
+    shape = Shape(2, 100, 5, 0.1)
+    assert contenders.float_work(torch.float32)(shape) == Work(4 * (200 + 500 + 10), {"float32": 2000})
+    assert contenders.int8_work(shape) == Work(400 + 500 + 20 + 20, {"int8": 2000, "bfloat16": 200})
+    assert contenders.accumulator_work(shape) == Work(200 + 500 + 40, {"int8": 2000})
+    assert contenders.product_work(shape) == Work(200 + 500 + 8 + 20 + 20, {"int8": 2000})
+    assert contenders.quantize_work(shape) == Work(400 + 200 + 8, {})
+    assert contenders.detect_work(shape) == Work(400 + 100, {})
+
+
+@pytest.mark.parametrize("shape", [Shape(1, 64, 8, 0.05), Shape(300, 64, 8, 0.05), Shape(5, 64, 8, 0.0), Shape(5, 64, 8, 0.001)])
+def test_drawn_outlier_columns_are_outliers_in_every_row_and_no_others_are(shape: Shape) -> None:
+    inputs = contenders.draw(shape, "cpu", 3)
+    outliers = inputs.x.float().abs() >= contenders.THRESHOLD
+    assert torch.equal(outliers.any(0), outliers.all(0))
+    assert int(outliers.any(0).sum()) == shape.columns == {0.05: 3, 0.0: 0, 0.001: 1}[shape.fraction]
+    assert not (inputs.clean.float().abs() >= contenders.THRESHOLD).any()
+    assert torch.equal(inputs.x[:, ~outliers.any(0)], inputs.clean[:, ~outliers.any(0)])
+
+
+def result_of(name: str, shape: Shape = SHAPE) -> tuple[Contender, Truth, Any]:
+    """A contender, what its result is checked against, and its result."""
+    own, inputs = contenders.contenders("cpu")[name], contenders.draw(shape, "cpu", 0)
+    x = inputs.clean if own.clean else inputs.x
+    return own, Truth(x, inputs.w), own.build(x, inputs.w)()
+
+
+EVERYWHERE = sorted(contenders.contenders("cpu"))
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.02])
+@pytest.mark.parametrize("m", [1, 33])
+@pytest.mark.parametrize("name", EVERYWHERE)
+def test_every_contender_passes_its_check(name: str, m: int, fraction: float) -> None:
+    own, truth, result = result_of(name, Shape(m, 256, 130, fraction))
+    own.check(truth, result)
+
+
+@pytest.mark.parametrize("name", ["detect", "quantize", "detect-quantize", "product", "product-outliers"])
+def test_every_kernel_stage_passes_its_check(name: str) -> None:
+    # In float16: to bfloat16, Triton's interpreter cuts off where a GPU rounds.
+    own, (x, _, w) = contenders.kernel_stages()[name], (t.half() for t in contenders.draw(Shape(20, 96, 40, 0.05), "cpu", 0))
+    with fast.backend("triton"):
+        result = own.build(x, w)()
+    own.check(Truth(x, w), result)
+    first = result if isinstance(result, torch.Tensor) else result[0]
+    first[-1, -1] = ~first[-1, -1].bool() if first.dtype == torch.uint8 else first[-1, -1] + 3
+    with pytest.raises(WrongResult):
+        own.check(Truth(x, w), result)
+
+
+def spoil_one(y: torch.Tensor) -> torch.Tensor:
+    y[7, 100] += y.float().std().item()
+    return y
+
+
+def spoil_tile(y: torch.Tensor) -> torch.Tensor:
+    y[16:32, 64:80] = 0
+    return y
+
+
+SPOILERS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "one entry": spoil_one,
+    "a tile that was not written": spoil_tile,
+    "a NaN": lambda y: y.index_put_((torch.tensor([5]), torch.tensor([9])), torch.tensor(math.nan, dtype=y.dtype)),
+    "rows in another order": lambda y: y.flip(0),
+    "a transposed shape": lambda y: y.T,
+    "twice the scale": lambda y: 2 * y,
+}
+LAYERS = [name for name in EVERYWHERE if name not in ("detect", "quantize", "product", "int-mm")]
+
+
+@pytest.mark.parametrize("spoil", SPOILERS.values(), ids=SPOILERS)
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_layer_that_is_wrong_is_caught(name: str, spoil: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    own, truth, y = result_of(name)
+    with pytest.raises(WrongResult):
+        own.check(truth, spoil(y.clone()))
+
+
+@pytest.mark.parametrize(("name", "other"), [("int8", "int8-none"), ("int8", "int8-float"), ("int8-float", "int8"), ("int8-none", "int8")])
+def test_our_layer_is_not_taken_for_another_of_ours(name: str, other: str) -> None:
+    own, truth, _ = result_of(name)
+    with pytest.raises(WrongResult, match="the reference"):
+        own.check(truth, result_of(other)[2])
+
+
+@pytest.mark.parametrize("name", ["int-mm", "product"])
+def test_accumulators_are_exact(name: str) -> None:
+    own, truth, acc = result_of(name)
+    acc[truth.rows[3], truth.columns[5]] += 1
+    with pytest.raises(WrongResult, match="accumulators"):
+        own.check(truth, acc)
+
+
+def test_codes_scales_and_columns_are_equal_bit_for_bit() -> None:
+    own, truth, (codes, scale) = result_of("quantize")
+    row = truth.rows[2]
+    for name, result in (("codes", (codes.clone(), scale)), ("scale", (codes, scale.clone()))):
+        spoiled = result[0] if name == "codes" else result[1]
+        spoiled[row, 0] = spoiled[row, 0] + 1 if name == "codes" else torch.nextafter(spoiled[row, 0], torch.tensor(9.0))
+        with pytest.raises(WrongResult, match=name):
+            own.check(truth, result)
+    own, truth, mask = result_of("detect")
+    mask[4] = ~mask[4]
+    with pytest.raises(WrongResult, match="columns"):
+        own.check(truth, mask)
+
+
+class Untouched:
+    """A clock that must not be used."""
+
+    cache = 1 << 20
+
+    def sampler(self, calls: Any, graph: bool = False) -> timing.Sampler:
+        raise AssertionError("timed before all results were checked")
+
+
+def test_a_wrong_result_ends_the_measurement_before_anything_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = contenders.contenders("cpu")
+    monkeypatch.setattr(fast.Int8Linear, "forward", lambda self, x: torch.zeros(x.shape[0], self.out_features, dtype=x.dtype))
+    job = speed.Job("layers", SHAPE, [contenders.BASELINE, "int8"])
+    limits = {"bandwidth": 1e9, "rates": {}}
+    with pytest.raises(WrongResult, match=r"fast.Int8Linear, M = 33, K = 256, N = 130: .* differ from the reference"):
+        speed.measure(job, found, "cpu", Untouched(), 2, limits)
+
+
+def raising(x: torch.Tensor, w: torch.Tensor) -> timing.Call:
+    raise RuntimeError("not on this device\nand more")
+
+
+def test_another_library_may_fail_and_ours_may_not() -> None:
+    found = contenders.contenders("cpu")
+    job = speed.Job("layers", SHAPE, [contenders.BASELINE, "int-mm", "int8"])
+    broken = types.SimpleNamespace(**vars(found["int-mm"]) | {"build": raising})
+    calls, failed = speed.checked_calls(job, found | {"int-mm": broken}, "cpu", 2)
+    assert set(calls) == {contenders.BASELINE, "int8"}
+    assert failed == {"int-mm": "not on this device"}
+    broken = types.SimpleNamespace(**vars(found["int8"]) | {"build": raising})
+    with pytest.raises(RuntimeError, match="not on this device"):
+        speed.checked_calls(job, found | {"int8": broken}, "cpu", 2)
+
+
+def test_shares_are_what_each_step_adds() -> None:
+    samples = {"quantize": [1.0, 2.0], "int8-none": [4.0, 8.0], "int8-clean": [5.0, 10.0], "int8": [10.0, 20.0]}
+    medians = {step: share["median"] for step, share in speed.shares(samples).items()}
+    assert medians == pytest.approx({"quantization": 0.1, "int8 product": 0.3, "detection": 0.1, "outlier product": 0.5})
+
+
+def test_ceilings_follow_from_sizes_and_times() -> None:
+    clock = types.SimpleNamespace(cache=1 << 20, sampler=lambda calls, graph=False: lambda: 0.5)
+    found = speed.ceilings("cpu", clock, rounds=1)
+    assert found["bandwidth"] == 2 * (256 << 20) / 0.5
+    assert found["rates"] == {
+        unit: 2 * m * 2048**2 / 0.5 for unit, m in (("int8", 2048), ("bfloat16", 512), ("float16", 512), ("float32", 512))
+    }
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_the_grid_measures_every_aim_and_asks_each_question(device: str) -> None:
+    names = list(contenders.contenders(device))
+    jobs = speed.grid(device, names)
+    assert len({(job.part, job.shape) for job in jobs}) == len(jobs)
+    layers = {job.shape for job in jobs if job.part == "layers"}
+    assert {aim.shape for aim in charts.AIMS if aim.device == device} <= layers
+    assert {aim.other for aim in charts.AIMS} <= {*names, "bitsandbytes"}
+    assert {job.part for job in jobs} == set(speed.PARTS)
+    assert all({name for name in job.names if name != "bitsandbytes"} <= set(names) for job in jobs)
+    if device == "cuda":
+        assert charts.STAGES_AIM[0] in layers
+        assert {job.shape.fraction for job in jobs if job.part == "layers"} == {0.0, 0.001, 0.01, 0.05}
+        assert max(shape.m for shape in layers) == 16384
+        assert max(shape.k for shape in layers) == max(shape.n for shape in layers) == 53248
+
+
+@pytest.fixture
+def record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> tuple[dict[str, Any], Path, str]:
+    """What a tiny run of the command leaves: the record as read back, its path, and what was printed."""
+    usual = speed.grid("cpu", list(contenders.contenders("cpu")))
+    shapes = {"layers": [Shape(4, 64, 48, 0.05)], "crossover": [Shape(m, k, k, 0.05) for m in (1, 8) for k in (32, 64)]}
+    shapes["detection"] = [Shape(m, 64, 64, 0.05) for m in (1, 8)]
+    jobs = [speed.Job(part, s, next(job.names for job in usual if job.part == part)) for part in speed.PARTS for s in shapes[part]]
+    monkeypatch.setattr(speed, "grid", lambda device, names: jobs)
+    rates = dict.fromkeys(("int8", "bfloat16", "float16", "float32"), 1e12)
+    monkeypatch.setattr(speed, "ceilings", lambda device, clock: {"bandwidth": 1e10, "rates": rates})
+    monkeypatch.setattr(timing.CpuClock, "__init__", lambda self: vars(self).update(cache=1 << 16, least=1e-5))
+    out = tmp_path / "speed-cpu.json"
+    speed.main(["--device", "cpu", "--rounds", "3", "--out", str(out)])
+    return json.loads(out.read_text()), out, capsys.readouterr().out
+
+
+def test_a_run_leaves_a_complete_record_and_its_pictures(record: tuple[dict[str, Any], Path, str]) -> None:
+    found, out, printed = record
+    assert {"experiment", "command", "date", "device", "versions", "settings", "rows"} <= set(found)
+    assert {"device", "hardware", "rounds", "ceilings", "absent", "out_of_memory"} <= set(found["settings"])
+    assert [row["part"] for row in found["rows"]] == ["layers"] + ["crossover"] * 4 + ["detection"] * 2
+    layer = found["rows"][0]
+    missing = set(contenders.contenders("cpu")) - {"int8-clean"} - set(layer["contenders"]) - set(layer["did_not_run"])
+    assert not missing
+    for row in found["rows"]:
+        for own in row["contenders"].values():
+            assert own["seconds"]["low"] <= own["seconds"]["median"] <= own["seconds"]["high"]
+            assert own["over_floor"] > 0
+        assert row["contenders"][contenders.BASELINE]["ratio"] == {"median": 1, "low": 1, "high": 1}
+        assert row["contenders"]["int8"]["int8_ratio"] == {"median": 1, "low": 1, "high": 1}
+    assert all(set(row["shares"]) == {"quantization", "int8 product", "detection", "outlier product"} for row in found["rows"][-2:])
+    assert {path.name for path in out.parent.iterdir()} == {"speed-cpu.json", "speed-cpu.png", "speed-cpu-2.png", "speed-cpu-3.png"}
+    # The floors stand before the first time.
+    assert printed.index("at least") < printed.index("## Layers")
+
+
+def test_the_section_is_made_from_the_record_alone(record: tuple[dict[str, Any], Path, str]) -> None:
+    found, _, printed = record
+    page = speed.section(found)
+    assert page in printed
+    assert all(f"(results/speed-cpu{i}.png)" in page for i in ("", "-2", "-3"))
+    assert found["command"] in page
+    assert found["date"] in page
+    assert found["device"]["cpu"] in page
+    int8 = found["rows"][0]["contenders"]["int8"]
+    assert charts.spread(int8["ratio"]) in page
+    assert all(f"| {m} x 64 |" in page for m in (1, 8))
+    for line in (line for line in page.splitlines() if line.startswith("| ")):
+        assert "nan" not in line.lower()
+    tables = [block.splitlines() for block in page.split("\n\n") if block.startswith("| ")]
+    assert len(tables) >= 6
+    assert all(len({line.count("|") for line in table}) == 1 for table in tables)
+
+
+def test_what_did_not_run_or_did_not_fit_is_said(record: tuple[dict[str, Any], Path, str]) -> None:
+    found, *_ = record
+    layer = found["rows"][0]
+    del layer["contenders"]["int-mm"]
+    layer["did_not_run"]["int-mm"] = "wants K divisible by 8"
+    assert "Did not run on 1 of 1 layers: `int-mm`: wants K divisible by 8" in speed.section(found)
+    found["settings"] |= {"device": "cuda", "out_of_memory": ["a large one"]}
+    found["settings"]["hardware"]["driver"] = "1.2"
+    assert "Too large for this device's memory: a large one." in speed.section(found)
+
+
+def with_ratio(shape: Shape, other: str, ratio: float) -> dict[str, Any]:
+    own = {"int8_ratio": {"median": ratio, "low": ratio, "high": ratio}}
+    return {"rows": [{"part": "layers", **shape._asdict(), "contenders": {other: own}}]}
+
+
+def test_aims_are_reached_missed_or_not_measured() -> None:
+    aim = charts.AIMS[0]
+    for record, verdict in (
+        (None, "not measured"),
+        (with_ratio(aim.shape, aim.other, aim.least), "reached"),
+        (with_ratio(aim.shape, aim.other, aim.least - 0.001), "missed"),
+        (with_ratio(aim.shape._replace(m=7), aim.other, aim.least), "not measured"),
+    ):
+        assert charts.aims(record, "cpu")[0][-1] == verdict
+        assert all(cells[-1] == "not measured" for cells in charts.aims(record, "cpu")[1:])
+
+
+@pytest.mark.parametrize(("share", "verdict"), [(0.15, "reached"), (0.16, "missed")])
+def test_the_aim_of_the_stages_is_a_share_of_the_layer(share: float, verdict: str) -> None:
+    shape, _ = charts.STAGES_AIM
+    own = {name: {"seconds": {"median": median}} for name, median in (("detect-quantize", share), ("int8", 1.0))}
+    record = {"rows": [{"part": "layers", **shape._asdict(), "contenders": own}]}
+    assert charts.aims(record, "cuda")[-1][-1] == verdict
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_a_device_without_a_record_is_said_to_be_unmeasured(device: str) -> None:
+    page = charts.unmeasured(device)
+    assert f"python -m experiments.speed --device {device}" in page
+    assert page.count("| not measured |") == len(charts.aims(None, device))
+
+
+def refused(main: Callable[[list[str]], None], arguments: str, capsys: pytest.CaptureFixture[str]) -> str:
+    """What a command says, on standard error, when it ends with exit status 2."""
+    with pytest.raises(SystemExit) as ended:
+        models.run_command(lambda: main(arguments.split()))
+    assert ended.value.code == 2
+    return capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("main", "arguments", "message"),
+    [
+        (speed.main, "--shapes 1x2", "must be M x K x N, such as 256x4096x4096, got 1x2"),
+        (speed.main, "--shapes 1x2x0", "got 1x2x0"),
+        (speed.main, "--shapes 1x2x3 --outliers 1.5", "must be a share of the columns, 0 to 1, got 1.5"),
+        (speed.main, "--outliers 0.1", "--outliers needs --shapes"),
+        (speed.main, "--rounds 1", "--rounds must be 2 or more"),
+        (speed.main, "--threads 0", "--threads 1 or more"),
+        (speed.main, "--device tpu", "invalid choice: 'tpu'"),
+        (speed.main, "--device cuda", "PyTorch finds no CUDA device here"),
+        (speed.main, "--out x.txt", "--out must end in .json"),
+        (generation.main, "--rounds 1", "must be 2 or more"),
+        (generation.main, "--context 9 --prompt 8", "--context must be 1 to --prompt (8), got 9"),
+        (generation.main, "--device cuda", "PyTorch finds no CUDA device here"),
+        (generation.main, "--model no/such/folder", "there is no such folder"),
+        (tune.main, "", "timing needs a CUDA GPU, and PyTorch finds none here; --dry-run lists the candidates"),
+        (tune.main, "--dry-run --case nothing", "no row of that name; there are product"),
+        (tune.main, "--dry-run --arch sm_75", "invalid choice: 'sm_75'"),
+    ],
+)
+def test_what_the_user_gave_wrong_is_said_in_one_line(
+    main: Any, arguments: str, message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    assert message in refused(main, arguments, capsys)
+
+
+def test_tuning_refuses_the_interpreter(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert "unset it" in refused(tune.main, "--dry-run", capsys)
+
+
+@pytest.mark.parametrize("arch", tune.TARGETS)
+def test_neighbours_differ_in_one_entry_and_every_row_of_the_tables_has_some(arch: str) -> None:
+    found = tune.cases(arch)
+    assert len({case.name for case in found}) == len(found)
+    rows = {row for *_, row in configurations.PRODUCTS[arch]} | {row for *_, row in configurations.DECODES} | {configurations.GENERAL[arch]}
+    assert rows <= {case.row for case in found}
+    for case in found:
+        candidates = tune.neighbours(case.row)
+        assert len(candidates) == len(set(candidates)) >= 4
+        assert all(sum(a != b for a, b in zip(config, case.row, strict=True)) == 1 for config in candidates)
+        assert all(tune.difference_of(config, case.row).count(" ") == 1 for config in candidates)
+
+
+def test_candidates_are_compiled_and_those_that_do_not_fit_are_left_out() -> None:
+    program = """
+import json
+from experiments import tune
+cases = {case.name: case for case in tune.cases("sm_89")}
+few, rows = cases["decode 1 x 2048 x 2048"], cases["rows 256 x 4096"]
+fits = [tune.fit(few, config, "sm_89") for config in (few.row, few.row._replace(stages=12), few.row._replace(block_n=24))]
+fits.append(tune.fit(rows, rows.row._replace(rows=2, warps=1), "sm_89"))
+print(json.dumps([f._asdict() for f in fits]))
+"""
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    output = subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=environment, capture_output=True, text=True, check=True).stdout
+    present, deep, odd, wide = json.loads(output)
+    assert present["why_not"] == ""
+    assert present["spilled"] == 0
+    assert 0 < present["registers"] <= 255
+    assert present["shared"] <= tune.TARGETS["sm_89"][1]
+    assert "bytes of shared memory, sm_89 has 101376" in deep["why_not"]
+    assert odd["why_not"].startswith("does not compile: ")
+    assert "power of 2" in odd["why_not"]
+    assert wide["spilled"] > 0
+    assert f"spills {wide['spilled']} bytes" in wide["why_not"]
+
+
+@pytest.mark.parametrize("name", ["decode 1 x", "rows 256", "scan 256"])
+def test_a_candidate_computes_what_the_present_row_does(name: str) -> None:
+    case = next(case for case in tune.cases("interpreter") if case.name.startswith(name))
+    small = {"m": 5, "n": 40} if name.startswith("decode") else {"m": 40, "k": 96}
+    launch = case.build.func("cpu", **small)
+    with fast.backend("triton"):
+        results = {config: launch(config) for config in [case.row, *tune.neighbours(case.row)[:2]]}
+    expected = results.pop(case.row)
+    for found in results.values():
+        assert tune.same(found, expected)
+        spoiled = found.clone()
+        spoiled[0, 3] = 1 - spoiled[0, 3]
+        spoiled[1:, 3] = 0 if found.dtype == torch.uint8 else spoiled[1:, 3]
+        assert not tune.same(spoiled, expected)
+
+
+def test_a_row_is_suggested_only_where_it_is_faster_by_more_than_the_rounds_differ(monkeypatch: pytest.MonkeyPatch) -> None:
+    row = configurations.Rows(1, 1024, 4)
+    case = tune.Case("rows", row, 1, lambda device: None)
+    other = row._replace(warps=8)
+    fits = {row: tune.Fit(10, 0, 0, ""), other: tune.Fit(10, 0, 0, ""), row._replace(rows=2): tune.Fit(0, 0, 0, "spills 8 bytes")}
+    for seconds, verdict in (([1.0, 1.1, 1.2], f"suggested: {other}"), ([1.5, 2.0, 2.5], f"keep: {row}")):
+        asked = []
+        samples = {row: [2.0, 2.1, 2.2], other: seconds}
+        monkeypatch.setattr(tune, "timed", lambda case, configs, clock, rounds, samples=samples: asked.append(list(configs)) or samples)  # noqa: B023
+        assert tune.tune(case, fits, Untouched(), 3).splitlines()[-1] == verdict
+        assert asked == [[row, other]]
+
+
+def tiny_llama(seed: int = 0) -> torch.nn.Module:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(seed)
+    sizes = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+    config = LlamaConfig(vocab_size=256, max_position_embeddings=128, eos_token_id=None, initializer_range=0.1, **sizes)
+    return LlamaForCausalLM(config).eval().requires_grad_(False)
+
+
+@pytest.fixture
+def language_model(monkeypatch: pytest.MonkeyPatch) -> torch.nn.Module:
+    """A tiny model, in the place of the one that the command would load; a byte is a token."""
+    model = tiny_llama()
+    monkeypatch.setattr(models, "find_model", lambda name: models.Source("tiny", "nowhere", None))
+    monkeypatch.setattr(models, "load_tokenizer", lambda source: lambda text: list(text[:5000].encode()))
+    monkeypatch.setattr(models, "load_model", lambda source, dtype, device: model)
+    return model
+
+
+def test_a_whole_model_leaves_a_complete_record(language_model: torch.nn.Module, tmp_path: Path) -> None:
+    out = tmp_path / "generation.json"
+    generation.main(["--device", "cpu", "--prompt", "40", "--context", "8", "--new", "4", "--rounds", "2", "--out", str(out)])
+    found = json.loads(out.read_text())
+    names = [row["model"] for row in found["rows"]]
+    assert names[:2] == ["fp32", generation.BASELINE]
+    assert names == list(generation.variants())
+    for row in found["rows"]:
+        assert 0 <= row["first_tokens"] <= 4
+        assert row["prefill"]["tokens_per_second"]["median"] > 0
+    by_name = {row["model"]: row for row in found["rows"]}
+    assert by_name["bf16"]["decode"]["ratio"] == {"median": 1, "low": 1, "high": 1}
+    assert by_name["fp32"]["first_tokens"] == 4
+    assert by_name["int8-bf16"]["bytes"] < by_name["bf16"]["bytes"] < by_name["fp32"]["bytes"]
+    page = generation.section(found)
+    assert "(results/generation.png)" in page
+    assert found["command"] in page
+    assert all(f"| {row['label']} |" in page for row in found["rows"])
+    assert {path.name for path in tmp_path.iterdir()} == {"generation.json", "generation.png"}
+
+
+def test_a_model_that_computes_something_else_is_never_timed(
+    language_model: torch.nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "generation.json"
+    arguments = ["--device", "cpu", "--prompt", "64", "--context", "8", "--new", "4", "--rounds", "2", "--out", str(out)]
+    monkeypatch.setattr(timing, "interleave", lambda *_: pytest.fail("timed"))
+    with monkeypatch.context() as broken:
+        broken.setattr(generation, "quantized", lambda model, dtype: tiny_llama(seed=1).to(dtype))
+        with pytest.raises(SystemExit, match=r"wrong result, nothing was written: fast, float32 activations: its predictions are"):
+            generation.main(arguments)
+    with monkeypatch.context() as broken:
+        decode = generation.decode
+        broken.setattr(generation, "decode", lambda *rest: (decode(*rest)[0].flip(0) + 1, 1.0))
+        with pytest.raises(SystemExit, match=r"the timed loop made the tokens \["):
+            generation.main(arguments)
+    assert not out.exists()
+
+
+def test_agreement_counts_the_first_tokens_that_are_the_same() -> None:
+    assert [generation.agreement(tokens, [1, 2, 3]) for tokens in ([1, 2, 3], [1, 2, 4], [0, 2, 3])] == [3, 2, 0]
