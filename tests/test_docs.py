@@ -25,7 +25,7 @@ def test_python_shown_on_a_first_page_runs(page):
         exec(compile(block, name(page), "exec"), {})
 
 
-def test_the_five_lines_of_the_first_page_are_the_method():
+def test_the_lines_of_the_first_page_are_the_method():
     import numpy as np
 
     import reference
