@@ -281,7 +281,7 @@ def pictures(record: dict[str, Any]) -> Iterator[Any]:
     with records.figure(9.5, 3.6, columns=2) as (figure, (left, right)):
         for (name, kind), marker in zip(kinds.items(), "o^svD", strict=False):
             shares = np.array([[100 * one["layers"], 100 * one["positions"]] for one in kind["affected"]]).reshape(-1, 2)
-            left.plot(shares[:, 0], shares[:, 1], marker, markersize=5, alpha=0.7, label=name, linestyle="none")
+            left.plot(shares[:, 0], shares[:, 1], marker, markersize=4, alpha=0.4, markeredgewidth=0, label=name, linestyle="none")
             right.plot(kind["largest_by_layer"], marker + "-", markersize=3, linewidth=1)
         limits = record["settings"]
         left.axvline(100 * limits["layers"], color=records.GREY, linestyle="--", linewidth=1)

@@ -396,7 +396,7 @@ def by_interval(axes: Any, rows: Sequence[dict[str, Any]]) -> None:
     axes.xaxis.set_major_formatter("{x:g} %")
     axes.set_yticks(range(len(rows)), [row["label"] for row in rows])
     axes.invert_yaxis()
-    axes.set_xlabel("perplexity against float32, with 95 % interval (green: with decomposition)")
+    axes.set_xlabel("change of perplexity, with 95 % interval (green: decomposed)")
 
 
 def by_threshold(axes: Any, rows: Sequence[dict[str, Any]]) -> None:

@@ -232,7 +232,8 @@ def hardware_agrees(record: Record) -> tuple[str, str]:
 
 def faster_when_wide(record: Record) -> tuple[str, str]:
     """Judges, from the sweep over the width on a GPU, whether int8 loses on the narrowest layer and wins on the widest."""
-    sweep = next((own for _, size, own in charts.sweeps(charts.rows_of(record, "crossover")) if size == "k"), None)
+    rows = charts.rows_of(record, "crossover")
+    sweep = next((own for _, size, own in charts.sweeps(rows) if size == "k"), None) if rows else None
     if sweep is None:
         return "no sweep over the width", UNMEASURED
     narrow, wide = sweep[0], sweep[-1]

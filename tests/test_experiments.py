@@ -516,6 +516,18 @@ def tiny(family: str) -> torch.nn.Module:
     return model
 
 
+@pytest.mark.parametrize("family", ["opt", "gpt2"])
+def test_models_that_numpy_cannot_run_are_quantized_by_the_fast_engine(family: str) -> None:
+    model, tokens = tiny(family), windows(2)
+    assert numpy_llama.unsupported(model.config) is not None
+    engines = {"fast": lambda setting, share: perplexity.fast_engine(model, setting, share, wide=False)}
+    settings = perplexity.settings_of(["absmax-tensor", "llm-int8-absmax"], thresholds=(1.0,))
+    exact, coarse, fine = perplexity.measure(engines, settings, [tokens], progress=False)
+    assert 0 < fine["outlier_share"] < 1
+    off = [np.abs(row["losses"] - exact["losses"]).max() for row in (coarse, fine)]
+    assert 0 < off[1] < off[0] < 0.5
+
+
 @pytest.mark.parametrize(("family", "norms"), [("llama", 6), ("opt", 4), ("gpt2", 4)])
 def test_turning_the_dial_changes_no_output_of_the_float_model(family: str, norms: int) -> None:
     model, tokens = tiny(family), windows(1)
@@ -781,6 +793,37 @@ def test_the_verdict_of_the_dial_can_fail() -> None:
     assert report.dial_decides(record(5000.0, 2.5))[1] == "agrees"
     assert report.dial_decides(record(50.0, 2.5))[1] == "does not agree"
     assert report.dial_decides(record(5000.0, 3.5))[1] == "does not agree"
+
+
+def test_the_verdict_about_speed_follows_from_the_narrowest_and_the_widest_layer() -> None:
+    def row(k: int, low: float, high: float) -> dict[str, Any]:
+        ratio = {"median": (low + high) / 2, "low": low, "high": high}
+        return {"part": "crossover", "m": 4096, "k": k, "n": k, "contenders": {"int8": {"stage": False, "label": "int8", "ratio": ratio}}}
+
+    def verdict(narrow: tuple[float, float], wide: tuple[float, float]) -> str:
+        return report.faster_when_wide({"rows": [row(512, *narrow), row(2048, 0.9, 1.1), row(8192, *wide)]})[1]
+
+    assert verdict((0.4, 0.6), (1.5, 1.6)) == "agrees"
+    assert verdict((0.4, 0.6), (0.8, 0.9)) == "does not agree"
+    assert verdict((1.1, 1.2), (1.5, 1.6)) == "does not agree"
+    assert verdict((0.4, 0.6), (0.9, 1.1)) == "not decided"
+    assert report.faster_when_wide({"rows": []})[1] == "not measured"
+
+
+def test_the_verdicts_about_the_threshold_can_fail() -> None:
+    def record(share: float, six: float, lowest: float) -> dict[str, Any]:
+        rows = [{"method": "float32", "threshold": None, "losses": BASE}]
+        for threshold, shift in ((0.5, lowest), (6.0, six)):
+            losses = BASE + shift + NOISE
+            to_float = perplexity.difference(losses, BASE)
+            rows.append(
+                {"method": "llm-int8-absmax", "threshold": threshold, "outlier_share": share, "losses": losses, "to_float": to_float}
+            )
+        return {"rows": rows}
+
+    assert [report.share_in_16_bits(record(share, 0, 0))[1] for share in (0.001, 0.0011)] == ["agrees", "does not agree"]
+    assert report.six_suffices(record(0, 0.02, 0.015))[1] == "agrees"  # half a percent more than at the lowest
+    assert report.six_suffices(record(0, 0.02, 0.0))[1] == "does not agree"
 
 
 def test_the_verdicts_about_memory_can_fail() -> None:
