@@ -1,15 +1,19 @@
 """The pages of `experiments.speed`, made from its record alone: charts, tables, aims."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from . import records
 from .contenders import BASELINE, Shape
 
 Row = dict[str, Any]
+
+#: What a record can hold, in the order of the page.
+PARTS = ("layers", "crossover", "detection")
 
 #: (K, N) of the aims on a GPU.
 LARGE = ((8192, 8192), (8192, 28672), (28672, 8192), (16384, 53248), (53248, 16384))
@@ -46,7 +50,7 @@ def name(row: Row) -> str:
 
 
 def rows_of(record: Row, part: str) -> list[Row]:
-    """The rows of one part: "layers", "crossover" or "detection"."""
+    """The rows of one of `PARTS`."""
     return [row for row in record["rows"] if row["part"] == part]
 
 
@@ -55,18 +59,28 @@ def labels(rows: Sequence[Row], stage: bool = False) -> dict[str, str]:
     return {n: c["label"] for row in rows for n, c in row["contenders"].items() if c["stage"] == stage and n != BASELINE}
 
 
-def pictures(record: Row) -> list[tuple[str, Any, tuple[float, float, int]]]:
-    """For each part that the record has: its name, a function that draws it on axes, and the width, height and columns of axes."""
-    layers, crossover, detection = (rows_of(record, part) for part in ("layers", "crossover", "detection"))
-    found: list[tuple[str, Any, tuple[float, float, int]]] = []
-    if layers:
-        found.append(("layers", lambda axes: draw_ratios(axes, layers), (8, 2.2 + 0.34 * len(layers), 1)))
-    if crossover:
-        lines = sweeps(crossover)
-        found.append(("crossover", lambda axes: draw_crossover(axes, lines), (3.4 * len(lines), 4.2, len(lines))))
-    if detection:
-        found.append(("detection", lambda axes: draw_shares(axes, detection), (max(6, 1.3 + 0.75 * len(detection)), 4.2, 1)))
-    return found
+def parts_of(record: Row) -> dict[str, list[Row]]:
+    """The rows of each part that the record has, in the order of its pictures."""
+    found = {part: rows_of(record, part) for part in PARTS}
+    return {part: rows for part, rows in found.items() if rows}
+
+
+def pictures(record: Row) -> Iterator[Figure]:
+    """A picture for each part that the record has."""
+    for part, rows in parts_of(record).items():
+        if part == "layers":
+            with records.figure(8, 2.2 + 0.34 * len(rows)) as (figure, axes):
+                draw_ratios(axes, rows)
+                yield figure
+        elif part == "crossover":
+            lines = sweeps(rows)
+            with records.figure(3.4 * len(lines), 4.2, columns=len(lines)) as (figure, axes):
+                draw_crossover(axes, lines)
+                yield figure
+        else:
+            with records.figure(max(6, 1.3 + 0.75 * len(rows)), 4.2) as (figure, axes):
+                draw_shares(axes, rows)
+                yield figure
 
 
 def draw_ratios(axes: Any, rows: Sequence[Row]) -> None:
@@ -136,12 +150,6 @@ def draw_shares(axes: Any, rows: Sequence[Row]) -> None:
     axes.figure.legend(loc="outside lower center", ncols=4)
 
 
-def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table: the first column to the left, the others to the right."""
-    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
 def spread(value: dict[str, float], factor: float = 1, form: str = ".2f") -> str:
     """A median with its quartiles in brackets."""
     median, low, high = (f"{value[key] * factor:{form}}" for key in ("median", "low", "high"))
@@ -176,7 +184,7 @@ def unmeasured(device: str) -> str:
     return _joined(
         _title(device),
         f"Not measured. `python -m experiments.speed --device {device}` measures it and writes the record that this page is made from.",
-        markdown(["aim", "measured", ""], aims(None, device)),
+        records.markdown(["aim", "measured", ""], aims(None, device)),
     )
 
 
@@ -187,14 +195,14 @@ def section(record: Row) -> str:
     rates = ", ".join(f"{rate / 1e12:.3g} T/s in {unit}" for unit, rate in limits["rates"].items())
     parts = [
         _title(device),
-        f"{_device(record)}; {record['date']}; `{record['command']}`; medians of {settings['rounds']} interleaved rounds, quartiles in "
-        f"brackets. Measured ceilings: {limits['bandwidth'] / 1e9:.1f} GB/s in a copy, read plus written; operations, {rates}.",
+        f"{_provenance(record)}; medians of {settings['rounds']} interleaved rounds, quartiles in brackets. Measured ceilings: "
+        f"{limits['bandwidth'] / 1e9:.1f} GB/s in a copy, read plus written; operations, {rates}.",
         _graphs(record),
-        markdown(["aim", "measured", ""], aims(record, device)),
+        records.markdown(["aim", "measured", ""], aims(record, device)),
     ]
-    for number, (part, _, _) in enumerate(pictures(record), 1):
+    for number, (part, rows) in enumerate(parts_of(record).items(), 1):
         picture = f"results/speed-{device}{'' if number == 1 else f'-{number}'}.png"
-        parts += {"layers": _layers, "crossover": _crossover, "detection": _detection}[part](record, rows_of(record, part), picture)
+        parts += {"layers": _layers, "crossover": _crossover, "detection": _detection}[part](rows, picture)
     return _joined(*parts)
 
 
@@ -218,11 +226,12 @@ def _graphs(record: Row) -> str:
     return text + (f" Too large for this device's memory: {'; '.join(skipped)}." if skipped else "")
 
 
-def _device(record: Row) -> str:
-    settings, device = record["settings"], record["device"]
-    if settings["device"] == "cuda":
-        return f"{device['gpu']}, driver {settings['hardware']['driver']}, Torch {record['versions']['torch']}"
-    return f"{device['cpu']} ({settings['hardware']['instructions']}), {device['threads']} thread(s), Torch {record['versions']['torch']}"
+def _provenance(record: Row) -> str:
+    hardware = record["settings"]["hardware"]
+    if record["settings"]["device"] == "cpu":
+        return f"{records.provenance(record)}; {hardware['instructions']}"
+    where = f"{record['device']['gpu']}, driver {hardware['driver']}, Torch {record['versions']['torch']}"
+    return f"{where}; {record['date']}; `{record['command']}`"
 
 
 def _ratio(row: Row, contender: str) -> str:
@@ -231,21 +240,21 @@ def _ratio(row: Row, contender: str) -> str:
     return "did not run" if contender in row["did_not_run"] else ""
 
 
-def _layers(record: Row, rows: list[Row], picture: str) -> list[str]:
+def _layers(rows: list[Row], picture: str) -> list[str]:
     found, stages = labels(rows), labels(rows, stage=True)
     return [
         "### Against 16-bit products",
         f"![Times as fast as F.linear in bfloat16, by layer and implementation]({picture})",
         "Times as fast as `F.linear` in bfloat16 in the same run, by layer: M x K x N, and the share of outlier columns.",
-        markdown(["layer", *found.values()], [[name(row), *(_ratio(row, c) for c in found)] for row in rows]),
+        records.markdown(["layer", *found.values()], [[name(row), *(_ratio(row, c) for c in found)] for row in rows]),
         _failures(rows),
         "Our layer against its floor, the larger of its bytes over the bandwidth and its operations over their rates:",
-        markdown(
+        records.markdown(
             ["layer", "ms", "floor, ms", "time over floor", "of the bandwidth", "of the int8 rate"],
             [[name(row), *_against_floor(row["contenders"]["int8"])] for row in rows],
         ),
         "Each stage alone, in microseconds, and what it reaches of the bandwidth or of the int8 rate, whichever is more:",
-        markdown(["layer", *stages.values()], [[name(row), *(_stage(row["contenders"].get(s)) for s in stages)] for row in rows]),
+        records.markdown(["layer", *stages.values()], [[name(row), *(_stage(row["contenders"].get(s)) for s in stages)] for row in rows]),
     ]
 
 
@@ -268,12 +277,12 @@ def _stage(own: Row | None) -> str:
     return f"{spread(own['seconds'], 1e6, ',.4g')}, {100 * reached:.0f} %"
 
 
-def _crossover(record: Row, rows: list[Row], picture: str) -> list[str]:
+def _crossover(rows: list[Row], picture: str) -> list[str]:
     tables = []
     for title, size, own in sweeps(rows):
         found = labels(own)
         cells = [[f"{size.upper()} = {row[size]}", *(_ratio(row, c) for c in found)] for row in own]
-        tables.append(markdown([title, *found.values()], cells))
+        tables.append(records.markdown([title, *found.values()], cells))
     return [
         "### Where int8 starts to win",
         f"![Times as fast as F.linear in bfloat16, against M and against K = N]({picture})",
@@ -282,7 +291,7 @@ def _crossover(record: Row, rows: list[Row], picture: str) -> list[str]:
     ]
 
 
-def _detection(record: Row, rows: list[Row], picture: str) -> list[str]:
+def _detection(rows: list[Row], picture: str) -> list[str]:
     steps = list(rows[0]["shares"])
     cells = [[f"{row['m']} x {row['k']}", *(spread(row["shares"][step], 100, ".1f") for step in steps)] for row in rows]
     return [
@@ -291,5 +300,5 @@ def _detection(record: Row, rows: list[Row], picture: str) -> list[str]:
         "Percent of the layer's time by what each step adds to it, round by round. Detection is what a threshold costs where it finds "
         "nothing: the layer on an X without outlier columns, less the layer with threshold None. The outlier product is what outlier "
         "columns cost beyond that. A step that the layer hides behind another can come out near zero or below.",
-        markdown(["M x K, N = K", *steps], cells),
+        records.markdown(["M x K, N = K", *steps], cells),
     ]

@@ -12,24 +12,26 @@ import copy
 import json
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from matplotlib.figure import Figure
 from torch import Tensor, nn
 from tqdm import tqdm
 
 import fast
 
 from . import contenders, models, records, timing
-from .charts import markdown, spread
+from .charts import spread
 from .contenders import WrongResult
 from .models import InputError
 
 BASELINE = "bf16"
+KINDS = {"prefill": "prefill", "decode": "decoding"}
 
 #: How far a model's next-token distributions may be from float32's, by their mean Kullback-Leibler divergence, in nats. LLM.int8() costs
 #: SmolLM2 a few hundredths; the bound is there to catch a broken model, not to rank them.
@@ -155,7 +157,7 @@ def measure(
         quality, tokens = checked[name]
         row: dict[str, Any] = {"model": name, "label": labels[name], "bytes": size_of(made[name])} | quality
         row["first_tokens"] = agreement(tokens, checked["fp32"][1])
-        for kind in ("prefill", "decode"):
+        for kind in KINDS:
             own = samples[name, kind]
             row[kind] = {
                 "tokens_per_second": timing.spread([1 / seconds for seconds in own]),
@@ -176,32 +178,33 @@ def agreement(tokens: Sequence[int], expected: Sequence[int]) -> int:
     return next((i for i, (a, b) in enumerate(zip(tokens, expected, strict=True)) if a != b), len(tokens))
 
 
-def picture(axes: Any, rows: Sequence[dict[str, Any]]) -> None:
-    """Tokens a second of each model, prefill and decoding, with quartiles."""
-    for ax, kind in zip(axes, ("prefill", "decode"), strict=True):
-        speed = [row[kind]["tokens_per_second"] for row in rows]
-        median = np.array([s["median"] for s in speed])
-        error = [median - [s["low"] for s in speed], [s["high"] for s in speed] - median]
-        colors = [records.GREY if row["model"] in ("fp32", BASELINE) else records.BLUE for row in rows]
-        ax.barh(range(len(rows)), median, xerr=error, color=colors, ecolor=records.ORANGE, height=0.6)
-        ax.set_yticks(range(len(rows)), [row["label"] for row in rows] if kind == "prefill" else [])
-        ax.invert_yaxis()
-        ax.set_title(kind)
-        ax.set_xlabel("tokens a second")
+def pictures(record: dict[str, Any]) -> Iterator[Figure]:
+    """The record's one picture: tokens a second of each model, prefill and decoding, with quartiles."""
+    rows = record["rows"]
+    with records.figure(8, 1 + 0.4 * len(rows), columns=2) as (figure, axes):
+        for ax, kind in zip(axes, KINDS, strict=True):
+            speed = [row[kind]["tokens_per_second"] for row in rows]
+            median, low, high = (np.array([s[key] for s in speed]) for key in ("median", "low", "high"))
+            colors = [records.GREY if row["model"] in ("fp32", BASELINE) else records.BLUE for row in rows]
+            ax.barh(range(len(rows)), median, xerr=[median - low, high - median], color=colors, ecolor=records.ORANGE, height=0.6)
+            ax.set_yticks(range(len(rows)), [row["label"] for row in rows] if kind == "prefill" else [])
+            ax.invert_yaxis()
+            ax.set_title(KINDS[kind])
+            ax.set_xlabel("tokens a second")
+        yield figure
 
 
 def section(record: dict[str, Any]) -> str:
     """The record as Markdown: ratios to bfloat16 first, tokens a second, loss, bytes."""
-    settings, device = record["settings"], record["device"]
-    where = device["gpu"] if settings["device"] == "cuda" else f"{device['cpu']}, {device['threads']} thread(s)"
-    kinds = {"prefill": "prefill", "decode": "decoding"}
-    head = ["model", *(f"{kind}, to bfloat16" for kind in kinds.values()), *(f"{kind}, tokens/s" for kind in kinds.values())]
+    settings = record["settings"]
+    where = record["device"]["gpu"] + ", host " if settings["device"] == "cuda" else ""
+    head = ["model", *(f"{kind}, to bfloat16" for kind in KINDS.values()), *(f"{kind}, tokens/s" for kind in KINDS.values())]
     head += ["MB", "loss", "divergence", "same first tokens"]
     cells = [
         [
             row["label"],
-            *(spread(row[kind]["ratio"]) for kind in kinds),
-            *(spread(row[kind]["tokens_per_second"], form=".4g") for kind in kinds),
+            *(spread(row[kind]["ratio"]) for kind in KINDS),
+            *(spread(row[kind]["tokens_per_second"], form=".4g") for kind in KINDS),
             f"{row['bytes'] / 1e6:.0f}",
             f"{row['loss']:.4f}",
             f"{row['divergence']:.4f}",
@@ -219,7 +222,7 @@ def section(record: dict[str, Any]) -> str:
                 f"{settings['context_tokens']}, a batch of 1. Loss: mean over the prompt's tokens, in nats. Same first tokens: how many "
                 "agree with those of float32 before the first that does not.",
                 f"![Tokens a second of prefill and decoding, by model](results/{settings['picture']}.png)",
-                markdown(head, cells),
+                records.markdown(head, cells),
             ]
         )
         + "\n"
@@ -278,9 +281,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "picture": out.stem,
     }
     record = records.heading("generation", settings) | {"rows": rows}
-    with records.figure(8, 1 + 0.4 * len(rows), columns=2) as (figure, axes):
-        picture(axes, rows)
-        written = records.write(out, record, [figure])
+    written = records.write(out, record, pictures(record))
     print(section(json.loads(out.read_text())))
     print("wrote", *written, file=sys.stderr)
 

@@ -14,7 +14,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Sequence
-from contextlib import ExitStack, nullcontext
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -23,13 +23,11 @@ from tqdm import tqdm
 import fast
 
 from . import charts, contenders, models, records, timing
-from .charts import section
+from .charts import pictures, section
 from .contenders import BASELINE, Contender, Shape, WrongResult
 from .models import InputError
 
-__all__ = ["main", "section"]
-
-PARTS = ("layers", "crossover", "detection")
+__all__ = ["main", "pictures", "section"]
 
 #: The share of outlier columns where nothing else is said.
 FRACTION = {"cpu": 0.005, "cuda": 0.001}
@@ -205,7 +203,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is a GPU")
     parser.add_argument("--threads", type=int, default=1, help="of the CPU (default 1)")
     parser.add_argument("--rounds", type=int, default=20, help="how often everything is timed in turn (default 20)")
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="default: all")
+    parser.add_argument("--parts", nargs="+", choices=charts.PARTS, default=list(charts.PARTS), help="default: all")
     parser.add_argument("--shapes", nargs="+", type=_shape, metavar="MxKxN", help="layers of your own, in place of all parts")
     parser.add_argument(
         "--outliers", nargs="+", type=_share, metavar="SHARE", help="of the columns, for --shapes (default 0.005, on a GPU 0.001)"
@@ -284,13 +282,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "absent": sorted({"bitsandbytes", "torchao"} - set(found)),
     }
     record = records.heading("speed", settings) | {"rows": rows}
-    with ExitStack() as open_figures:
-        figures = []
-        for _, draw, (width, height, columns) in charts.pictures(record):
-            figure, axes = open_figures.enter_context(records.figure(width, height, columns=columns))
-            draw(axes)
-            figures.append(figure)
-        written = records.write(out, record, figures)
+    written = records.write(out, record, pictures(record))
     print(section(json.loads(out.read_text())))
     print("wrote", *written, file=sys.stderr)
 

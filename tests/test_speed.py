@@ -3,6 +3,8 @@
 Nothing here asserts a time. Clocks are replaced by ones that the test moves.
 """
 
+import contextlib
+import io
 import json
 import math
 import os
@@ -323,7 +325,7 @@ def test_the_grid_measures_every_aim_and_asks_each_question(device: str) -> None
     layers = {job.shape for job in jobs if job.part == "layers"}
     assert {aim.shape for aim in charts.AIMS if aim.device == device} <= layers
     assert {aim.other for aim in charts.AIMS} <= {*names, "bitsandbytes"}
-    assert {job.part for job in jobs} == set(speed.PARTS)
+    assert {job.part for job in jobs} == set(charts.PARTS)
     assert all({name for name in job.names if name != "bitsandbytes"} <= set(names) for job in jobs)
     if device == "cuda":
         assert charts.STAGES_AIM[0] in layers
@@ -332,20 +334,27 @@ def test_the_grid_measures_every_aim_and_asks_each_question(device: str) -> None
         assert max(shape.k for shape in layers) == max(shape.n for shape in layers) == 53248
 
 
-@pytest.fixture
-def record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> tuple[dict[str, Any], Path, str]:
-    """What a tiny run of the command leaves: the record as read back, its path, and what was printed."""
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path, str]:
+    """What a tiny run of the command leaves: the text of its record, its path, and what was printed."""
     usual = speed.grid("cpu", list(contenders.contenders("cpu")))
     shapes = {"layers": [Shape(4, 64, 48, 0.05)], "crossover": [Shape(m, k, k, 0.05) for m in (1, 8) for k in (32, 64)]}
     shapes["detection"] = [Shape(m, 64, 64, 0.05) for m in (1, 8)]
-    jobs = [speed.Job(part, s, next(job.names for job in usual if job.part == part)) for part in speed.PARTS for s in shapes[part]]
-    monkeypatch.setattr(speed, "grid", lambda device, names: jobs)
+    jobs = [speed.Job(part, s, next(job.names for job in usual if job.part == part)) for part in charts.PARTS for s in shapes[part]]
     rates = dict.fromkeys(("int8", "bfloat16", "float16", "float32"), 1e12)
-    monkeypatch.setattr(speed, "ceilings", lambda device, clock: {"bandwidth": 1e10, "rates": rates})
-    monkeypatch.setattr(timing.CpuClock, "__init__", lambda self: vars(self).update(cache=1 << 16, least=1e-5))
-    out = tmp_path / "speed-cpu.json"
-    speed.main(["--device", "cpu", "--rounds", "3", "--out", str(out)])
-    return json.loads(out.read_text()), out, capsys.readouterr().out
+    out, printed = tmp_path_factory.mktemp("speed") / "speed-cpu.json", io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
+        patch.setattr(speed, "grid", lambda device, names: jobs)
+        patch.setattr(speed, "ceilings", lambda device, clock: {"bandwidth": 1e10, "rates": rates})
+        patch.setattr(timing.CpuClock, "__init__", lambda self: vars(self).update(cache=1 << 12, least=1e-5))
+        speed.main(["--device", "cpu", "--rounds", "3", "--out", str(out)])
+    return out.read_text(), out, printed.getvalue()
+
+
+@pytest.fixture
+def record(run: tuple[str, Path, str]) -> tuple[dict[str, Any], Path, str]:
+    """The same, the record read back; a test may change it."""
+    return json.loads(run[0]), *run[1:]
 
 
 def test_a_run_leaves_a_complete_record_and_its_pictures(record: tuple[dict[str, Any], Path, str]) -> None:
