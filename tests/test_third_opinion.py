@@ -44,11 +44,10 @@ def test_absmax_codes_and_scales_are_those_of_bitsandbytes_bit_for_bit(side, rec
 
 
 @sides
-@pytest.mark.parametrize("block", range(4))
-def test_absmax_codes_are_those_of_bitsandbytes_for_every_finite_float16(side, block):
-    # All bit patterns, 63,488 of them finite, in rows that each set their own scale.
+def test_absmax_codes_are_those_of_bitsandbytes_for_every_finite_float16(side, record_property):
     patterns = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(torch.float16)
-    x = patterns[patterns.isfinite()].reshape(-1, 64)[torch.arange(992) % 4 == block].contiguous()
+    x = patterns[patterns.isfinite()].reshape(-1, 64)  # rows that each set their own scale
+    record_property("bit patterns", x.numel())
     codes, absmax, _ = int8_vectorwise_quant(x)
     ours = side.absmax_quantize(x, -1)
     assert_same(ours.codes, codes)
