@@ -106,11 +106,24 @@ def threshold(value: Any) -> float | None:
     None, infinity and whatever float32 rounds to infinity mean the same: no column is an outlier.
 
     Raises:
+        TypeError, ValueError: as `check_threshold`.
+    """
+    check_threshold(value)
+    if value is None:
+        return None
+    rounded = torch.tensor(float(value), dtype=torch.float32, device="cpu").item()  # also under torch.device("meta")
+    return None if math.isinf(rounded) else rounded
+
+
+def check_threshold(value: Any) -> None:
+    """Checks that `value` is None or a number that may be an outlier threshold. It computes nothing, so torch.compile can trace it.
+
+    Raises:
         TypeError: it is not a number.
         ValueError: it is negative or NaN.
     """
     if value is None:
-        return None
+        return
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"threshold must be a number or None, got {type(value).__name__}")
     if math.isnan(value) or value < 0:

@@ -23,6 +23,7 @@ def outlier_columns(x: Tensor, threshold: float | None = 6.0) -> Tensor:
         ValueError: x has no axis, or threshold is negative or NaN.
     """
     x = arguments.floats("x", x)
+    arguments.check_threshold(threshold)
     return torch.ops.llm_int8.outlier_columns(arguments.rows_of(x), threshold)
 
 
@@ -46,5 +47,7 @@ def llm_int8_matmul(x: Tensor, w: Tensor, threshold: float | None = 6.0, quantiz
         TypeError, ValueError: as `outlier_columns` and `quantized_matmul`.
     """
     x, w = arguments.floats("x", x), arguments.floats("w", w, ndim=2)
+    arguments.same_k("x", x, "w", w)
+    arguments.check_threshold(threshold)
     codes, scale, zero_point = quantize_weight(w, granularity, quantizer)
     return int8_linear(x, codes, None, scale, zero_point, w, None, threshold, granularity)

@@ -45,6 +45,7 @@ def quantized_matmul(x: Tensor, w: Tensor, granularity: str = "vector", quantize
             could overflow.
     """
     x, w = arguments.floats("x", x), arguments.floats("w", w, ndim=2)
+    arguments.same_k("x", x, "w", w)
     codes, scale, zero_point = quantize_weight(w, granularity, quantizer)
     return int8_linear(x, codes, None, scale, zero_point, None, None, None, granularity)
 

@@ -163,6 +163,6 @@ def test_a_side_reaches_the_backend_that_it_names(monkeypatch):
 
 def test_the_interpreter_rounds_to_bfloat16_as_hardware_does():
     # A sum of 16-bit numbers in float32, with ties to even in both directions, cast once: 257 and 259 lie halfway.
-    x = torch.tensor([[256.0, 1.0], [256.0, 3.0], [-256.0, -1.0], [256.0, 1.0625], [2.0**-133, 2.0**-134]], dtype=torch.bfloat16)
+    x = torch.tensor([[256.0, 1.0], [256.0, 3.0], [-256.0, -1.0], [256.0, 1.0625]], dtype=torch.bfloat16)
     y = TRITON.llm_int8_matmul(x, torch.ones(1, 2, dtype=torch.bfloat16), 0)
-    assert_same(y, torch.tensor([[256.0], [260.0], [-256.0], [258.0], [2.0**-132]], dtype=torch.bfloat16))
+    assert_same(y, torch.tensor([[256.0], [260.0], [-256.0], [258.0]], dtype=torch.bfloat16))

@@ -22,7 +22,7 @@ from torch import Tensor
 from ..weights import QuantizedWeight
 from .arithmetic import NO_FUSION, encode, magnitudes, parameters
 from .configurations import Decode, architecture, decode_configuration
-from .product import CODE_UNIT, WIDE_FROM, corrected, outlier_product
+from .product import WIDE_FROM, corrected, outlier_product, scaled
 
 
 @triton.jit
@@ -126,7 +126,7 @@ def decode_kernel(
     result = (acc.to(tl.float32) * sx[:, None]) * sw[None, :]
     if DETECT:
         if float_weight is None:
-            part = part * (sw * CODE_UNIT)[None, :]
+            part = scaled(part, sw)
         result += part
     if bias is not None:
         result += tl.load(bias + columns).to(tl.float32)[None, :]

@@ -183,7 +183,7 @@ def _finish(
                 acc = corrected(acc, zx, zw, x_sum, w_sum, K, WIDE)
             result = (acc.to(tl.float32) * sx[:, None]) * sw[None, :]
             if outliers is not None:
-                result += part if float_weight is not None else part * (sw * CODE_UNIT)[None, :]
+                result += part if float_weight is not None else scaled(part, sw)
             if bias is not None:
                 result += tl.load(bias + columns, mask=in_n, other=0).to(tl.float32)[None, :]
             tl.store(target, result.to(y.dtype.element_ty), mask=in_m[:, None] & in_n[None, :])
@@ -252,6 +252,13 @@ def outlier_product(x, w, part, zero_w):
         x = x.to(tl.float32)
         w = w.to(tl.float32)
     return tl.dot(x, w.T, part, input_precision="ieee")
+
+
+@triton.jit
+def scaled(part, scale_w):
+    """The outlier product of codes, of which each stood for code / CODE_UNIT, times the scales (N,) of W."""
+    # In two steps: the largest scale, a 127th of the largest float32, times CODE_UNIT alone is infinite, and 0 times that is NaN.
+    return part * (scale_w * (CODE_UNIT / 2))[None, :] * 2.0
 
 
 @triton.jit
