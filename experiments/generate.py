@@ -1,0 +1,218 @@
+"""A model in int8 through `from_pretrained`, beside its float model: bytes, memory while loading, perplexity, and the text both write.
+
+    python -m experiments.generate
+    python -m experiments.generate --model FOLDER --new 40 --prompt "Once upon a time"
+
+The float model is saved to a temporary folder first: transformers does not quantize a GGUF file while it loads it. Loaded this way, the
+model must be the one that `experiments.perplexity` makes of the float model in memory: if their losses differ, nothing is written.
+"""
+
+import argparse
+import gc
+import sys
+import tempfile
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from fast.huggingface import Int8Config
+from fast.model import size_of
+
+from . import models, numpy_llama, perplexity, records
+from .models import InputError
+from .perplexity import OutlierShare, Setting
+
+PROMPTS = ("The capital of France is", "Water boils at", "def factorial(n):", "Once upon a time, there was a")
+METHOD = "llm-int8-absmax"
+POLICY = "dequantized"
+
+
+class NotTheSameError(Exception):
+    """Two ways to the same model gave different ones."""
+
+
+class AnonymousMemory(threading.Thread):
+    """Within this context: `peak`, by how many bytes the process's anonymous memory grew at most; None where /proc is not there.
+
+    Files that are mapped into memory, as safetensors are, do not count: the system may drop them at any time.
+    """
+
+    STATUS = Path("/proc/self/status")
+
+    def __enter__(self) -> "AnonymousMemory":
+        gc.collect()
+        self.done = threading.Event()
+        self.before = self.most = self.now()
+        self.start()
+        return self
+
+    def run(self) -> None:
+        """Samples, twice a millisecond."""
+        while not self.done.wait(0.0005):
+            self.most = max(self.most, self.now())
+
+    def __exit__(self, *exception: object) -> None:
+        self.done.set()
+        self.join()
+
+    @property
+    def peak(self) -> int | None:
+        """In bytes."""
+        return self.most - self.before if self.before else None
+
+    def now(self) -> int:
+        """Anonymous bytes of this process; 0 where the system does not say."""
+        if not self.STATUS.is_file():
+            return 0
+        lines = self.STATUS.read_text().splitlines()
+        return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon")), 0)
+
+
+def load_int8(model: nn.Module, threshold: float | None) -> tuple[nn.Module, int | None]:
+    """Saves a float model to a temporary folder and loads it in int8; returns it, and the peak of memory meanwhile, in bytes."""
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        config = Int8Config(threshold, outlier_weight=POLICY)
+        with AnonymousMemory() as memory:
+            int8 = AutoModelForCausalLM.from_pretrained(folder, quantization_config=config)
+    return int8.eval().requires_grad_(False), memory.peak
+
+
+def sizes(model: nn.Module, int8: nn.Module) -> list[dict[str, Any]]:
+    """Bytes by part of the model, in float and in int8."""
+    summary = int8.quantization_summary
+    before, after = (sum(pair[i] for pair in summary.quantized.values()) for i in (0, 1))
+    rest = summary.bytes_after - after
+    return [
+        {"part": f"{len(summary.quantized)} linear layers", "float": before, "int8": after},
+        {"part": "embedding, head, norms", "float": size_of(model) - before, "int8": rest},
+        {"part": "the model", "float": size_of(model), "int8": summary.bytes_after},
+    ]
+
+
+def losses(model: nn.Module, setting: Setting, windows: Sequence[NDArray[np.int64]]) -> NDArray[np.float64]:
+    """Mean loss of each window, one window at a time, by the fast engine of `experiments.perplexity`."""
+    wide = numpy_llama.unsupported(model.config) is None
+    with perplexity.fast_engine(model, setting, OutlierShare(), wide) as loss_of:
+        return np.concatenate([loss_of(tokens[i : i + 1]) for tokens in windows for i in range(len(tokens))])
+
+
+def compare(model: nn.Module, int8: nn.Module, threshold: float | None, windows: Sequence[NDArray[np.int64]]) -> dict[str, float]:
+    """Perplexities: of the float model, of `int8`, and of what `experiments.perplexity` makes of the float model.
+
+    Raises:
+        NotTheSameError: the last two differ in any window, in any bit.
+    """
+    loaded = losses(int8, Setting("float32"), windows)  # nothing is left to quantize
+    in_memory = losses(model, Setting(METHOD, threshold=threshold, outlier_weight=POLICY), windows)
+    if not np.array_equal(loaded, in_memory):
+        raise NotTheSameError(f"losses through from_pretrained {loaded.tolist()}, through quantize_model {in_memory.tolist()}")
+    names = {"float": losses(model, Setting("float32"), windows), "from_pretrained": loaded, "quantize_model": in_memory}
+    return {name: perplexity.perplexity(found) for name, found in names.items()}
+
+
+def continuation(model: nn.Module, prompt: torch.Tensor, new: int) -> list[int]:
+    """The tokens that the model continues a prompt (1, T) with, greedily: at most `new`."""
+    greedy = {"max_new_tokens": new, "do_sample": False, "pad_token_id": 0}
+    tokens = model.generate(prompt, attention_mask=torch.ones_like(prompt), **greedy)
+    return tokens[0, prompt.shape[1] :].tolist()
+
+
+def equal_first(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many tokens are equal before the first that is not."""
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+
+
+def written(model: nn.Module, int8: nn.Module, tokenizer: Any, prompts: Sequence[str], new: int) -> list[dict[str, Any]]:
+    """What both models write after each prompt, and how many first tokens are equal."""
+    rows = []
+    for prompt in prompts:
+        ids = torch.tensor([tokenizer(prompt).input_ids])
+        ours, theirs = continuation(int8, ids, new), continuation(model, ids, new)
+        texts = {"float": tokenizer.decode(theirs), "int8": tokenizer.decode(ours)}
+        rows.append({"prompt": prompt, **texts, "tokens": len(theirs), "equal": equal_first(ours, theirs)})
+    return rows
+
+
+def section(record: dict[str, Any]) -> str:
+    """The record as Markdown."""
+    settings, found = record["settings"], record["perplexity"]
+    table = [[row["part"], _mb(row["float"]), _mb(row["int8"]), f"{row['int8'] / row['float']:.2f}"] for row in record["bytes"]]
+    sizes = records.markdown(["", f"{settings['dtype']}, MB", "int8, MB", "ratio"], table)
+    peak = record["peak_bytes"]
+    loading = (
+        "" if peak is None else f"While it is loaded and quantized, memory grows by at most {_mb(peak)} MB (mapped files not counted). "
+    )
+    quality = (
+        f"Perplexity: {found['float']:#.4g} in {settings['dtype']}, {found['from_pretrained']:#.4g} in int8. "
+        "The loss of each window has the same bits as that of a model quantized in memory; the command fails if not."
+    )
+    texts = "\n\n".join(map(_text, record["texts"]))
+    return f"""## A model in int8 through `from_pretrained`
+
+{records.text_of(settings)}; {records.provenance(record)}.
+
+{sizes}
+
+{loading}{quality}
+
+What both write after a prompt, always taking the likeliest token:
+
+{texts}
+"""
+
+
+def _mb(size: int) -> str:
+    return f"{size / 1e6:.1f}"
+
+
+def _text(row: dict[str, Any]) -> str:
+    lines = [f"prompt  {row['prompt']!r}", f"float   {row['float']!r}", f"int8    {row['int8']!r}"]
+    equal = f"All {row['tokens']}" if row["equal"] == row["tokens"] else f"The first {row['equal']} of {row['tokens']}"
+    return "```text\n" + "\n".join(lines) + f"\n```\n\n{equal} tokens are equal."
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Reads the command line."""
+    parser = models.Parser(prog="python -m experiments.generate", description=(__doc__ or "").splitlines()[0])
+    models.add_options(parser)
+    parser.add_argument("--prompt", nargs="+", default=list(PROMPTS), metavar="TEXT", help="what to continue (default: four short ones)")
+    parser.add_argument("--new", type=models.positive, default=24, help="tokens to write after each (default %(default)s)")
+    parser.add_argument("--threshold", type=float, default=6.0, help="of the decomposition (default %(default)s)")
+    options = parser.parse_args(arguments)
+    if not options.threshold >= 0:
+        raise InputError(f"--threshold must be 0 or more, got {options.threshold}")
+    return options
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command."""
+    options = parse(arguments)
+    out = records.output_path(options.out, "generate")
+    source, windows = models.source_and_windows(options)
+    tokenizer = AutoTokenizer.from_pretrained(source.folder, gguf_file=source.gguf_file)
+    model = models.load_model(source)
+    int8, peak = load_int8(model, options.threshold)
+    about = models.described(source, windows) | {"dtype": "float32", "threshold": options.threshold, "outlier_weight": POLICY}
+    record = records.plain(
+        records.heading("generate", about)
+        | {
+            "bytes": sizes(model, int8),
+            "peak_bytes": peak,
+            "perplexity": compare(model, int8, options.threshold, list(windows.values())),
+            "texts": written(model, int8, tokenizer, options.prompt, options.new),
+        }
+    )
+    print(section(record))
+    print("wrote", *records.write(out, record), file=sys.stderr)
+
+
+if __name__ == "__main__":
+    models.run_command(main)
