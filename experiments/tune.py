@@ -78,11 +78,11 @@ def cases(arch: str) -> list[Case]:
         found.append(Case(f"product {m} x {n} x {n}", row, n * (m + n), partial(launch_product, m=m, n=n, dtype=torch.bfloat16)))
     m, n, row = LARGE_M, LARGE_N, configurations.GENERAL[arch]
     found.append(Case(f"product {m} x {n} x {n}, float32", row, n * (m + n), partial(launch_product, m=m, n=n, dtype=torch.float32)))
-    for most_n, row in configurations.DECODES:
-        n = LARGE_N if most_n is None else 1 << (most_n.bit_length() - 1)
-        found += [Case(f"decode {m} x {n} x {n}", row, n * n, partial(launch_decode, m=m, n=n)) for m in (1, configurations.DECODE_ROWS)]
+    for most_m, most_n, row in configurations.DECODES[arch]:
+        m, n = most_m or configurations.DECODE_ROWS, most_n or LARGE_N
+        found.append(Case(f"decode {m} x {n} x {n}", row, n * n, partial(launch_decode, m=m, n=n)))
     for m, k in ((256, 4096), (LARGE_M, LARGE_N)):
-        scan, rows = configurations.scan_configuration(arch, m, k), configurations.rows_configuration(arch, k)
+        scan, rows = configurations.scan_configuration(arch, m, k), configurations.rows_configuration(arch, m, k)
         found.append(Case(f"scan {m} x {k}", scan, 2 * m * k, partial(launch_scan, m=m, k=k)))
         found.append(Case(f"rows {m} x {k}", rows, 2 * m * k, partial(launch_rows, m=m, k=k)))
     return found
@@ -149,6 +149,8 @@ def neighbours(row: Any) -> list[Any]:
     for name, value in row._asdict().items():
         if name == "tma":
             values: list[Any] = [not value]
+        elif name == "tile_m":  # the rows of an instruction, or one
+            values = []
         elif name in ("stages", "splits"):
             values = [value - 1, value + 1]
         else:
@@ -160,7 +162,7 @@ def neighbours(row: Any) -> list[Any]:
 def sensible(name: str, value: int) -> bool:
     """Whether a kernel can have this entry at all: matrix instructions have no smaller operands, a program has 32 warps at most."""
     least = {"block_m": 16, "block_n": 16, "block_k": 32, "block_o": 16, "warps": 1}.get(name, 1)
-    most = {"warps": 16, "parts": 16, "stages": 8, "splits": 8}.get(name)
+    most = {"warps": 16, "stages": 8, "splits": 8}.get(name)
     return value >= least and (most is None or value <= most)
 
 

@@ -68,8 +68,13 @@ def cases() -> Iterator[tuple[str, Callable[[], Any]]]:
         ("small", 200, 8192, 2048),
         ("few", 48, 8192, 16384),
         ("fewer", 24, 8192, 32768),
-        ("decode", 8, 8192, 8192),
+        ("decode1", 1, 8192, 8192),
+        ("decode2", 2, 8192, 8192),
+        ("decode4", 4, 8192, 8192),
+        ("decode8", 8, 8192, 8192),
+        ("decode16", 16, 8192, 8192),
         ("decode narrow", 8, 4096, 4096),
+        ("decode 1 narrow", 1, 2048, 2048),
         ("decode narrowest", 8, 1024, 1024),
     ):
         yield f"{name}, threshold None", lambda m=m, n=n, k=k: linear(m, n, k, limit=None)

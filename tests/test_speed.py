@@ -484,7 +484,11 @@ def test_tuning_refuses_the_interpreter(monkeypatch: pytest.MonkeyPatch, capsys:
 def test_neighbours_differ_in_one_entry_and_every_row_of_the_tables_has_some(arch: str) -> None:
     found = tune.cases(arch)
     assert len({case.name for case in found}) == len(found)
-    rows = {row for *_, row in configurations.PRODUCTS[arch]} | {row for *_, row in configurations.DECODES} | {configurations.GENERAL[arch]}
+    rows = (
+        {row for *_, row in configurations.PRODUCTS[arch]}
+        | {row for *_, row in configurations.DECODES[arch]}
+        | {configurations.GENERAL[arch]}
+    )
     assert rows <= {case.row for case in found}
     for case in found:
         candidates = tune.neighbours(case.row)
@@ -499,7 +503,7 @@ import json
 from experiments import tune
 cases = {case.name: case for case in tune.cases("sm_89")}
 few, rows = cases["decode 1 x 2048 x 2048"], cases["rows 256 x 4096"]
-fits = [tune.fit(few, config, "sm_89") for config in (few.row, few.row._replace(stages=12), few.row._replace(block_n=24))]
+fits = [tune.fit(few, config, "sm_89") for config in (few.row, few.row._replace(block_n=128, stages=8), few.row._replace(block_n=24))]
 fits.append(tune.fit(rows, rows.row._replace(rows=2, warps=1), "sm_89"))
 print(json.dumps([f._asdict() for f in fits]))
 """
@@ -520,7 +524,7 @@ print(json.dumps([f._asdict() for f in fits]))
 @pytest.mark.parametrize("name", ["decode 1 x", "rows 256", "scan 256"])
 def test_a_candidate_computes_what_the_present_row_does(name: str) -> None:
     case = next(case for case in tune.cases("interpreter") if case.name.startswith(name))
-    small = {"m": 5, "n": 40} if name.startswith("decode") else {"m": 40, "k": 96}
+    small = {"m": 1, "n": 40} if name.startswith("decode") else {"m": 40, "k": 96}
     launch = case.build.func("cpu", **small)
     with fast.backend("triton"):
         results = {config: launch(config) for config in [case.row, *tune.neighbours(case.row)[:2]]}
@@ -534,7 +538,7 @@ def test_a_candidate_computes_what_the_present_row_does(name: str) -> None:
 
 
 def test_a_row_is_suggested_only_where_it_is_faster_by_more_than_the_rounds_differ(monkeypatch: pytest.MonkeyPatch) -> None:
-    row = configurations.Rows(1, 1024, 4)
+    row = configurations.Rows(1, 1024, 1, 4)
     case = tune.Case("rows", row, 1, lambda device: None)
     other = row._replace(warps=8)
     fits = {row: tune.Fit(10, 0, 0, ""), other: tune.Fit(10, 0, 0, ""), row._replace(rows=2): tune.Fit(0, 0, 0, "spills 8 bytes")}

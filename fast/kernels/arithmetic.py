@@ -24,6 +24,9 @@ ZERO_SLICE = tl.constexpr(2.0**-100)
 ROUNDER = tl.constexpr(1.5 * 2**23)
 ROUNDER_BITS = tl.constexpr(0x4B400000)
 
+#: The interpreter holds bfloat16 as bit patterns: it would multiply those, and it cuts off where a cast has to round.
+INTERPRETED = tl.constexpr(bool(triton.knobs.runtime.interpret))
+
 MAGNITUDE_BITS = tl.constexpr(0x7FFFFFFF)
 INFINITY_BITS = tl.constexpr(0x7F800000)
 SIGN_BIT = tl.constexpr(-(2**31))
@@ -80,3 +83,14 @@ def encode(x, inverse, zero_point, ZEROPOINT: tl.constexpr):
     if ZEROPOINT:
         steps = tl.minimum(tl.maximum(steps + zero_point, -128), 127)
     return steps.to(tl.int8)
+
+
+@triton.jit
+def rounded(value, DTYPE: tl.constexpr):
+    """value, float32, as DTYPE: to nearest, ties to even."""
+    if INTERPRETED and tl.bfloat16 == DTYPE:
+        bits = value.to(tl.int32, bitcast=True)
+        upper = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+        return tl.where(value == value, upper, 0x7FC0).to(tl.int16).to(tl.bfloat16, bitcast=True)
+    else:
+        return value.to(DTYPE)

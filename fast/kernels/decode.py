@@ -20,9 +20,12 @@ import triton.language as tl
 from torch import Tensor
 
 from ..weights import QuantizedWeight
-from .arithmetic import NO_FUSION, encode, magnitudes, parameters
+from .arithmetic import NO_FUSION, encode, magnitudes, parameters, rounded
 from .configurations import Decode, architecture, decode_configuration
-from .product import WIDE_FROM, corrected, outlier_product, scaled
+from .product import WIDE_FROM, aligned, corrected, from_code_units, outlier_product
+
+#: The first pass has nothing but X's latency to wait for: three blocks on their way hide it.
+SCAN_STAGES = tl.constexpr(3)
 
 
 @triton.jit
@@ -49,13 +52,15 @@ def decode_kernel(
     DETECT: tl.constexpr,
     PER_ROW: tl.constexpr,
     WIDE: tl.constexpr,
-    BLOCK_M: tl.constexpr,
+    ROWS: tl.constexpr,
+    TILE_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    SCAN_K: tl.constexpr,
 ):
     """Program p: all rows of Y, columns p * BLOCK_N onwards. Strides are in elements; None compiles away.
 
-    x: (M, K) float16, bfloat16 or float32, M <= BLOCK_M, by stride_xm, stride_xk.
+    x: (M, K) float16, bfloat16 or float32, M <= ROWS, by stride_xm, stride_xk.
     w: (N, K) int8, by stride_wn, stride_wk.
     y: (M, N) of X's dtype, contiguous.
     float_weight: (N, K) of a floating dtype, by stride_fn, stride_fk; None takes the outlier weights from w.
@@ -66,20 +71,21 @@ def decode_kernel(
     PER_ROW: one scale a row of X, else one in all. WIDE: the zeropoint correction needs 64 bits.
     """
     ZEROPOINT: tl.constexpr = zero_w is not None
-    rows = tl.arange(0, BLOCK_M)
+    rows = tl.arange(0, ROWS)
     live = rows < M
     ks = tl.arange(0, BLOCK_K)
     column_numbers = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     columns = tl.minimum(column_numbers, N - 1).to(tl.int64)
 
     x_rows = x + rows.to(tl.int64)[:, None] * stride_xm
-    all_up = tl.zeros((BLOCK_M, BLOCK_K), tl.int32)
-    all_down = tl.zeros((BLOCK_M, BLOCK_K), tl.int32)
-    for k in range(0, K, BLOCK_K):
-        inside = live[:, None] & (k + ks < K)[None, :]
-        value = tl.load(x_rows + (k + ks).to(tl.int64)[None, :] * stride_xk, mask=inside, other=0.0).to(tl.float32)
+    wide = tl.arange(0, SCAN_K)
+    all_up = tl.zeros((ROWS, SCAN_K), tl.int32)
+    all_down = tl.zeros((ROWS, SCAN_K), tl.int32)
+    for k in tl.range(0, K, SCAN_K, num_stages=SCAN_STAGES):
+        inside = live[:, None] & (k + wide < K)[None, :]
+        value = tl.load(x_rows + (k + wide).to(tl.int64)[None, :] * stride_xk, mask=inside, other=0.0).to(tl.float32)
         if DETECT:
-            value = tl.where(_outliers(value, inside, limit)[None, :], 0.0, value)
+            value = tl.where(_outliers(value, limit)[None, :], 0.0, value)
         up, down = magnitudes(value, ZEROPOINT)
         all_up = tl.maximum(all_up, up)
         if ZEROPOINT:
@@ -90,22 +96,26 @@ def decode_kernel(
         up = tl.zeros_like(up) + tl.max(up, axis=0)
         down = tl.zeros_like(down) + tl.max(down, axis=0)
     sx, inverse, zx = parameters(up, down, ZEROPOINT)
+    sx, inverse, zx = _repeated(sx, TILE_M), _repeated(inverse, TILE_M), _repeated(zx, TILE_M)
 
+    tile_rows = tl.arange(0, TILE_M)
+    tile_live = tile_rows < M
+    tile_x = x + tile_rows.to(tl.int64)[:, None] * stride_xm
     sw = tl.load(scale_w + columns * each_w)
     zw = tl.load(zero_w + columns * each_w) if ZEROPOINT else None
     b = w + columns[:, None] * stride_wn + ks.to(tl.int64)[None, :] * stride_wk
-    acc = tl.zeros((BLOCK_M, BLOCK_N), tl.int32)
-    part = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    sum_x = tl.zeros((BLOCK_M, BLOCK_K), tl.int32)
+    acc = tl.zeros((TILE_M, BLOCK_N), tl.int32)
+    part = tl.zeros((TILE_M, BLOCK_N), tl.float32)
+    sum_x = tl.zeros((TILE_M, BLOCK_K), tl.int32)
     for k in range(0, K, BLOCK_K):
         in_k = k + ks < K
-        inside = live[:, None] & in_k[None, :]
-        value = tl.load(x_rows + (k + ks).to(tl.int64)[None, :] * stride_xk, mask=inside, other=0.0)
+        inside = tile_live[:, None] & in_k[None, :]
+        value = tl.load(tile_x + (k + ks).to(tl.int64)[None, :] * stride_xk, mask=inside, other=0.0)
         b_block = tl.load(b, mask=in_k[None, :], other=0)
         b += BLOCK_K * tl.cast(stride_wk, tl.int64)
         regular = value.to(tl.float32)
         if DETECT:
-            outlier = _outliers(regular, inside, limit)
+            outlier = _outliers(regular, limit)
             regular = tl.where(outlier[None, :], 0.0, regular)
         code = encode(regular, inverse[:, None], zx[:, None], ZEROPOINT)
         if ZEROPOINT:
@@ -122,22 +132,31 @@ def decode_kernel(
                     part = outlier_product(x_o, b_block, part, zw)
 
     if ZEROPOINT:
-        acc = corrected(acc, zx, zw, tl.sum(sum_x, axis=1), tl.load(sum_w + columns), K, WIDE)
+        x_sum = tl.sum(sum_x, axis=1)
+        acc = corrected(acc, zx[:, None], zw[None, :], x_sum[:, None], tl.load(sum_w + columns)[None, :], K, WIDE)  # type: ignore[index]
     result = (acc.to(tl.float32) * sx[:, None]) * sw[None, :]
     if DETECT:
-        if float_weight is None:
-            part = scaled(part, sw)
-        result += part
+        result += part if float_weight is not None else from_code_units(part, sw)
     if bias is not None:
         result += tl.load(bias + columns).to(tl.float32)[None, :]
-    target = y + rows.to(tl.int64)[:, None] * N + column_numbers[None, :]
-    tl.store(target, result.to(y.dtype.element_ty), mask=live[:, None] & (column_numbers < N)[None, :])
+    target = y + tile_rows.to(tl.int64)[:, None] * N + column_numbers[None, :]
+    tl.store(target, rounded(result, y.dtype.element_ty), mask=tile_live[:, None] & (column_numbers < N)[None, :])
 
 
 @triton.jit
-def _outliers(value, inside, limit):
-    """Which columns of the block hold a magnitude of `limit` or more; the padding, 0, holds none even where limit is 0."""
-    return tl.max(((tl.abs(value) >= limit) & inside).to(tl.int32), axis=0) > 0
+def _repeated(v, TILE_M: tl.constexpr):
+    """(ROWS,) -> (TILE_M,): the values again and again; whatever stands in the padding is not stored."""
+    copies: tl.constexpr = TILE_M // v.shape[0]
+    return tl.broadcast_to(v[None, :], (copies, v.shape[0])).reshape(TILE_M)
+
+
+@triton.jit
+def _outliers(value, limit):
+    """Which columns of the block hold a magnitude of `limit` or more; NaN is none.
+
+    With limit 0 the padding counts as well: it adds zeros to the outlier product, and rows in whose place it stands are not stored.
+    """
+    return tl.max((tl.abs(value) >= limit).to(tl.int32), axis=0) > 0
 
 
 def decode_linear(
@@ -146,8 +165,9 @@ def decode_linear(
     """(M, N) of x's dtype, for 0 < M <= block_m of the configuration, N > 0; arguments as in `linear`."""
     (m, k), n = x.shape, weight.codes.shape[0]
     float_weight = weight.float_weight
-    config = config or decode_configuration(architecture(x.device), n)
+    config = config or decode_configuration(architecture(x.device), m, n, not aligned(weight.codes))
     y = torch.empty(m, n, dtype=x.dtype, device=x.device)
+    rows = triton.next_power_of_2(m)
     with torch.cuda.device_of(x):
         decode_kernel[(triton.cdiv(n, config.block_n),)](
             x,
@@ -172,9 +192,11 @@ def decode_linear(
             DETECT=limit is not None,
             PER_ROW=per_row,
             WIDE=weight.zero_point is not None and k >= WIDE_FROM,
-            BLOCK_M=config.block_m,
+            ROWS=rows,
+            TILE_M=config.tile_m,
             BLOCK_N=config.block_n,
             BLOCK_K=config.block_k,
+            SCAN_K=config.scan // rows,
             num_warps=config.warps,
             num_stages=config.stages,
             **NO_FUSION,

@@ -56,7 +56,7 @@ def scan_columns(
     lanes = tl.arange(0, BLOCK_M)
     source = x + columns.to(tl.int64)[None, :] * stride_xk
 
-    hit = tl.zeros((BLOCK_M, BLOCK_K), tl.int1)
+    hit = tl.zeros((BLOCK_M, BLOCK_K), tl.int32)
     up = tl.zeros((BLOCK_M, BLOCK_K), tl.int32)
     down = tl.zeros((BLOCK_M, BLOCK_K), tl.int32)
     for row in range(first, last, BLOCK_M):
@@ -64,7 +64,7 @@ def scan_columns(
         rows = tl.minimum(row + lanes, last - 1).to(tl.int64)
         value = tl.load(source + rows[:, None] * stride_xm, mask=inside[None, :], other=0.0).to(tl.float32)
         if flags is not None:
-            hit |= tl.abs(value) >= limit  # false for NaN
+            hit = tl.where(tl.abs(value) >= limit, 1, hit)  # NaN is none
         if above is not None:
             value_up, value_down = magnitudes(value, ZEROPOINT)
             up = tl.maximum(up, value_up)
@@ -73,7 +73,7 @@ def scan_columns(
 
     line = split.to(tl.int64) * K + columns
     if flags is not None:
-        tl.store(flags + line, tl.max(hit.to(tl.int32), axis=0).to(tl.uint8), mask=inside)
+        tl.store(flags + line, tl.max(hit, axis=0).to(tl.uint8), mask=inside)
     if above is not None:
         tl.store(above + line, tl.max(up, axis=0), mask=inside)
         if ZEROPOINT:

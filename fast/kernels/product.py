@@ -3,20 +3,20 @@
 One program owns a tile of Y, BLOCK_M x BLOCK_N:
 
               K ->                          1. int8 loop:    acc += X_codes[tile rows, k] @ W_codes[tile columns, k].T      int32, exact
-    rows  [ . . . . . ]                     2. outlier loop: part += X[tile rows, O] @ W[tile columns, O].T                 float32
-          X codes, W codes                  3. epilogue:     (float32(acc) * scale_x) * scale_w + part + bias, cast, stored once
+    rows  [ . . . . . ]                     2. outlier loop: Y = (float32(acc) * scale_x) * scale_w
+                                                             Y += X[tile rows, O] @ W[tile columns, O].T                    float32
+          X codes, W codes                  3. epilogue:     + bias, cast, stored once
 
 The second loop runs over the list that `compact` left in device memory: how often is read there too, so the host never
 waits, and without outliers it costs one load of a zero. It gathers the columns straight from X and from W: an outlier weight
-is its int8 code, widened in registers to X's 16-bit type, in which code / 128 is exact, and scaled in float32 afterwards.
-Nothing of what it computes goes through memory. With `outliers` None the loop is not compiled at all.
+is its int8 code, widened in registers to X's 16-bit type, in which code / 128 is exact. Nothing of what it computes goes through
+memory. With `outliers` None the loop is not compiled at all.
+
+The accumulators are turned into float32 where they are, and the outlier products are added to them: a tile of 128 x 256 fills half of
+the registers, and a second set of sums would not fit beside it.
 
 Neighbouring programs own tiles of GROUP_M rows of tiles, column by column, so that those running at one time read few
 distinct tiles of both operands and find most of them in the second-level cache.
-
-The float32 accumulators of step 2 come on top of the int32 ones, which fill half of the registers where a tile is wide: steps 2 and
-3 therefore run on one of PARTS groups of the tile's columns after another, while the int8 loop, where the time goes, keeps the
-wide tile.
 """
 
 import torch
@@ -26,11 +26,8 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from ..weights import QuantizedWeight
-from .arithmetic import NO_FUSION
+from .arithmetic import INTERPRETED, NO_FUSION, rounded
 from .configurations import Product, architecture, product_configuration
-
-#: The interpreter holds bfloat16 as bit patterns, and its dot would multiply those; products in float32 are the same numbers.
-WIDEN_BFLOAT16 = tl.constexpr(bool(triton.knobs.runtime.interpret))
 
 #: From here on the corrected zeropoint accumulator may leave int32: each of K terms is at most 255 * 255.
 WIDE_FROM = (2**31 - 1) // 255**2 + 1
@@ -73,7 +70,6 @@ def product_kernel(
     BLOCK_K: tl.constexpr,
     BLOCK_O: tl.constexpr,
     GROUP_M: tl.constexpr,
-    PARTS: tl.constexpr,
 ):
     """One program a tile of Y. Strides are in elements; None stands for what is not there and compiles away.
 
@@ -101,6 +97,8 @@ def product_kernel(
     tile_m = first_m + program % in_group % group_m
     tile_n = program % in_group // group_m
 
+    # Asked for here, so that the answer is there when the int8 loop is done.
+    count = tl.load(outliers + K) if outliers is not None else 0
     acc = tl.zeros((BLOCK_M, BLOCK_N), tl.int32)
     if w_tiles is not None:
         # The copy engine fills with zeros what lies outside.
@@ -126,79 +124,48 @@ def product_kernel(
             a += BLOCK_K * tl.cast(stride_qk, tl.int64)
             b += BLOCK_K * tl.cast(stride_wk, tl.int64)
 
-    _finish(
-        acc, tile_m * BLOCK_M, tile_n * BLOCK_N, w, y, x, float_weight, bias, outliers,
-        scale_x, scale_w, zero_x, zero_w, sum_x, sum_w, M, N, K,
-        stride_wn, stride_wk, stride_xm, stride_xk, stride_fn, stride_fk, each_x, each_w, WIDE, BLOCK_M, BLOCK_N, BLOCK_O, PARTS,
-    )  # fmt: skip
-
-
-@triton.jit
-def _finish(
-    acc, first_row, first_column, w, y, x, float_weight, bias, outliers,
-    scale_x, scale_w, zero_x, zero_w, sum_x, sum_w, M, N, K,
-    stride_wn, stride_wk, stride_xm, stride_xk, stride_fn, stride_fk, each_x, each_w,
-    WIDE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_O: tl.constexpr, PARTS: tl.constexpr,
-):  # fmt: skip
-    """Steps 2 and 3 for the accumulators `acc` of the tile that starts at first_row, first_column."""
-    if PARTS > 1:
-        left, right = tl.split(acc.reshape(BLOCK_M, 2, BLOCK_N // 2).permute(0, 2, 1))
-        _finish(
-            left, first_row, first_column, w, y, x, float_weight, bias, outliers,
-            scale_x, scale_w, zero_x, zero_w, sum_x, sum_w, M, N, K, stride_wn, stride_wk, stride_xm, stride_xk,
-            stride_fn, stride_fk, each_x, each_w, WIDE, BLOCK_M, BLOCK_N // 2, BLOCK_O, PARTS // 2,
-        )  # fmt: skip
-        _finish(
-            right, first_row, first_column + BLOCK_N // 2, w, y, x, float_weight, bias, outliers,
-            scale_x, scale_w, zero_x, zero_w, sum_x, sum_w, M, N, K, stride_wn, stride_wk, stride_xm, stride_xk,
-            stride_fn, stride_fk, each_x, each_w, WIDE, BLOCK_M, BLOCK_N // 2, BLOCK_O, PARTS // 2,
-        )  # fmt: skip
+    rows = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
+    columns = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
+    in_m = rows < M
+    in_n = columns < N
+    target = y + rows.to(tl.int64)[:, None] * N + columns[None, :]
+    if scale_x is None:
+        tl.store(target, acc, mask=in_m[:, None] & in_n[None, :])
     else:
-        rows = first_row + tl.arange(0, BLOCK_M)
-        columns = first_column + tl.arange(0, BLOCK_N)
-        in_m = rows < M
-        in_n = columns < N
-        target = y + rows.to(tl.int64)[:, None] * N + columns[None, :]
-        if scale_x is None:
-            tl.store(target, acc, mask=in_m[:, None] & in_n[None, :])
-        else:
-            if outliers is not None:
-                x_rows = x + tl.minimum(rows, M - 1).to(tl.int64) * stride_xm
-                in_w = tl.minimum(columns, N - 1)
-                zw = tl.load(zero_w + in_w * each_w) if zero_w is not None else None
-                if float_weight is not None:
-                    w_rows = float_weight + in_w.to(tl.int64) * stride_fn
-                    part = _outlier_columns(x_rows, stride_xk, w_rows, stride_fk, None, outliers, K, BLOCK_M, BLOCK_N, BLOCK_O)
-                else:
-                    w_rows = w + in_w.to(tl.int64) * stride_wn
-                    part = _outlier_columns(x_rows, stride_xk, w_rows, stride_wk, zw, outliers, K, BLOCK_M, BLOCK_N, BLOCK_O)
-            # Loaded only now, so that the outlier loop has their registers.
-            sx = tl.load(scale_x + rows * each_x, mask=in_m, other=0.0)
-            sw = tl.load(scale_w + columns * each_w, mask=in_n, other=0.0)
-            if zero_x is not None:
-                zx = tl.load(zero_x + rows * each_x, mask=in_m, other=0)
-                zw = tl.load(zero_w + columns * each_w, mask=in_n, other=0)
-                x_sum = tl.load(sum_x + rows, mask=in_m, other=0)
-                w_sum = tl.load(sum_w + columns, mask=in_n, other=0)
-                acc = corrected(acc, zx, zw, x_sum, w_sum, K, WIDE)
+        sx = tl.load(scale_x + rows * each_x, mask=in_m, other=0.0)
+        sw = tl.load(scale_w + columns * each_w, mask=in_n, other=0.0)
+        zw = tl.load(zero_w + columns * each_w, mask=in_n, other=0) if zero_w is not None else None
+        if zero_x is not None:
+            zx = tl.load(zero_x + rows * each_x, mask=in_m, other=0)
+            x_sum = tl.load(sum_x + rows, mask=in_m, other=0)
+            w_sum = tl.load(sum_w + columns, mask=in_n, other=0)
+            acc = corrected(acc, zx[:, None], zw[None, :], x_sum[:, None], w_sum[None, :], K, WIDE)  # type: ignore[index]
+        if outliers is None:
             result = (acc.to(tl.float32) * sx[:, None]) * sw[None, :]
-            if outliers is not None:
-                result += part if float_weight is not None else scaled(part, sw)
-            if bias is not None:
-                result += tl.load(bias + columns, mask=in_n, other=0).to(tl.float32)[None, :]
-            tl.store(target, result.to(y.dtype.element_ty), mask=in_m[:, None] & in_n[None, :])
+        else:
+            x_rows = x + tl.minimum(rows, M - 1).to(tl.int64) * stride_xm
+            w_numbers = tl.minimum(columns, N - 1).to(tl.int64)
+            if float_weight is not None:
+                result = (acc.to(tl.float32) * sx[:, None]) * sw[None, :]
+                w_rows = float_weight + w_numbers * stride_fn
+                result = _outlier_columns(result, x_rows, stride_xk, w_rows, stride_fk, None, outliers, count, BLOCK_O)
+            else:
+                w_rows = w + w_numbers * stride_wn
+                # sx is 0 or at least 2**-100 / 127: dividing it by a power of two is exact.
+                result = acc.to(tl.float32) * (sx * (1 / CODE_UNIT))[:, None]
+                result = _outlier_columns(result, x_rows, stride_xk, w_rows, stride_wk, zw, outliers, count, BLOCK_O)
+                result = from_code_units(result, sw)
+        if bias is not None:
+            result += tl.load(bias + columns, mask=in_n, other=0).to(tl.float32)[None, :]
+        tl.store(target, rounded(result, y.dtype.element_ty), mask=in_m[:, None] & in_n[None, :])
 
 
 @triton.jit
-def _outlier_columns(
-    x_rows, stride_xk, w_rows, stride_wk, zero_w, outliers, K, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_O: tl.constexpr
-):
-    """X[rows, O] @ W[columns, O].T in float32; W's codes count as in `outlier_product`.
+def _outlier_columns(result, x_rows, stride_xk, w_rows, stride_wk, zero_w, outliers, count, BLOCK_O: tl.constexpr):
+    """result (M, N) + X[rows, O] @ W[columns, O].T in float32, O the first `count` of outliers; W's codes as in `widened`.
 
-    x_rows (BLOCK_M,), w_rows (BLOCK_N,): pointers to column 0 of the rows. zero_w (BLOCK_N,), or None.
+    x_rows (M,), w_rows (N,): pointers to column 0 of the rows. zero_w (N,), or None.
     """
-    count = tl.load(outliers + K)
-    part = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     if has_matrix_product(x_rows.dtype.element_ty, w_rows.dtype.element_ty):
         for o in tl.range(0, count, BLOCK_O, num_stages=1):
             listed = o + tl.arange(0, BLOCK_O)
@@ -206,20 +173,26 @@ def _outlier_columns(
             column = tl.load(outliers + listed, mask=live, other=0).to(tl.int64)[None, :]
             x_o = tl.load(x_rows[:, None] + column * stride_xk, mask=live[None, :], other=0)
             w_o = tl.load(w_rows[:, None] + column * stride_wk, mask=live[None, :], other=0)
-            part = outlier_product(x_o, w_o, part, zero_w)
+            result = outlier_product(x_o, w_o, result, zero_w)
     else:
         # No matrix instruction has the precision of float32, so one column after the other.
         for o in tl.range(count, num_stages=1):
             column = tl.load(outliers + o).to(tl.int64)
             x_o = tl.load(x_rows + column * stride_xk).to(tl.float32)
             w_o = tl.load(w_rows + column * stride_wk)
-            part += x_o[:, None] * widened(w_o, zero_w)[None, :]
-    return part
+            result += x_o[:, None] * widened(w_o, zero_w)[None, :]
+    return result
 
 
-#: Outlier codes enter their product as code / 128: at most 2 in magnitude, so that the product of a large x and a code does not
-#: overflow where that of x and its weight does not; exact, being a power of two.
+#: Where outlier weights are taken from the codes, the float32 sums are in units of scale_w * CODE_UNIT: a code, less a zero point at
+#: most 255 in magnitude, enters as code / 128: exact in both 16-bit types, and at most 2, so that a product overflows no sooner than x * 2.
 CODE_UNIT = tl.constexpr(128.0)
+
+
+@triton.jit
+def from_code_units(result, scale_w):
+    """result * (scale_w * CODE_UNIT), in two steps: the factor alone may overflow, half of it does not. scale_w (N,)."""
+    return (result * (scale_w * (CODE_UNIT / 2))[None, :]) * 2.0
 
 
 @triton.constexpr_function
@@ -240,35 +213,27 @@ def widened(w, zero_w):
 
 
 @triton.jit
-def outlier_product(x, w, part, zero_w):
-    """part + x @ w.T, accumulated in float32.
+def outlier_product(x, w, result, zero_w):
+    """result + x @ w.T, accumulated in float32.
 
-    x (M, O) of X's 16-bit dtype; w (N, O) of the same dtype, or int8 codes: a code, less a zero point at most 255 in magnitude,
-    is exact in float16 and in bfloat16. zero_w (N,), or None.
+    x (M, O) of X's 16-bit dtype; w (N, O) of the same dtype, or int8 codes, as in `widened`. zero_w (N,), or None.
     """
     if w.dtype == tl.int8:
         w = widened(w, zero_w[:, None] if zero_w is not None else None).to(x.dtype)
-    if WIDEN_BFLOAT16 and x.dtype == tl.bfloat16:
+    if INTERPRETED and x.dtype == tl.bfloat16:
         x = x.to(tl.float32)
         w = w.to(tl.float32)
-    return tl.dot(x, w.T, part, input_precision="ieee")
-
-
-@triton.jit
-def scaled(part, scale_w):
-    """The outlier product of codes, of which each stood for code / CODE_UNIT, times the scales (N,) of W."""
-    # In two steps: the largest scale, a 127th of the largest float32, times CODE_UNIT alone is infinite, and 0 times that is NaN.
-    return part * (scale_w * (CODE_UNIT / 2))[None, :] * 2.0
+    return tl.dot(x, w.T, result, input_precision="ieee")
 
 
 @triton.jit
 def corrected(acc, zx, zw, sum_x, sum_w, K, WIDE: tl.constexpr):
-    """sum (xq - zx)(wq - zw), from acc = sum xq wq, exactly. acc (M, N); zx, sum_x (M,); zw, sum_w (N,)."""
+    """sum (xq - zx)(wq - zw), from acc = sum xq wq, exactly. acc (M, N); zx, sum_x (M, 1); zw, sum_w (1, N)."""
     if WIDE:
         acc = acc.to(tl.int64)
         zx = zx.to(tl.int64)
         zw = zw.to(tl.int64)
-    return acc - zx[:, None] * sum_w[None, :] - zw[None, :] * sum_x[:, None] + K * zx[:, None] * zw[None, :]
+    return acc - zx * sum_w - zw * sum_x + K * zx * zw
 
 
 def launch_product(
@@ -289,8 +254,7 @@ def launch_product(
     float_weight = None if weight is None else weight.float_weight
     wide = zero_point is not None and k >= WIDE_FROM
     if config is None:
-        aligned = all(t.stride(1) == 1 and t.stride(0) % 16 == 0 and t.data_ptr() % 16 == 0 for t in (codes, w))
-        general = wide or not aligned or not (x is None or sixteen_bits(x, float_weight))
+        general = wide or not (aligned(codes) and aligned(w)) or not (x is None or sixteen_bits(x, float_weight))
         config = product_configuration(architecture(codes.device), m, n, general)
     tiles = config.tma and k > 0
     with torch.cuda.device_of(codes):
@@ -330,12 +294,16 @@ def launch_product(
             BLOCK_K=config.block_k,
             BLOCK_O=config.block_o,
             GROUP_M=config.group_m,
-            PARTS=config.parts,
             num_warps=config.warps,
             num_stages=config.stages,
             **NO_FUSION,
         )
     return y
+
+
+def aligned(codes: Tensor) -> bool:
+    """Whether the rows of `codes` can be read 16 bytes at a time, and by the copy engine."""
+    return codes.stride(1) == 1 and codes.stride(0) % 16 == 0 and codes.data_ptr() % 16 == 0
 
 
 def sixteen_bits(x: Tensor, float_weight: Tensor | None) -> bool:

@@ -1,10 +1,10 @@
 """Row quantization: scales that leave out the outlier columns, then codes, X read once.
 
     program 0          the list of outlier columns, for the product's second loop (only where outliers are looked for)
-    program 1, 2, ...  ROWS rows each: flags -> mask; X -> registers; largest magnitude -> scale; registers -> codes
+    program 1, 2, ...  flags -> mask, once; then for each of its rows: X -> registers; largest magnitude -> scale; registers -> codes
 
     X row    [ ............ k ............ ]    2 or 4 bytes an entry, read once, 16 bytes a load
-    flags    [ ............ k ............ ]    1 byte a column, shared by the ROWS rows, from the second-level cache
+    flags    [ ............ k ............ ]    1 byte a column and split, once a program, from the second-level cache
     codes    [ ............ k ............ ]    1 byte an entry, written once
 
 A row that fits into registers (HELD) is read once; a longer one is read in blocks, twice, the second time mostly from cache.
@@ -24,7 +24,7 @@ from .configurations import Rows, architecture, rows_configuration
 from .outliers import compact, is_outlier, scan
 
 #: Columns that go at a time through what is not limited by bandwidth: the list of outliers, the extremes of a tensor.
-SHORT_BLOCK = tl.constexpr(1024)
+SHORT_BLOCK = tl.constexpr(2048)
 
 
 @triton.jit
@@ -45,9 +45,10 @@ def quantize_rows(
     SPLITS: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    REPEAT: tl.constexpr,
     HELD: tl.constexpr,
 ):
-    """Program p owns ROWS rows (with flags: program 0 the list of outliers, program p the rows of p - 1).
+    """Program p owns ROWS * REPEAT rows (with flags: program 0 the list of outliers, program p the rows of p - 1).
 
     x: (M, K) float16, bfloat16 or float32, by strides in elements.
     codes: (M, K) int8, contiguous.
@@ -64,90 +65,94 @@ def quantize_rows(
         if program == 0:
             compact(flags, outliers, K, SPLITS, SHORT_BLOCK)
         else:
-            _quantize_block(
-                program - 1, x, codes, scale, zero_point, code_sum, flags, above, below,
-                M, K, stride_xm, stride_xk, SPLITS, ROWS, BLOCK_K, HELD,
+            _quantize_blocks(
+                (program - 1) * REPEAT, x, codes, scale, zero_point, code_sum, flags, above, below,
+                M, K, stride_xm, stride_xk, SPLITS, ROWS, BLOCK_K, REPEAT, HELD,
             )  # fmt: skip
     else:
-        _quantize_block(
-            program, x, codes, scale, zero_point, code_sum, flags, above, below,
-            M, K, stride_xm, stride_xk, SPLITS, ROWS, BLOCK_K, HELD,
+        _quantize_blocks(
+            program * REPEAT, x, codes, scale, zero_point, code_sum, flags, above, below,
+            M, K, stride_xm, stride_xk, SPLITS, ROWS, BLOCK_K, REPEAT, HELD,
         )  # fmt: skip
 
 
 @triton.jit
-def _quantize_block(
-    block, x, codes, scale, zero_point, code_sum, flags, above, below,
-    M, K, stride_xm, stride_xk, SPLITS: tl.constexpr, ROWS: tl.constexpr, BLOCK_K: tl.constexpr, HELD: tl.constexpr,
+def _quantize_blocks(
+    first, x, codes, scale, zero_point, code_sum, flags, above, below,
+    M, K, stride_xm, stride_xk, SPLITS: tl.constexpr, ROWS: tl.constexpr, BLOCK_K: tl.constexpr, REPEAT: tl.constexpr, HELD: tl.constexpr,
 ):  # fmt: skip
-    """Rows block * ROWS onwards; arguments as in `quantize_rows`."""
+    """Blocks of ROWS rows, REPEAT of them from `first` on; arguments as in `quantize_rows`."""
     ZEROPOINT: tl.constexpr = zero_point is not None
-    rows = block * ROWS + tl.arange(0, ROWS)
-    live = rows < M
-    source = x + rows.to(tl.int64)[:, None] * stride_xm
-    target = codes + rows.to(tl.int64)[:, None] * K
-
-    held = tl.zeros((ROWS, BLOCK_K), tl.float32)
-    if HELD:
-        held = _regular(source, 0, live, flags, K, stride_xk, SPLITS, BLOCK_K)
-
-    if above is not None:
-        up, down = _tensor_extremes(above, below, flags, K, SPLITS, SHORT_BLOCK)
-    elif HELD:
-        all_up, all_down = magnitudes(held, ZEROPOINT)
-        up = tl.max(all_up, axis=1)
-        down = tl.max(all_down, axis=1) if ZEROPOINT else up
-    else:
-        all_up = tl.zeros((ROWS, BLOCK_K), tl.int32)
-        all_down = tl.zeros((ROWS, BLOCK_K), tl.int32)
-        for k in range(0, K, BLOCK_K):
-            value_up, value_down = magnitudes(_regular(source, k, live, flags, K, stride_xk, SPLITS, BLOCK_K), ZEROPOINT)
-            all_up = tl.maximum(all_up, value_up)
-            if ZEROPOINT:
-                all_down = tl.maximum(all_down, value_down)
-        up = tl.max(all_up, axis=1)
-        down = tl.max(all_down, axis=1) if ZEROPOINT else up
-
-    slice_scale, inverse, shift = parameters(up, down, ZEROPOINT)
-    if above is not None:
-        if block == 0:
-            tl.store(scale, slice_scale)
-            if ZEROPOINT:
-                tl.store(zero_point, shift)
-    else:
-        tl.store(scale + rows, slice_scale, mask=live)
-        if ZEROPOINT:
-            tl.store(zero_point + rows, shift, mask=live)
-        inverse = inverse[:, None]
-        shift = shift[:, None]
-
     columns = tl.arange(0, BLOCK_K)
-    if HELD:
-        inside = live[:, None] & (columns < K)[None, :]
-        code = encode(held, inverse, shift, ZEROPOINT)
-        tl.store(target + columns[None, :], code, mask=inside)
-        if code_sum is not None:
-            tl.store(code_sum + rows, tl.sum(tl.where(inside, code.to(tl.int32), 0), axis=1), mask=live)
-    else:
-        total = tl.zeros((ROWS, BLOCK_K), tl.int32)
-        for k in range(0, K, BLOCK_K):
-            inside = live[:, None] & (k + columns < K)[None, :]
-            code = encode(_regular(source, k, live, flags, K, stride_xk, SPLITS, BLOCK_K), inverse, shift, ZEROPOINT)
-            tl.store(target + k + columns[None, :], code, mask=inside)
+    skipped = is_outlier(flags, columns, K, SPLITS) if flags is not None and HELD else None
+    if above is not None:
+        tensor_up, tensor_down = _tensor_extremes(above, below, flags, K, SPLITS, SHORT_BLOCK)
+
+    for block in tl.range(first, tl.minimum(first + REPEAT, tl.cdiv(M, ROWS)), num_stages=2):
+        rows = tl.cast(block, tl.int64) * ROWS + tl.arange(0, ROWS)
+        live = rows < M
+        source = x + rows[:, None] * stride_xm
+        target = codes + rows[:, None] * K
+
+        if HELD:
+            held = _regular(source, columns, live, skipped, K, stride_xk)
+        if above is not None:
+            up, down = tensor_up, tensor_down
+        elif HELD:
+            all_up, all_down = magnitudes(held, ZEROPOINT)
+            up = tl.max(all_up, axis=1)
+            down = tl.max(all_down, axis=1) if ZEROPOINT else up
+        else:
+            all_up = tl.zeros((ROWS, BLOCK_K), tl.int32)
+            all_down = tl.zeros((ROWS, BLOCK_K), tl.int32)
+            for k in range(0, K, BLOCK_K):
+                skip = is_outlier(flags, k + columns, K, SPLITS) if flags is not None else None
+                value_up, value_down = magnitudes(_regular(source, k + columns, live, skip, K, stride_xk), ZEROPOINT)
+                all_up = tl.maximum(all_up, value_up)
+                if ZEROPOINT:
+                    all_down = tl.maximum(all_down, value_down)
+            up = tl.max(all_up, axis=1)
+            down = tl.max(all_down, axis=1) if ZEROPOINT else up
+
+        slice_scale, inverse, shift = parameters(up, down, ZEROPOINT)
+        if above is not None:
+            if block == 0:
+                tl.store(scale, slice_scale)
+                if ZEROPOINT:
+                    tl.store(zero_point, shift)
+        else:
+            tl.store(scale + rows, slice_scale, mask=live)
+            if ZEROPOINT:
+                tl.store(zero_point + rows, shift, mask=live)
+            inverse = inverse[:, None]
+            shift = shift[:, None]
+
+        if HELD:
+            inside = live[:, None] & (columns < K)[None, :]
+            code = encode(held, inverse, shift, ZEROPOINT)
+            tl.store(target + columns[None, :], code, mask=inside)
             if code_sum is not None:
-                total += tl.where(inside, code.to(tl.int32), 0)
-        if code_sum is not None:
-            tl.store(code_sum + rows, tl.sum(total, axis=1), mask=live)
+                tl.store(code_sum + rows, tl.sum(tl.where(inside, code.to(tl.int32), 0), axis=1), mask=live)
+        else:
+            total = tl.zeros((ROWS, BLOCK_K), tl.int32)
+            for k in range(0, K, BLOCK_K):
+                inside = live[:, None] & (k + columns < K)[None, :]
+                skip = is_outlier(flags, k + columns, K, SPLITS) if flags is not None else None
+                code = encode(_regular(source, k + columns, live, skip, K, stride_xk), inverse, shift, ZEROPOINT)
+                tl.store(target + k + columns[None, :], code, mask=inside)
+                if code_sum is not None:
+                    total += tl.where(inside, code.to(tl.int32), 0)
+            if code_sum is not None:
+                tl.store(code_sum + rows, tl.sum(total, axis=1), mask=live)
 
 
 @triton.jit
-def _regular(source, k, live, flags, K, stride_xk, SPLITS: tl.constexpr, BLOCK_K: tl.constexpr):
-    """Columns k to k + BLOCK_K of the rows at `source` in float32; 0 in outlier columns and outside X."""
-    columns = k + tl.arange(0, BLOCK_K)
+def _regular(source, columns, live, skipped, K, stride_xk):
+    """`columns` of the rows at `source` in float32; 0 in `skipped` columns (None: in none) and outside X."""
     inside = live[:, None] & (columns < K)[None, :]
     value = tl.load(source + columns.to(tl.int64)[None, :] * stride_xk, mask=inside, other=0.0).to(tl.float32)
-    if flags is not None:
-        value = tl.where(is_outlier(flags, columns, K, SPLITS)[None, :], 0.0, value)
+    if skipped is not None:
+        value = tl.where(skipped[None, :], 0.0, value)
     return value
 
 
@@ -194,9 +199,9 @@ def quantize_regular(
     zero_point = torch.empty(slices, dtype=torch.int32, device=x.device) if zeropoint else None
     code_sum = torch.empty(m, dtype=torch.int32, device=x.device) if with_sums else None
     outliers = None if flags is None else torch.empty(k + 1, dtype=torch.int32, device=x.device)
-    config = config or rows_configuration(architecture(x.device), k)
+    config = config or rows_configuration(architecture(x.device), m, k)
     with torch.cuda.device_of(x):
-        quantize_rows[(triton.cdiv(m, config.rows) + (flags is not None),)](
+        quantize_rows[(triton.cdiv(m, config.rows * config.repeat) + (flags is not None),)](
             x,
             codes,
             scale,
@@ -213,6 +218,7 @@ def quantize_regular(
             SPLITS=splits,
             ROWS=config.rows,
             BLOCK_K=config.block_k,
+            REPEAT=config.repeat,
             HELD=k <= config.block_k,
             num_warps=config.warps,
             num_stages=1,
