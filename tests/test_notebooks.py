@@ -5,15 +5,65 @@ Executing them is `make notebooks-check`; here is what can be said in seconds.
 
 import copy
 import json
+import re
 
 import jupytext
 import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook, new_output
 
-from tutorials import build
+import reference
+from tutorials import build, source
 
 SCRIPTS = build.scripts([])
+
+#: What a reader finds in every chapter.
+PARTS = (
+    "**Question.**",
+    "**You need**",
+    "**You leave",
+    "## The idea",
+    "## The formula",
+    "**Predict.**",
+    "## The law",
+    "## Break it",
+    "## The running table",
+    "## Exercise",
+    "<summary>Solution</summary>",
+    "## Three lines to remember",
+    "**Read on:**",
+)
+LONGEST = 20  # minutes
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.stem)
+def test_a_chapter_has_every_part_in_order(script):
+    text = prose(script)
+    places = [text.find(part) for part in PARTS]
+    assert -1 not in places, PARTS[places.index(-1)]
+    marks = [place for part, place in zip(PARTS, places, strict=True) if part != "**Predict.**"]
+    assert marks == sorted(marks)
+    assert len(re.findall(r"^\d\. ", text[text.index("## Three lines to remember") :], re.MULTILINE)) == 3
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.stem)
+def test_a_chapter_says_that_it_takes_less_than_twenty_minutes(script):
+    assert int(re.search(r"\*\*Time:\*\* (\d+) minutes", prose(script))[1]) < LONGEST
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.stem)
+def test_a_link_of_a_chapter_leads_to_a_file(script):
+    for target in re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", prose(script)):
+        if not target.startswith("http"):
+            # a notebook comes from its script; the pages of the docs are checked when the site is built
+            path = (script.parent / target).with_suffix(".py") if target.endswith(".ipynb") else script.parent / target
+            assert path.exists() or "docs" in path.parts, target
+
+
+def prose(script):
+    """The Markdown of a chapter, on one line a paragraph."""
+    cells = [cell.source for cell in jupytext.read(script, fmt="py:percent").cells if cell.cell_type == "markdown"]
+    return re.sub(r"(?<![\n.])\n(?![\n#\d>|-])", " ", "\n\n".join(cells))
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.stem)
@@ -53,6 +103,8 @@ def test_every_picture_of_a_notebook_has_a_description(script):
         ("a   0.5", "a 0.5"),
         ("[-1.  2.5]", "[-1. 2.5]"),
         ("1.25e-07", "1.26e-07"),
+        ("perplexity ~20.0", "perplexity ~20.8"),
+        ("~1.08e+06", "~1.10e+06"),
     ],
 )
 def test_text_that_another_processor_may_print_passes(stored, fresh):
@@ -74,6 +126,9 @@ def test_text_that_another_processor_may_print_passes(stored, fresh):
         ("one line", "one line\nanother"),
         ("1 2", "1 2 3"),
         ("0.5", "nan"),
+        ("perplexity ~20.0", "perplexity ~22.0"),
+        ("perplexity ~20.0", "perplexity 20.0"),
+        ("perplexity ~20.0 is 5.00", "perplexity ~20.0 is 5.03"),
     ],
 )
 def test_any_other_difference_fails(stored, fresh):
@@ -128,3 +183,12 @@ def test_a_missing_cell_fails():
 def test_a_piece_of_a_stream_that_was_cut_is_joined():
     pieces = [new_output("stream", name="stdout", text=text) for text in ("a", "b")]
     assert [output.text for output in build.joined(pieces)] == ["ab"]
+
+
+def test_a_line_shown_beside_its_formula_is_the_line_of_the_file():
+    assert source.statement(reference.absmax.encode, "codes =") == "codes = np.rint(x * inverse)"
+
+
+def test_a_line_that_is_no_longer_there_is_noticed():
+    with pytest.raises(LookupError, match="encode has no statement that begins with 'kodes ='"):
+        source.statement(reference.absmax.encode, "kodes =")

@@ -18,6 +18,10 @@
 #
 # **You need** NumPy, and what a matrix product is. **Time:** 15 minutes. **You leave with** an int8 quantizer of your
 # own, and a bound on its error that you can prove in one line.
+#
+# > **Tip.** You can just read. To work along, clone the repository, run `make notebooks` once (it sets up `.venv`), and open
+# > `tutorials/01_absmax.ipynb` in Jupyter or VS Code with that environment. Neither a GPU nor a download is needed. Where the text says
+# > *Predict*, stop and write down a guess: you will remember what surprised you.
 
 # %%
 import numpy as np
@@ -26,6 +30,7 @@ from matplotlib import pyplot as plt
 
 import fast
 import reference
+from reference import bounds
 from tutorials import checks, model_data, pictures, running_table, source
 from tutorials.example import X
 
@@ -89,12 +94,12 @@ print(X)
 # %%
 codes, scale = reference.absmax_quantize(X)
 back = reference.absmax_dequantize(codes, scale)
-print("scale:", scale.item())
+print(f"scale: {scale.item():.4f}")
 figure = pictures.matrices(
     [
-        ("X", X, "{:.3f}", np.abs(X) == np.abs(X).max()),
+        ("X", X, "{:g}", np.abs(X) == np.abs(X).max()),
         ("codes", codes, "{:d}", None),
-        ("codes x scale", back, "{:.2f}", None),
+        ("codes x scale", back, "{:.1f}", None),
         ("error", back - X, "{:.3f}", None),
     ]
 )
@@ -129,15 +134,14 @@ source.show(reference.absmax_quantize, reference.absmax.absolute_maximum, refere
 # ## The same call on `fast`
 #
 # `fast` is an independent implementation in Torch and Triton. It has to produce the same codes and the same scale,
-# *bit for bit*: not close, equal. On integers there is no excuse for anything else. (`backend("cpu")` asks for its
+# *bit for bit*: not close, equal. On integers there is no excuse for anything else. (Tensors on a CPU are computed by its
 # Torch path; the Triton kernels have their turn in chapters 06 and 07.)
 
 # %%
-with fast.backend("cpu"):
-    fast_codes, fast_scale = fast.absmax_quantize(torch.from_numpy(X))
+fast_codes, fast_scale = fast.absmax_quantize(torch.from_numpy(X))
 assert np.array_equal(fast_codes.numpy(), codes)
 assert np.array_equal(fast_scale.numpy(), scale)
-print("equal:", fast_codes.dtype, tuple(fast_codes.shape), "scale", fast_scale.item())
+print("equal, bit for bit:", fast_codes.dtype, tuple(fast_codes.shape), f"scale {fast_scale.item():.4f}")
 
 # %% [markdown]
 # ## Real data
@@ -145,8 +149,8 @@ print("equal:", fast_codes.dtype, tuple(fast_codes.shape), "scale", fast_scale.i
 # X is now the input of a linear layer of SmolLM2-135M, a small language model, while it reads 512 tokens of English:
 # the last block's `gate_proj`. It has 512 x 576 entries.
 #
-# > **Predict.** The largest magnitude is about 31. How large is a step then? Nearly all entries lie between -1 and 1.
-# > How many different codes do they share?
+# > **Predict.** The largest magnitude is about 31. How large is a step then? Half of all entries are no
+# > larger than an eighth. Which codes do these get?
 
 # %%
 x, w = model_data.layer()
@@ -154,8 +158,8 @@ codes, scale = reference.absmax_quantize(x)
 typical = np.median(np.abs(x))
 used = len(np.unique(codes))
 within_five = np.mean(np.abs(codes.astype(int)) <= 5)
-print(f"largest magnitude {np.abs(x).max():.2f}, typical magnitude {typical:.3f}, one step {scale.item():.3f}")
-print(f"codes that occur at all: {used} of 255; entries with a code between -5 and 5: {within_five:.1%}")
+print(f"largest magnitude {np.abs(x).max():.2f}, median magnitude {typical:.3f}, one step {scale.item():.3f}")
+print(f"codes that occur at all: {used} of 255; code 0: {np.mean(codes == 0):.1%} of the entries; -5 to 5: {within_five:.1%}")
 
 figure, (left, right) = plt.subplots(1, 2)
 left.hist(x.ravel(), bins=80, color=pictures.BLUE)
@@ -170,7 +174,8 @@ pictures.show(
 )
 
 # %% [markdown]
-# Eight bits were paid for. Most entries got less than four.
+# Eight bits were paid for. Half of the entries have been rounded to zero, and nearly all of them share eleven codes, which three
+# and a half bits would tell apart.
 #
 # ## The law
 #
@@ -182,20 +187,23 @@ pictures.show(
 # 127 s$. The code is computed from a rounded reciprocal, a rounded product with 127, and a rounded product with x;
 # each is off by a factor of at most $1 \pm 2^{-24}$. Scale and dequantization add two more such factors. On a number
 # of at most 127 steps, five of them amount to $5 \cdot 127 \cdot 2^{-24} < 2^{-14}$ of a step. So the bound that a
-# test may state, and has to, is $s\,(1/2 + 2^{-14})$.
+# test may state, and has to, is $s\,(1/2 + 2^{-14})$: `bounds.round_trip_bound`.
 #
 # > **Predict.** On the real X: what is the largest error in units of the step? And on average? (If the position
 # > within a step is random, the error is spread evenly over 0 to 1/2.)
 
 # %%
-steps = np.abs(reference.absmax_dequantize(codes, scale).astype(np.float64) - x) / scale.item()
-assert steps.max() <= 0.5 + 2.0**-14
+error = np.abs(reference.absmax_dequantize(codes, scale).astype(np.float64) - x)
+assert (error <= bounds.round_trip_bound(scale)).all()
+steps = error / scale.item()
 print(f"largest error {steps.max():.3f} steps, mean {steps.mean():.3f}")
 
 # %% [markdown]
 # ## Break it
 #
-# Every line below has been published as absmax quantization. Each fails a law that takes one line to write.
+# Three lines that look like absmax quantization. Each fails a law that takes one line to write.
+#
+# > **Predict.** Which of the three is wrong by up to one step, and which by far more?
 
 # %%
 x_small = np.array([[-2.0, 0.992, 0.5, 0.13]], np.float32)
@@ -216,8 +224,21 @@ to_128 = [np.rint(sign * x_small * 64).clip(-128, 127).astype(int).tolist() for 
 print("scaled to 128 and clipped, x and -x get", *to_128)
 
 # %% [markdown]
-# The truncation error looks harmless: under one step. It is not, since it always points to zero, so that errors add
-# up over a long sum instead of cancelling.
+# Truncation looks harmless: under one step. But its error always points to zero, so that errors add up over a long sum instead of
+# cancelling. On the real layer:
+#
+# > **Predict.** The error of a single code doubles. What happens to the error of the product?
+
+# %%
+exact = x.astype(np.float64) @ w.T.astype(np.float64)
+inverse = (np.float32(1) / np.abs(x).max()) * np.float32(127)
+for name, codes in (("np.rint", np.rint(x * inverse)), ("astype(np.int8)", (x * inverse).astype(np.int8))):
+    back = codes.astype(np.float32) * scale
+    left = np.abs(back).sum() / np.abs(x).sum()
+    print(f"{name:<16} error of Y {running_table.error(back @ w.T, exact):.1%}; of the sum of magnitudes of X {left:.0%} is left")
+
+# %% [markdown]
+# More than half of what X adds up to has vanished: whatever is smaller than a step is now zero.
 #
 # Now the tie. 0.07 / 0.14 x 127 is 63.5 on paper.
 #

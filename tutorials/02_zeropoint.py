@@ -26,6 +26,7 @@ from matplotlib import pyplot as plt
 
 import fast
 import reference
+from reference import bounds
 from tutorials import checks, model_data, pictures, running_table, source
 from tutorials.example import W, X
 
@@ -86,7 +87,7 @@ back = reference.zeropoint_dequantize(codes, scale, zero_point)
 print(f"scale {scale.item():.4f} (absmax: 0.1), zero point {zero_point.item()}")
 figure = pictures.matrices(
     [
-        ("X", X, "{:.3f}", (lo == X) | (hi == X)),
+        ("X", X, "{:g}", (lo == X) | (hi == X)),
         ("codes", codes, "{:d}", None),
         ("codes - zero point", codes - zero_point, "{:d}", None),
         ("error", back - X, "{:.3f}", None),
@@ -128,18 +129,31 @@ acc = xq.astype(int) @ wq.astype(int).T
 x_sum, w_sum = xq.sum(axis=1, dtype=int, keepdims=True), wq.sum(axis=1, dtype=int, keepdims=True)
 corrected = acc - zx * w_sum.T - zw * x_sum + X.shape[1] * zx * zw
 assert np.array_equal(corrected, (xq.astype(int) - zx) @ (wq.astype(int) - zw).T)
-print("int8 product of the codes\n", acc, "\nafter the corrections\n", corrected)
-print("times both scales, and what it should be\n", corrected * sx * sw.T, "\n", X @ W.T)
+figure = pictures.matrices(
+    [
+        ("int8 product", acc, "{:d}", None),
+        ("after the corrections", corrected, "{:d}", None),
+        ("times both scales", corrected * sx * sw.T, "{:.4f}", None),
+        ("X W' in float", X @ W.T, "{:.4f}", None),
+    ],
+    width=2.8,
+)
+pictures.show(
+    figure,
+    f"The int8 product of the codes, its first entry {acc[0, 0]}; after the three corrections, {corrected[0, 0]}; times both scales, "
+    f"{(corrected * sx * sw.T)[0, 0]:.4f}; and the float product, {(X @ W.T)[0, 0]:.4f}.",
+)
 
 # %% [markdown]
 # ## The same call on `fast`
+#
+# The corrections are integers, evaluated exactly on both sides, so the products have to be equal too.
 
 # %%
 y = reference.quantized_matmul(X, W, "tensor", "zeropoint")
-with fast.backend("cpu"):
-    for mine, theirs in zip(reference.zeropoint_quantize(X), fast.zeropoint_quantize(torch.from_numpy(X)), strict=True):
-        assert np.array_equal(mine, theirs.numpy())
-    assert np.array_equal(y, fast.quantized_matmul(torch.from_numpy(X), torch.from_numpy(W), "tensor", "zeropoint").numpy())
+for mine, theirs in zip(reference.zeropoint_quantize(X), fast.zeropoint_quantize(torch.from_numpy(X)), strict=True):
+    assert np.array_equal(mine, theirs.numpy())
+assert np.array_equal(y, fast.quantized_matmul(torch.from_numpy(X), torch.from_numpy(W), "tensor", "zeropoint").numpy())
 print("codes, scale, zero point and product: equal, bit for bit")
 
 # %% [markdown]
@@ -190,18 +204,19 @@ pictures.show(
 # only where a number lies exactly half-way, and then the other neighbour is equally far. For example -1.5 and 253.5,
 # with a step of exactly 1: -1.5 is even-rounded to -2, its zero point to -126, and 253.5 to 254, one code too many.
 #
-# $\varepsilon$: code and value pass through at most six float32 roundings on numbers of at most 255 steps: $6 \cdot
-# 255 \cdot 2^{-24} < 2^{-13}$.
+# $\varepsilon$ is what float32 adds: code and value pass through at most six roundings on numbers of at most 255 steps, $6 \cdot
+# 255 \cdot 2^{-24} < 2^{-13}$. `bounds.round_trip_bound` grants $2^{-12}$.
 
 # %%
 x, w = model_data.layer()
 for a in (x, w, np.array([[-1.5, 253.5]], np.float32)):
     q, s, z = reference.zeropoint_quantize(a)
     back = reference.zeropoint_dequantize(q, s, z).astype(np.float64)
-    assert (np.abs(back - a) <= s * (0.5 + 2.0**-13)).all()
+    assert (np.abs(back - a) <= bounds.round_trip_bound(s, "zeropoint")).all()
     assert (back[a == 0] == 0).all()
     print(f"largest error {np.abs(back - a).max() / s.item():.3f} steps")
-print("the tie:", reference.zeropoint_quantize(np.array([[-1.5, 253.5]], np.float32)))
+tie = reference.zeropoint_quantize(np.array([[-1.5, 253.5]], np.float32))
+print("the tie: codes", tie.codes.tolist(), "scale", tie.scale.item(), "zero point", tie.zero_point.item())
 
 # %% [markdown]
 # ## Break it

@@ -16,7 +16,7 @@
 # **Question.** NumPy quantizes a matrix in five steps, each of which reads and writes all of it. A GPU is fast at
 # arithmetic and slow at memory. How does one write the five steps as one?
 #
-# **You need** [01](01_absmax.ipynb) and [03](03_granularity.ipynb); nothing about GPUs. **Time:** 20 minutes. **You
+# **You need** [01](01_absmax.ipynb) and [03](03_granularity.ipynb); nothing about GPUs. **Time:** 18 minutes. **You
 # leave with** a kernel of your own that agrees with the reference bit for bit.
 #
 # No GPU is needed: with `TRITON_INTERPRET=1`, set *before* Triton is imported, Triton runs kernels on the CPU, one
@@ -36,7 +36,7 @@ from matplotlib import pyplot as plt
 import fast
 import reference
 from fast.kernels import arithmetic, quantization
-from tutorials import kernel_checks, pictures, source
+from tutorials import kernel_checks, model_data, pictures, source
 from tutorials.example import X
 
 np.set_printoptions(precision=4, suppress=True)
@@ -48,8 +48,8 @@ np.set_printoptions(precision=4, suppress=True)
 # id**, and works on its own part of the data. A matrix lies in the GPU's main memory; a program loads a **block** of
 # it into registers, computes there, and stores a block of results.
 #
-# Arithmetic on registers is nearly free. Loads and stores are what costs: an H100 does some 20 float32 operations in
-# the time in which it moves one byte. So the plan for quantizing is: one program a row, each entry **loaded once**,
+# Arithmetic on registers is nearly free. Loads and stores are what costs: by its data sheet an H100 does some 20 float32 operations
+# in the time in which it moves one byte. So the plan for quantizing is: one program a row, each entry **loaded once**,
 # the largest magnitude and the codes computed in registers, each code **stored once**.
 #
 # > **Predict.** With float16 input, how many bytes an entry does the fused kernel move? And five separate steps: |x|,
@@ -58,11 +58,11 @@ np.set_printoptions(precision=4, suppress=True)
 # %%
 m, k = 4096, 4096
 steps = [  # bytes read and written an entry, with float32 intermediate results
-    ("widen and take |x|", 2, 4),
-    ("maximum of a row", 4, 0),
+    ("|x|", 2, 4),
+    ("maximum", 4, 0),
     ("x * inverse", 2, 4),
     ("rint", 4, 4),
-    ("cast to int8", 4, 1),
+    ("to int8", 4, 1),
 ]
 separate = sum(r + w for _, r, w in steps)
 fused = 2 + 1
@@ -84,6 +84,12 @@ pictures.show(
 )
 
 # %% [markdown]
+# ## The formula
+#
+# That of chapter 01, with a row of X as the slice; one program computes it for one $m$:
+#
+# $$ a = \max_k |X_{mk}|, \qquad s_m = \frac{a}{127}, \qquad q_{mk} = \operatorname{rint}\!\left( X_{mk} \cdot \tfrac{127}{a} \right) $$
+#
 # ## Step 1: pointers
 #
 # A kernel gets no arrays but *pointers* to their first entries. The entry in row $m$ and column $k$ of a matrix lies
@@ -244,15 +250,61 @@ assert all(agrees(*case) for case in cases)
 print(f"{len(cases)} cases: codes and scales equal, bit for bit")
 
 # %% [markdown]
-# ## The kernel of `fast`
+# ## Real data
 #
-# Side by side: the formula ($q = \operatorname{rint}(x \cdot \mathrm{inverse})$), NumPy, and Triton as it stands in
-# `fast/kernels`. First the arithmetic, shared by all its kernels:
+# The input of `down_proj` in block 11 of SmolLM2, 512 positions: each program finds the scale of its own position.
+#
+# > **Predict.** One scale in 512 is very much larger than the others. Which position might that be?
 
 # %%
-source.show(reference.absmax.encode, reference.absmax._inverse_and_scale)
-print("\n" + "-" * 100 + "\n")
-source.show(arithmetic.round_to_integer, arithmetic.parameters, arithmetic.encode)
+real = torch.from_numpy(model_data.layer_inputs()["model.layers.11.mlp.down_proj"])
+m, k = real.shape
+codes, scale = torch.full((m, k), -99, dtype=torch.int8), torch.full((m, 1), torch.nan)
+quantize_rows[(m,)](real, codes, scale, k, real.stride(0), BLOCK_K=triton.next_power_of_2(k), enable_fp_fusion=False)
+right = reference.absmax_quantize(real.numpy(), axis=-1)
+assert np.array_equal(codes.numpy(), right.codes)
+assert np.array_equal(scale.numpy(), right.scale)
+
+figure, ax = plt.subplots()
+ax.plot(scale.numpy().ravel(), ".", color=pictures.BLUE, markersize=4)
+ax.set(yscale="log", xlabel="position = program", ylabel="scale (one step)", title="down_proj, block 11")
+pictures.show(
+    figure,
+    f"The scale of each of {m} positions, logarithmic. The first has {scale[0].item():.2g}; the others lie around "
+    f"{scale.median().item():.2g}, the largest of them at {scale[1:].max().item():.2g}.",
+)
+print(f"{m} programs: equal, bit for bit. Scale of position 0: {scale[0].item():.2f}; median of all: {scale.median().item():.4f}")
+
+# %% [markdown]
+# The first token of a text carries magnitudes of its own in many language models ([Sun et al., 2024](https://arxiv.org/abs/2402.17762)).
+# With one scale for the whole tensor it would decide about all 512 positions; here it decides about itself.
+#
+# ## The kernel of `fast`
+#
+# Side by side: the formula, NumPy, and Triton as it stands in `fast/kernels`, each line taken from its file.
+
+# %%
+source.beside(
+    (r"a = \max \lvert x \rvert", (reference.absmax.absolute_maximum, "return"), (quantization._quantize_block, "up = tl.max(all_up")),
+    (
+        r"\text{usable: } a \ge 2^{-100}",
+        (reference.absmax._inverse_and_scale, "usable ="),
+        (arithmetic.parameters, "usable ="),
+    ),
+    (
+        r"\mathrm{inverse} = (1 / a) \cdot 127",
+        (reference.absmax._inverse_and_scale, "inverse ="),
+        (arithmetic.parameters, "inverse ="),
+    ),
+    (r"s = a / 127", (reference.absmax._inverse_and_scale, "scale ="), (arithmetic.parameters, "scale =")),
+    (r"q = \operatorname{rint}(x \cdot \mathrm{inverse})", (reference.absmax.encode, "codes ="), (arithmetic.encode, "steps =")),
+)
+
+# %% [markdown]
+# And the functions they come from:
+
+# %%
+source.show(arithmetic.round_to_integer, arithmetic.magnitudes, arithmetic.parameters, arithmetic.encode)
 
 # %% [markdown]
 # `above` and `below` are the bits of the largest magnitudes on either side of zero, read as integers: bits of
@@ -283,7 +335,7 @@ print("absmax and zeropoint, one scale and one a row: equal, bit for bit")
 # ## The law
 #
 # Codes and scales equal those of the reference, bit for bit, for every shape, stride and dtype; nothing outside the
-# result is written. There is no tolerance to choose.
+# result is written. There is no tolerance to choose. `tests/test_kernels.py` draws the shapes and poisons the buffers.
 #
 # ## Break it
 #

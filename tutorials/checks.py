@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 import reference
+from reference import features
 from reference.decomposition import outlier_product
 
 F32 = np.float32
@@ -84,11 +85,16 @@ class Exercise:
         return next((fault for fault in faults if fault), None)
 
     def _diagnose(self, candidate: Callable, cases: list[tuple], smallest: tuple) -> str | None:
-        """The known mistake that gives what the candidate gives, on every case."""
+        """The known mistake that gives what the candidate gives: on every case; or here, and wherever else it explains most."""
         for hint, mistake in self.mistakes:
             if all(_same(_call(candidate, args), _call(mistake, args)) for args in [smallest, *cases]):
-                return hint
-        return None
+                return f"Hint: {hint}"
+        wrong = [args for args in cases if self.fault(candidate, args)]
+        here = [(hint, mistake) for hint, mistake in self.mistakes if _same(_call(candidate, smallest), _call(mistake, smallest))]
+        if not here:
+            return None
+        explained = [sum(_same(_call(candidate, args), _call(mistake, args)) for args in wrong) for _, mistake in here]
+        return f"Perhaps, among other things: {here[explained.index(max(explained))][0]}"
 
     def _shrink(self, candidate: Callable, args: tuple) -> tuple:
         """Removes rows and columns for as long as the answer stays wrong."""
@@ -111,7 +117,7 @@ class Exercise:
         lines += [f"  {label} = {_show(value)}" for label, value in zip(self.inputs, args, strict=True)]
         lines.append(f"  {self.fault(candidate, args)}")
         if hint:
-            lines.append(f"Hint: {hint}")
+            lines.append(hint)
         return "\n".join(lines)
 
 
@@ -167,8 +173,13 @@ def _same(a: Any, b: Any) -> bool:
 
 
 def _equal(p: Any, q: Any) -> bool:
+    """Whether two answers are one and the same: whole numbers exactly, floats up to a few roundings, in whatever order they came."""
     p, q = np.asarray(p), np.asarray(q)
-    return (p.shape == q.shape or p.size == q.size == 1) and np.array_equal(p.ravel(), q.ravel(), equal_nan=p.dtype.kind == "f")
+    if p.shape != q.shape and not p.size == q.size == 1:
+        return False
+    if p.dtype.kind == q.dtype.kind == "f":
+        return np.allclose(p.ravel(), q.ravel(), rtol=16 * ROUNDOFF, atol=0, equal_nan=True)
+    return np.array_equal(p.ravel(), q.ravel())
 
 
 def _show(value: Any) -> str:
@@ -214,6 +225,7 @@ def _one_tensor() -> Iterator[tuple]:
     yield (_array([1.0, 2.0, 4.0], [8.0, 3.0, 0.5]),)
     yield (_array([200.0, -300.0]),)
     yield (_array([5.0, 7.0]),)  # all positive: zero must stay inside the range
+    yield (_array([70000.0, -1.0]),)  # more than float16 holds
     for seed in SEEDS:
         for shape in SHAPES:
             yield (np.random.default_rng(seed).normal(size=shape).astype(F32),)
@@ -252,6 +264,8 @@ def _absmax_128(x: np.ndarray) -> tuple:
 ZERO_HINT = (
     "an all-zero tensor (anything below 2**-100) divides by zero here. Give it scale 0 and codes 0, which dequantizes to the zeros it was."
 )
+NARROW_HINT = "you narrowed x to float16 on the way: it loses half of its digits, and beyond 65504 becomes infinite. Widen, never narrow."
+
 absmax = Exercise(
     right=lambda x: tuple(reference.absmax_quantize(x)),
     inputs=("x",),
@@ -291,6 +305,7 @@ absmax = Exercise(
             _absmax_by(lambda x, t: np.rint(x * _inverse(t)), lambda x: x.max()),
         ),
         (ZERO_HINT, _absmax_unguarded),
+        (NARROW_HINT, lambda x: tuple(reference.absmax_quantize(x.astype(np.float16)))),
         ("a scale for each row is chapter 03. Here the whole tensor has one.", lambda x: tuple(reference.absmax_quantize(x, axis=-1))),
     ),
 )
@@ -446,16 +461,6 @@ vectorwise = Exercise(
 # -------------------------------------------------------------------------------------------- 04 outlier features
 
 
-def outlier_features_of(activations: np.ndarray, threshold: float = 6.0, layers: float = 0.25, positions: float = 0.06) -> np.ndarray:
-    """The paper's criterion (section 4) on activations (layers, positions, K) of one projection: a mask (K,).
-
-    A feature counts if some magnitude reaches `threshold` in at least `layers` of the layers, and at least `positions`
-    of all positions hold one in at least one of those layers.
-    """
-    large = np.abs(activations) >= threshold
-    return (large.any(axis=1).mean(axis=0) >= layers) & (large.any(axis=0).mean(axis=0) >= positions)
-
-
 def _stacks() -> Iterator[tuple]:
     """(layers, positions, features): each of the three limits met exactly, missed by one, and met in the wrong place."""
     base = np.zeros((4, 50, 1), F32)
@@ -485,7 +490,7 @@ def _stacks() -> Iterator[tuple]:
 
 
 outlier_features = Exercise(
-    right=outlier_features_of,
+    right=lambda activations: features.outlier_features(activations),
     inputs=("activations",),
     outputs=("mask",),
     cases=_stacks,
@@ -528,6 +533,7 @@ def _decompositions() -> Iterator[tuple]:
     yield _array([7.0, 0.3]), _array([0.3, 0.5]), 6.0
     yield _array([0.5, 0.3], [7.0, 0.3]), _array([0.3, 0.5]), 6.0  # the column is 16-bit for both rows
     yield _array([1.0, 0.5]), _array([0.3, 0.7]), 0.0
+    yield _array([70000.0, 0.5]), _array([0.3, 0.7]), 6.0  # more than float16 holds
     for seed in SEEDS:
         for m, n, k, planted in ((2, 3, 5, 1), (4, 3, 17, 2), (3, 5, 64, 3)):
             rng = np.random.default_rng(seed)
@@ -587,6 +593,7 @@ decomposition = Exercise(
         ("the regular columns are missing from the result.", _llm_int8_by(lambda x, t: (np.abs(x) >= t).any(0), keep_regular=False)),
         ("you took single entries out. The paper takes whole columns, so that the 16-bit part is a small dense product.", _entries_only),
         ("quantize w over all its columns. It is quantized once, at load time, before any outlier is known.", _weight_without_outliers),
+        (NARROW_HINT, lambda x, w, t: reference.llm_int8_matmul(x.astype(np.float16), w, t)),
         ("that is the vector-wise product: nothing was decomposed.", lambda x, w, t: reference.quantized_matmul(x, w)),
     ),
 )
@@ -644,14 +651,15 @@ def _layer_unscaled(w: np.ndarray, x: np.ndarray) -> np.ndarray:
     return reference.quantized_matmul(np.where(o, F32(0), x), w) + x[:, o] @ codes[:, o].T.astype(F32)
 
 
-def layer(load: Callable, infer: Callable) -> Verdict:
+def layer(phases: tuple[Callable, Callable]) -> Verdict:
     """Checks the two phases: `load(weight) -> codes, scale` and `infer(x, codes, scale) -> y`."""
+    load, infer = phases
     sample = np.ones((2, 3), F32)
     loaded = _call(load, (sample,))
     if isinstance(loaded, tuple) and len(loaded) == 2:
-        extra = sum(np.asarray(part).nbytes for part in loaded)
-        if extra > sample.size + 4 * len(sample):
-            return Verdict(False, f"not right yet. load keeps {extra} bytes of a 2 x 3 weight; 6 codes and 2 float32 scales are 14.")
+        kept = sum(np.asarray(part).nbytes for part in loaded)
+        if kept != sample.size + 4 * len(sample):
+            return Verdict(False, f"not right yet. load keeps {kept} bytes of a 2 x 3 weight; 6 codes and 2 float32 scales are 14.")
     answer = _layer_of(load, infer)
     answer.__name__ = f"{getattr(load, '__name__', 'load')} followed by {getattr(infer, '__name__', 'infer')}"
     return _layer(answer)
@@ -660,9 +668,9 @@ def layer(load: Callable, infer: Callable) -> Verdict:
 # -------------------------------------------------------------------------------------------------- 09 the bytes
 
 
-def layer_bytes_of(n: int, k: int, outlier_weight: str) -> int:
-    """Bytes that a loaded layer (n, k) keeps: int8 codes, a float32 scale a row, and float16 weights with "float"."""
-    return n * k + 4 * n + (2 * n * k if outlier_weight == "float" else 0)
+def _layer_bytes(n: int, k: int, outlier_weight: str) -> np.int64:
+    """int8 codes, a float32 scale a row, and float16 weights with "float"."""
+    return np.int64(n * k + 4 * n + (2 * n * k if outlier_weight == "float" else 0))
 
 
 def _sizes() -> Iterator[tuple]:
@@ -672,7 +680,7 @@ def _sizes() -> Iterator[tuple]:
 
 
 layer_bytes = Exercise(
-    right=lambda n, k, policy: np.int64(layer_bytes_of(n, k, policy)),
+    right=_layer_bytes,
     inputs=("n", "k", "outlier_weight"),
     outputs=("bytes",),
     cases=_sizes,

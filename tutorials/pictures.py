@@ -24,7 +24,7 @@ COLORS = (BLUE, ORANGE, GREEN, RED, PURPLE)
 MAGNITUDE_STRONG = LinearSegmentedColormap.from_list("strong", [(0.29, 0.56, 0.85, 0.0), (0.88, 0.53, 0.17, 0.9), (0.85, 0.34, 0.31, 1.0)])
 
 #: From small to large magnitude; the grey entries stay readable on its full end, on either ground.
-MAGNITUDE = LinearSegmentedColormap.from_list("magnitude", [(0.29, 0.56, 0.85, 0.0), (0.29, 0.56, 0.85, 0.4)])
+MAGNITUDE = LinearSegmentedColormap.from_list("magnitude", [(0.29, 0.56, 0.85, 0.0), (0.29, 0.56, 0.85, 0.3)])
 
 matplotlib.use("agg")
 plt.rcParams.update(records.STYLE | {"figure.figsize": (7.2, 3.2), "text.color": GREY})
@@ -63,7 +63,7 @@ def matrix(ax: Axes, values: np.ndarray, title: str, text: str = "{:.2f}", marke
     top = np.abs(values).max() or 1
     ax.imshow(np.abs(values) / top, cmap=MAGNITUDE, vmin=0, vmax=1, aspect="auto")
     for (i, j), value in np.ndenumerate(values):
-        ax.text(j, i, text.format(value), ha="center", va="center", fontsize=10)
+        ax.text(j, i, text.format(value), ha="center", va="center", fontsize=10.5)
         if marked is not None and np.broadcast_to(marked, values.shape)[i, j]:
             ax.add_patch(Rectangle((j - 0.46, i - 0.46), 0.92, 0.92, fill=False, edgecolor=ORANGE, linewidth=2))
     ax.set(title=title, xticks=[], yticks=[])

@@ -1,6 +1,6 @@
 """The table that grows from chapter to chapter: what each method costs in bytes, and how far off its product is."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -44,12 +44,19 @@ def error(y: NDArray, exact: NDArray) -> float:
     return float(np.linalg.norm(y - exact) / np.linalg.norm(exact))
 
 
-def show(x: NDArray[np.float32], w: NDArray[np.float32], chapter: int) -> None:
-    """Prints the lines up to `chapter`, measured on the input x (M, K) and weight w (N, K) of one real layer."""
+def show(x: NDArray[np.float32], w: NDArray[np.float32], chapter: int, seconds: Mapping[str, float] | None = None) -> None:
+    """Prints the lines up to `chapter`, measured on the input x (M, K) and weight w (N, K) of one real layer.
+
+    Args:
+        x, w, chapter: as above.
+        seconds: from a record, by method, for a column of times; None leaves it out.
+    """
     exact = x.astype(np.float64) @ w.T.astype(np.float64)
-    print(f"{'method':<32} {'error of Y':>10} {'bytes of W':>11} {'a weight':>9}")
+    print(f"{'method':<32} {'error of Y':>10} {'bytes of W':>11} {'a weight':>9}{'' if seconds is None else ' ' * 7 + 'us'}")
     for method in METHODS:
         if method.chapter <= chapter:
             size = method.weight_bytes(*w.shape)
             mark = "  <- new" if method.chapter == chapter else ""
+            if seconds is not None:
+                mark = f" {1e6 * seconds[method.name]:>8,.0f}" if method.name in seconds else f" {'-':>8}"
             print(f"{method.name:<32} {error(method.product(x, w), exact):>10.3%} {size:>11,} {size / w.size:>9.3f}{mark}")

@@ -5,18 +5,58 @@ import inspect
 import textwrap
 from collections.abc import Callable
 
+from IPython.display import display
+
 
 def show(*functions: Callable) -> None:
     """Prints each function's source, its docstring left out, under the path of its file."""
     print("\n\n".join(_body(f) for f in functions))
 
 
+def beside(*rows: tuple[str, tuple[Callable, str], tuple[Callable, str]]) -> None:
+    """Shows a table, a line of code against its formula and its twin.
+
+    Args:
+        rows: (TeX without bars or dollars, (function of `reference`, how its statement begins), (Triton kernel, likewise)).
+
+    Raises:
+        LookupError: no statement of the function begins so.
+    """
+    lines = ["| formula | NumPy, `reference` | Triton, `fast` |", "| --- | --- | --- |"]
+    for formula, numpy, triton in rows:
+        lines.append(f"| ${formula}$ | `{statement(*numpy)}` | `{statement(*triton)}` |")
+    text = "\n".join(lines)
+    display({"text/markdown": text, "text/plain": text}, raw=True)
+
+
+def statement(function: Callable, beginning: str) -> str:
+    """The first statement of `function` that begins with `beginning`, in one line.
+
+    Raises:
+        LookupError: there is none.
+    """
+    text = _source(function)
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.stmt):
+            code = ast.get_source_segment(text, node) or ""
+            if code.startswith(beginning):
+                return " ".join(code.split())
+    raise LookupError(f"{_plain(function).__qualname__} has no statement that begins with {beginning!r}")
+
+
+def _plain(function: Callable) -> Callable:
+    return inspect.unwrap(getattr(function, "fn", function))  # a Triton kernel keeps its Python function in .fn
+
+
+def _source(function: Callable) -> str:
+    return textwrap.dedent(inspect.getsource(_plain(function)))
+
+
 def _body(function: Callable) -> str:
-    function = inspect.unwrap(getattr(function, "fn", function))  # a Triton kernel keeps its Python function in .fn
-    text = textwrap.dedent(inspect.getsource(function))
+    text = _source(function)
     lines = text.splitlines()
     definition = ast.parse(text).body[0]
     first = definition.body[0]
     if ast.get_docstring(definition) is not None:
         del lines[first.lineno - 1 : first.end_lineno]
-    return f"# {function.__module__.replace('.', '/')}.py\n" + "\n".join(lines)
+    return f"# {_plain(function).__module__.replace('.', '/')}.py\n" + "\n".join(lines)
