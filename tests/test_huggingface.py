@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import accelerate
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -35,6 +36,7 @@ from transformers import (
 from transformers.distributed import DistributedConfig
 
 import fast
+from experiments import generate
 from fast import Int8Linear
 from fast.huggingface import METHOD, Int8Config, bitsandbytes_config, save_bitsandbytes
 from tests import pages
@@ -147,12 +149,14 @@ def test_a_loaded_model_is_frozen_where_it_is_int8(tmp_path):
         assert "lm_head.weight" in trainable
 
 
-def test_generate_works_and_a_static_cache_changes_nothing(tmp_path):
+def test_generate_works_and_no_kind_of_cache_changes_its_tokens(tmp_path):
     saved("gpt2", tmp_path)
     model = AutoModelForCausalLM.from_pretrained(tmp_path, quantization_config=Int8Config(threshold=6.0, skip_modules=["lm_head"]))
     greedy = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 0}
     tokens = model.generate(TOKENS, **greedy)
     assert tokens.shape == (1, 18)
+    # Without a cache all rows share their outlier columns, so only with decomposition off are later tokens bound to be the same.
+    assert_same(model.generate(TOKENS, cache_implementation="static", **greedy), tokens)
     assert_same(model.generate(TOKENS, use_cache=False, **greedy)[:, :11], tokens[:, :11])
 
 
@@ -395,6 +399,16 @@ def test_a_device_map_changes_nothing(device_map, int8_folder, tmp_path):
     assert_same(logits(mapped), logits(LlamaForCausalLM.from_pretrained(int8_folder)))
 
 
+def test_devices_are_filled_by_the_size_in_int8(tmp_path):
+    model_class = saved("llama", tmp_path)
+    config = Int8Config(skip_modules=[])
+    summary = model_class.from_pretrained(tmp_path, quantization_config=config).quantization_summary
+    room = {"cpu": (summary.bytes_before + summary.bytes_after) // 2}
+    # What does not fit would go to the disk, which is refused while quantizing.
+    model = model_class.from_pretrained(tmp_path, quantization_config=config, device_map="auto", max_memory=room)
+    assert {parameter.device.type for parameter in model.parameters()} == {"cpu"}
+
+
 def test_offloading_with_accelerate_changes_nothing(int8_folder, tmp_path):
     expected = logits(LlamaForCausalLM.from_pretrained(int8_folder))
     offloaded = accelerate.cpu_offload(LlamaForCausalLM.from_pretrained(int8_folder), execution_device="cpu")
@@ -494,6 +508,32 @@ def test_a_bitsandbytes_layer_in_another_memory_layout_is_refused(tmp_path):
     save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
     with pytest.raises(ValueError, match=r"layers\.1\.mlp\.up_proj\.weight_format must be 0, row major, it is 1"):
         LlamaForCausalLM.from_pretrained(tmp_path, config=bitsandbytes_config(tmp_path))
+
+
+# The experiment.
+
+
+def test_the_experiment_finds_the_loaded_model_to_be_the_one_quantized_in_memory(tmp_path):
+    model = saved("llama, tied", tmp_path).from_pretrained(tmp_path).requires_grad_(False)
+    int8, peak = generate.load_int8(model, 3.0)
+    assert len(layers_of(int8)) == 14
+    assert peak is None or peak >= 0
+    windows = [np.arange(60).reshape(3, 20)]
+    found = generate.compare(model, int8, 3.0, windows)
+    assert found["from_pretrained"] == found["quantize_model"] != found["float"]
+    with pytest.raises(generate.NotTheSameError, match=r"through from_pretrained .* through quantize_model"):
+        generate.compare(model, int8, None, windows)
+
+    rows = generate.sizes(model, int8)
+    assert [sum(row[kind] for row in rows[:2]) for kind in ("float", "int8")] == [rows[2]["float"], rows[2]["int8"]]
+    assert rows[2]["float"] == 4 * sum(p.numel() for p in model.parameters()) + model.model.rotary_emb.inv_freq.numel() * 4 * 2
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "equal"), [([1, 2, 3], [1, 2, 4], 2), ([1, 2], [1, 2, 3], 2), ([], [1], 0), ([2], [1], 0), ([1], [1], 1)]
+)
+def test_equal_first_tokens_are_counted_up_to_the_first_that_differs(a, b, equal):
+    assert generate.equal_first(a, b) == equal
 
 
 # The pages.
