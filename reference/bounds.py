@@ -98,11 +98,12 @@ def llm_int8_matmul_bound(
 ) -> NDArray[np.float64]:
     """The largest |Y - (X @ W.T + bias)| of LLM.int8(): only the regular columns pay for both factors.
 
-        quantized_matmul_bound(K - |O|)  +  T * (ew + g * mw)  +  3 U * ((K - |O|) * mx * mw + T * mw + |bias|)
+        quantized_matmul_bound(K - |O|)  +  T * (ew + g * mw)  +  (3 U + g) * (K - |O|) * mx * mw  +  3 U * (T * mw + |bias|)
 
     with O the outlier columns, T the sum of |X[m, k]| over them, ew the `round_trip_bound` of W's row, or 0 where the outlier
-    columns meet the float weight, and g = |O| U / (1 - |O| U), the forward bound of a float32 dot product in any order.
-    The last term is for the two sums, regular + outlier + bias.
+    columns meet the float weight, and g = 2 |O| U / (1 - 2 |O| U), the forward bound of a float32 dot product in any order whose
+    sums may be cut off instead of rounded, as in a GPU's matrix unit. The last two terms are for regular + outliers + bias, whether
+    the regular part is added to the sum over the outliers or that sum starts from it.
 
     Args:
         x, w, threshold, quantizer, granularity: as in `llm_int8_matmul`.
@@ -131,9 +132,9 @@ def llm_int8_matmul_bound(
     x_most, w_most = magnitude_bound(x_scale, quantizer), magnitude_bound(w_scale, quantizer).T
     total = np.abs(rows[:, outliers]).sum(axis=-1, keepdims=True, dtype=np.float64)
     w_error = 0.0 if outlier_weight == "float" else round_trip_bound(w_scale, quantizer).T
-    dot = count * U / (1 - count * U)
+    dot = 2 * count * U / (1 - 2 * count * U)
 
     product = quantized_matmul_bound(x_scale, w_scale, regular, quantizer)
     outlier = total * (w_error + dot * w_most) + count * UNDERFLOW
-    sums = 3 * U * (regular * x_most * w_most + total * w_most + (0 if bias is None else np.abs(bias)))
+    sums = (3 * U + dot) * regular * x_most * w_most + 3 * U * (total * w_most + (0 if bias is None else np.abs(bias)))
     return np.broadcast_to(product + outlier + sums, (len(rows), len(w))).reshape(*x.shape[:-1], len(w))

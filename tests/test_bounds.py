@@ -201,6 +201,18 @@ def test_an_outlier_raises_the_bound_of_a_product_and_not_that_of_llm_int8(seed,
     assert np.all(whole >= size * without * (1 - 4 * bounds.U))  # proportional to the scale, which was at most 1 / 127
 
 
+@given(seed=st.integers(0, 2**32 - 1), regular=st.integers(0, 10), outlier=st.integers(1, 100))
+def test_only_regular_columns_pay_and_outliers_add_no_more_than_roundings(seed, regular, outlier):
+    rng = np.random.default_rng(seed)
+    k = regular + outlier
+    x, w = (rng.uniform(-1, 1, shape).astype(np.float32) for shape in ((3, k), (5, k)))
+    x[:, regular:] = 10
+    x_scale, w_scale = reference.absmax_quantize(x[:, :regular], -1).scale, reference.absmax_quantize(w, -1).scale
+    roundings = 3 * (outlier + 2) * bounds.U * np.abs(x).sum(-1, keepdims=True, dtype=np.float64) + k * bounds.UNDERFLOW
+    product = bounds.quantized_matmul_bound(x_scale, w_scale, regular)
+    assert np.all(bounds.llm_int8_matmul_bound(x, w) <= product + roundings)
+
+
 def test_a_slice_without_a_scale_has_no_bound_and_a_zero_slice_one_below_any_number_that_counts():
     scale = np.array([[np.nan], [0.0]], np.float32)
     np.testing.assert_array_equal(bounds.round_trip_bound(scale), [[np.nan], [2.0**-100]])
