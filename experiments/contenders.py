@@ -1,7 +1,7 @@
 """What is timed, and what each result is checked against before it is.
 
-A contender takes X (M, K) and W (N, K) in bfloat16 and gives a call without arguments; what happens once a model, such as
-quantizing W, happens before. What it returns is held against computations that share nothing with it: a product in float64, the NumPy
+A contender is prepared from W (N, K) in bfloat16, as a model is once, then bound to X (M, K), and gives a call without arguments.
+What it returns is held against computations that share nothing with it: a product in float64, the NumPy
 reference, and, entry by entry over all of Y, a product in float32.
 """
 
@@ -35,6 +35,10 @@ SAMPLE_ROWS, SAMPLE_COLUMNS = 16, 64
 BLOCK = 1024
 
 
+#: From X (M, K) to a call that is timed.
+Bind = Callable[[Tensor], Call]
+
+
 class WrongResult(AssertionError):
     """A contender computed something else than it should have, so its time means nothing."""
 
@@ -64,16 +68,21 @@ class Work(NamedTuple):
         return max(self.bytes / bandwidth, sum(count / rates[unit] for unit, count in self.operations.items()))
 
 
-class Inputs(NamedTuple):
-    """Activations with outlier columns (M, K), the same with ordinary ones in their place, and a weight (N, K)."""
+class Activations(NamedTuple):
+    """X (M, K) with outlier columns, and the same with ordinary entries in their place."""
 
     x: Tensor
     clean: Tensor
-    w: Tensor
 
 
-def draw(shape: Shape, device: str, seed: int) -> Inputs:
-    """Random inputs; every entry of an outlier column is an outlier, and no other is."""
+def draw_weight(n: int, k: int, device: str, seed: int) -> Tensor:
+    """A random weight (n, k)."""
+    generator = torch.Generator(device).manual_seed(seed)
+    return (torch.randn(n, k, generator=generator, device=device) / math.sqrt(k)).to(DTYPE)
+
+
+def draw_activations(shape: Shape, device: str, seed: int) -> Activations:
+    """Random activations; every entry of an outlier column is an outlier, and no other is."""
     generator = torch.Generator(device).manual_seed(seed)
     normal = partial(torch.randn, generator=generator, device=device)
     # Of a billion normal numbers one or two exceed 6.
@@ -82,8 +91,7 @@ def draw(shape: Shape, device: str, seed: int) -> Inputs:
     columns = torch.randperm(shape.k, generator=generator, device=device)[: shape.columns]
     outliers = normal(shape.m, shape.columns)
     x[:, columns] = (outliers.sign() * (10 + 10 * outliers.abs())).where(outliers != 0, 10.0).to(DTYPE)
-    w = normal(shape.n, shape.k) / math.sqrt(shape.k)
-    return Inputs(x, clean, w.to(DTYPE))
+    return Activations(x, clean)
 
 
 class Truth:
@@ -241,7 +249,7 @@ class Contender:
 
     Attributes:
         label: for people.
-        build: from X and W to the call; everything that is done once a model is done here.
+        prepare: from W to a function from X to the call: what a model does once is done here.
         check: raises `WrongResult` if what the call returned is not what `Truth` says.
         work: what it has to do at least, from a shape.
         clean: whether it reads the X without outliers.
@@ -251,7 +259,7 @@ class Contender:
     """
 
     label: str
-    build: Callable[[Tensor, Tensor], Call]
+    prepare: Callable[[Tensor], Bind]
     check: Callable[[Truth, Any], None]
     work: Callable[[Shape], Work]
     clean: bool = False
@@ -275,8 +283,8 @@ def contenders(device: str, compile_torchao: bool = False) -> dict[str, Contende
         check = partial(check_quantized, decomposed=False)
         found["torchao"] = Contender("torchao, dynamic int8", torchao, check, int8_work, foreign=True)
         if compile_torchao:
-            build = partial(torchao, compiled=True)
-            found["torchao-compiled"] = Contender("torchao, compiled", build, check, int8_work, foreign=True)
+            prepare = partial(torchao, compiled=True)
+            found["torchao-compiled"] = Contender("torchao, compiled", prepare, check, int8_work, foreign=True)
     for name, label, options, clean in (
         ("int8", "fast.Int8Linear", {}, False),
         ("int8-float", "fast.Int8Linear, float outlier weight", {"outlier_weight": "float"}, False),
@@ -295,20 +303,37 @@ def installed(package: str) -> bool:
     return util.find_spec(package) is not None
 
 
-def linear(dtype: torch.dtype) -> Callable[[Tensor, Tensor], Call]:
+def linear(dtype: torch.dtype) -> Callable[[Tensor], Bind]:
     """A float layer, all of it in `dtype`."""
 
-    def build(x: Tensor, w: Tensor) -> Call:
-        x, w = x.to(dtype), w.to(dtype)
-        return lambda: F.linear(x, w)
+    def prepare(w: Tensor) -> Bind:
+        return partial(_bound, F.linear, w.to(dtype), dtype)
 
-    return build
+    return prepare
 
 
-def int_mm(x: Tensor, w: Tensor) -> Call:
+def _bound(product: Callable[[Tensor, Tensor], Any], weight: Tensor, dtype: torch.dtype, x: Tensor) -> Call:
+    x = x.to(dtype)
+    return lambda: product(x, weight)
+
+
+def int_mm(w: Tensor) -> Bind:
     """PyTorch's integer product of the codes: neither quantization nor scales."""
-    a, b = fast.absmax_quantize(x, -1).codes, fast.absmax_quantize(w, -1).codes.T
-    return lambda: torch._int_mm(a, b)
+    return partial(_product_of_codes, torch._int_mm, fast.absmax_quantize(w, -1).codes.T)
+
+
+def int8_matmul(w: Tensor) -> Bind:
+    """Our integer product of the codes."""
+    return partial(_product_of_codes, fast.int8_matmul, fast.absmax_quantize(w, -1).codes)
+
+
+def _product_of_codes(product: Callable[[Tensor, Tensor], Tensor], weight: Tensor, x: Tensor) -> Call:
+    codes = fast.absmax_quantize(x, -1).codes
+    return lambda: product(codes, weight)
+
+
+def _called(layer: Callable[[Tensor], Tensor], x: Tensor) -> Call:
+    return lambda: layer(x)
 
 
 def bitsandbytes_layer(weight: Tensor, bias: Tensor | None = None) -> torch.nn.Module:
@@ -329,14 +354,13 @@ def quiet() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
-def bitsandbytes(x: Tensor, w: Tensor) -> Call:
+def bitsandbytes(w: Tensor) -> Bind:
     """bitsandbytes' layer."""
     quiet()
-    layer = bitsandbytes_layer(w)
-    return lambda: layer(x)
+    return partial(_called, bitsandbytes_layer(w))
 
 
-def torchao(x: Tensor, w: Tensor, compiled: bool = False) -> Call:
+def torchao(w: Tensor, compiled: bool = False) -> Bind:
     """torchao's layer with dynamically quantized activations; compiled is how its documentation runs it."""
     quiet()
     with warnings.catch_warnings():
@@ -347,32 +371,27 @@ def torchao(x: Tensor, w: Tensor, compiled: bool = False) -> Call:
         layer.weight = torch.nn.Parameter(w, requires_grad=False)
         quantize_(layer, Int8DynamicActivationInt8WeightConfig())
     product = torch.compile(F.linear, dynamic=False) if compiled else F.linear
-    weight = layer.weight
-    return lambda: product(x, weight)
+    return partial(_bound, product, layer.weight, w.dtype)
 
 
-def int8(**options: Any) -> Callable[[Tensor, Tensor], Call]:
+def int8(**options: Any) -> Callable[[Tensor], Bind]:
     """Our layer."""
+    return lambda w: partial(_called, fast.Int8Linear.from_float(w, **options))
 
-    def build(x: Tensor, w: Tensor) -> Call:
-        layer = fast.Int8Linear.from_float(w, **options)
-        return lambda: layer(x)
 
-    return build
+def _alone(stage: Callable[[Tensor], Any]) -> Callable[[Tensor], Bind]:
+    """A stage that W has no part in."""
+    return lambda w: partial(_called, stage)
 
 
 def stages() -> dict[str, Contender]:
     """The parts of our layer that are public functions."""
-
-    def product(x: Tensor, w: Tensor) -> Call:
-        a, b = fast.absmax_quantize(x, -1).codes, fast.absmax_quantize(w, -1).codes
-        return lambda: fast.int8_matmul(a, b)
-
     codes = partial(check_codes, decomposed=False)
+    detect, quantize = partial(fast.outlier_columns, threshold=THRESHOLD), partial(fast.absmax_quantize, axis=-1)
     return {
-        "detect": Contender("detection", lambda x, w: lambda: fast.outlier_columns(x, THRESHOLD), check_mask, detect_work, stage=True),
-        "quantize": Contender("quantization", lambda x, w: lambda: fast.absmax_quantize(x, -1), codes, quantize_work, stage=True),
-        "product": Contender("product", product, check_accumulators, accumulator_work, stage=True),
+        "detect": Contender("detection", _alone(detect), check_mask, detect_work, stage=True),
+        "quantize": Contender("quantization", _alone(quantize), codes, quantize_work, stage=True),
+        "product": Contender("product", int8_matmul, check_accumulators, accumulator_work, stage=True),
     }
 
 
@@ -381,26 +400,30 @@ def kernel_stages() -> dict[str, Contender]:
     from fast.kernels import outliers, product, quantization
     from fast.weights import QuantizedWeight
 
-    def launch(limit: float | None) -> Callable[[Tensor, Tensor], Call]:
-        def build(x: Tensor, w: Tensor) -> Call:
-            codes, scale, _, _, listed = quantization.quantize_regular(x, limit, True, False, False)
+    def launch(limit: float | None) -> Callable[[Tensor], Bind]:
+        def prepare(w: Tensor) -> Bind:
             weight = QuantizedWeight(*fast.absmax_quantize(w, -1))
-            y = x.new_empty(x.shape[0], w.shape[0])
-            return lambda: product.launch_product(codes, weight.codes, y, x, weight, None, listed, scale)
 
-        return build
+            def bind(x: Tensor) -> Call:
+                codes, scale, _, _, listed = quantization.quantize_regular(x, limit, True, False, False)
+                y = x.new_empty(x.shape[0], w.shape[0])
+                return lambda: product.launch_product(codes, weight.codes, y, x, weight, None, listed, scale)
 
-    def scan(x: Tensor, w: Tensor) -> Call:
-        return lambda: outliers.scan(x, THRESHOLD, extremes=False, zeropoint=False)[0]
+            return bind
 
-    def quantize(limit: float | None) -> Callable[[Tensor, Tensor], Call]:
-        return lambda x, w: lambda: quantization.quantize_regular(x, limit, True, False, False)[:2]
+        return prepare
+
+    def scan(x: Tensor) -> Tensor:
+        return outliers.scan(x, THRESHOLD, extremes=False, zeropoint=False)[0]
+
+    def quantize(limit: float | None) -> Callable[[Tensor], Any]:
+        return lambda x: quantization.quantize_regular(x, limit, True, False, False)[:2]
 
     unmasked, masked = (partial(check_codes, decomposed=d) for d in (False, True))
     return {
-        "detect": Contender("detection", scan, check_mask, detect_work, stage=True),
-        "quantize": Contender("quantization", quantize(None), unmasked, quantize_work, stage=True),
-        "detect-quantize": Contender("detection and quantization", quantize(THRESHOLD), masked, quantize_work, stage=True),
+        "detect": Contender("detection", _alone(scan), check_mask, detect_work, stage=True),
+        "quantize": Contender("quantization", _alone(quantize(None)), unmasked, quantize_work, stage=True),
+        "detect-quantize": Contender("detection and quantization", _alone(quantize(THRESHOLD)), masked, quantize_work, stage=True),
         "product": Contender("product", launch(None), partial(check_int8, threshold=None), product_work, stage=True),
         "product-outliers": Contender("product with outlier columns", launch(THRESHOLD), check_int8, product_work, stage=True),
     }

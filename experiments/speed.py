@@ -18,6 +18,7 @@ from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 import fast
@@ -79,11 +80,11 @@ def ceilings(device: str, clock: timing.Clock, rounds: int = 7) -> dict[str, Any
     moved = _best(clock, lambda: target.copy_(source), rounds)
     side = 8192 if device == "cuda" else 2048
     a, b = (torch.randn(side, side, device=device) for _ in range(2))
-    calls = {"int8": (side, contenders.int_mm(a, b))}
+    calls = {"int8": (side, contenders.int_mm(b)(a))}
     # Where a CPU has no float16 arithmetic, a product of full size takes a second.
     rows = side if device == "cuda" else 512
     for unit in ("bfloat16", "float16", "float32"):
-        calls[unit] = rows, contenders.linear(getattr(torch, unit))(a[:rows], b)
+        calls[unit] = rows, contenders.linear(getattr(torch, unit))(b)(a[:rows])
     rates = {unit: 2 * m * side**2 / _best(clock, call, rounds) for unit, (m, call) in calls.items()}
     return {"bandwidth": 2 * size / moved, "rates": rates}
 
@@ -94,7 +95,33 @@ def _best(clock: timing.Clock, call: timing.Call, rounds: int) -> float:
     return min(sampler() for _ in range(rounds))
 
 
-def checked_calls(job: Job, found: dict[str, Contender], device: str, count: int) -> tuple[dict[str, list[timing.Call]], dict[str, str]]:
+class Layers:
+    """Weights, and what the contenders prepared from them, kept as long as the next job has weights of the same shape."""
+
+    def __init__(self, device: str) -> None:
+        self._device = device
+        self._shape: tuple[int, int] | None = None
+        self._kept: dict[Any, Any] = {}
+
+    def weight(self, shape: Shape, seed: int) -> Tensor:
+        """The weight (N, K) of this seed."""
+        if self._shape != (shape.n, shape.k):
+            self._shape, self._kept = (shape.n, shape.k), {}
+        if seed not in self._kept:
+            self._kept[seed] = contenders.draw_weight(shape.n, shape.k, self._device, seed)
+        return self._kept[seed]
+
+    def prepared(self, shape: Shape, seed: int, name: str, contender: Contender) -> contenders.Bind:
+        """The contender, prepared from the weight of this seed."""
+        weight = self.weight(shape, seed)
+        if (name, seed) not in self._kept:
+            self._kept[name, seed] = contender.prepare(weight)
+        return self._kept[name, seed]
+
+
+def checked_calls(
+    job: Job, found: dict[str, Contender], device: str, count: int, layers: Layers
+) -> tuple[dict[str, list[timing.Call]], dict[str, str]]:
     """The calls of each contender on `count` different inputs, the first of each checked.
 
     Returns:
@@ -103,13 +130,14 @@ def checked_calls(job: Job, found: dict[str, Contender], device: str, count: int
     Raises:
         WrongResult: a result is wrong.
     """
-    inputs = [contenders.draw(job.shape, device, seed) for seed in range(count)]
-    truths = {clean: contenders.Truth(inputs[0].clean if clean else inputs[0].x, inputs[0].w) for clean in (False, True)}
+    inputs = [contenders.draw_activations(job.shape, device, seed) for seed in range(count)]
+    weight = layers.weight(job.shape, 0)
+    truths = {False: contenders.Truth(inputs[0].x, weight), True: contenders.Truth(inputs[0].clean, weight)}
     calls, failed = {}, {}
     for name in (name for name in job.names if name in found):
         contender = found[name]
         try:
-            own = [contender.build(i.clean if contender.clean else i.x, i.w) for i in inputs]
+            own = [layers.prepared(job.shape, seed, name, contender)(i.clean if contender.clean else i.x) for seed, i in enumerate(inputs)]
             result = own[0]()
         except (RuntimeError, ValueError, NotImplementedError, AssertionError) as error:
             if not contender.foreign:
@@ -124,11 +152,13 @@ def checked_calls(job: Job, found: dict[str, Contender], device: str, count: int
     return calls, failed
 
 
-def measure(job: Job, found: dict[str, Contender], device: str, clock: timing.Clock, rounds: int, limits: dict[str, Any]) -> dict[str, Any]:
+def measure(
+    job: Job, found: dict[str, Contender], device: str, clock: timing.Clock, rounds: int, limits: dict[str, Any], layers: Layers
+) -> dict[str, Any]:
     """Checks and times one shape; returns its row of the record, times in seconds."""
     s = job.shape
     count = timing.copies(clock.cache, 2 * (s.n * s.k + s.m * s.k + s.m * s.n))
-    calls, failed = checked_calls(job, found, device, count)
+    calls, failed = checked_calls(job, found, device, count, layers)
     samplers = {name: clock.sampler(own, graph=found[name].capturable) for name, own in calls.items()}
     samples = timing.interleave(samplers, rounds)
     row: dict[str, Any] = {
@@ -263,10 +293,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         clock = timing.clock_for(options.device)
         limits = ceilings(options.device, clock)
         print(floors(jobs, found, limits))
-        rows, skipped = [], []
-        for job in tqdm(jobs, unit="layer"):
+        layers, rows, skipped = Layers(options.device), {}, []
+        # Those with weights of one shape after another, since some contenders take seconds to prepare.
+        for job in tqdm(sorted(jobs, key=lambda job: (job.shape.k, job.shape.n)), unit="layer"):
             try:
-                rows.append(measure(job, found, options.device, clock, options.rounds, limits))
+                rows[job.part, job.shape] = measure(job, found, options.device, clock, options.rounds, limits, layers)
             except WrongResult as error:
                 raise SystemExit(f"wrong result, nothing was written: {error}") from error
             except torch.OutOfMemoryError:
@@ -281,7 +312,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "out_of_memory": skipped,
         "absent": sorted({"bitsandbytes", "torchao"} - set(found)),
     }
-    record = records.heading("speed", settings) | {"rows": rows}
+    record = records.heading("speed", settings) | {"rows": [rows[job[:2]] for job in jobs if job[:2] in rows]}
     written = records.write(out, record, pictures(record))
     print(section(json.loads(out.read_text())))
     print("wrote", *written, file=sys.stderr)

@@ -171,7 +171,7 @@ def test_work_counts_each_input_and_output_once() -> None:
 
 @pytest.mark.parametrize("shape", [Shape(1, 64, 8, 0.05), Shape(300, 64, 8, 0.05), Shape(5, 64, 8, 0.0), Shape(5, 64, 8, 0.001)])
 def test_drawn_outlier_columns_are_outliers_in_every_row_and_no_others_are(shape: Shape) -> None:
-    inputs = contenders.draw(shape, "cpu", 3)
+    inputs = contenders.draw_activations(shape, "cpu", 3)
     outliers = inputs.x.float().abs() >= contenders.THRESHOLD
     assert torch.equal(outliers.any(0), outliers.all(0))
     assert int(outliers.any(0).sum()) == shape.columns == {0.05: 3, 0.0: 0, 0.001: 1}[shape.fraction]
@@ -181,9 +181,9 @@ def test_drawn_outlier_columns_are_outliers_in_every_row_and_no_others_are(shape
 
 def result_of(name: str, shape: Shape = SHAPE) -> tuple[Contender, Truth, Any]:
     """A contender, what its result is checked against, and its result."""
-    own, inputs = contenders.contenders("cpu")[name], contenders.draw(shape, "cpu", 0)
-    x = inputs.clean if own.clean else inputs.x
-    return own, Truth(x, inputs.w), own.build(x, inputs.w)()
+    own, inputs = contenders.contenders("cpu")[name], contenders.draw_activations(shape, "cpu", 0)
+    x, w = inputs.clean if own.clean else inputs.x, contenders.draw_weight(shape.n, shape.k, "cpu", 0)
+    return own, Truth(x, w), own.prepare(w)(x)()
 
 
 EVERYWHERE = sorted(contenders.contenders("cpu"))
@@ -200,9 +200,10 @@ def test_every_contender_passes_its_check(name: str, m: int, fraction: float) ->
 @pytest.mark.parametrize("name", ["detect", "quantize", "detect-quantize", "product", "product-outliers"])
 def test_every_kernel_stage_passes_its_check(name: str) -> None:
     # In float16: to bfloat16, Triton's interpreter cuts off where a GPU rounds.
-    own, (x, _, w) = contenders.kernel_stages()[name], (t.half() for t in contenders.draw(Shape(20, 96, 40, 0.05), "cpu", 0))
+    x = contenders.draw_activations(Shape(20, 96, 40, 0.05), "cpu", 0).x.half()
+    own, w = contenders.kernel_stages()[name], contenders.draw_weight(40, 96, "cpu", 0).half()
     with fast.backend("triton"):
-        result = own.build(x, w)()
+        result = own.prepare(w)(x)()
     own.check(Truth(x, w), result)
     first = result if isinstance(result, torch.Tensor) else result[0]
     first[-1, -1] = ~first[-1, -1].bool() if first.dtype == torch.uint8 else first[-1, -1] + 3
@@ -283,23 +284,36 @@ def test_a_wrong_result_ends_the_measurement_before_anything_is_timed(monkeypatc
     job = speed.Job("layers", SHAPE, [contenders.BASELINE, "int8"])
     limits = {"bandwidth": 1e9, "rates": {}}
     with pytest.raises(WrongResult, match=r"fast.Int8Linear, M = 33, K = 256, N = 130: .* differ from the reference"):
-        speed.measure(job, found, "cpu", Untouched(), 2, limits)
+        speed.measure(job, found, "cpu", Untouched(), 2, limits, speed.Layers("cpu"))
 
 
-def raising(x: torch.Tensor, w: torch.Tensor) -> timing.Call:
+def raising(w: torch.Tensor) -> contenders.Bind:
     raise RuntimeError("not on this device\nand more")
 
 
 def test_another_library_may_fail_and_ours_may_not() -> None:
     found = contenders.contenders("cpu")
     job = speed.Job("layers", SHAPE, [contenders.BASELINE, "int-mm", "int8"])
-    broken = types.SimpleNamespace(**vars(found["int-mm"]) | {"build": raising})
-    calls, failed = speed.checked_calls(job, found | {"int-mm": broken}, "cpu", 2)
+    broken = types.SimpleNamespace(**vars(found["int-mm"]) | {"prepare": raising})
+    calls, failed = speed.checked_calls(job, found | {"int-mm": broken}, "cpu", 2, speed.Layers("cpu"))
     assert set(calls) == {contenders.BASELINE, "int8"}
     assert failed == {"int-mm": "not on this device"}
-    broken = types.SimpleNamespace(**vars(found["int8"]) | {"build": raising})
+    broken = types.SimpleNamespace(**vars(found["int8"]) | {"prepare": raising})
     with pytest.raises(RuntimeError, match="not on this device"):
-        speed.checked_calls(job, found | {"int8": broken}, "cpu", 2)
+        speed.checked_calls(job, found | {"int8": broken}, "cpu", 2, speed.Layers("cpu"))
+
+
+def test_a_weight_is_prepared_once_and_let_go_when_the_shape_changes() -> None:
+    log: list[tuple[int, ...]] = []
+    counting = types.SimpleNamespace(prepare=lambda w: log.append(tuple(w.shape)) or w)
+    layers = speed.Layers("cpu")
+    first = [layers.prepared(Shape(m, 8, 4, 0.0), seed, "a", counting) for m in (1, 2) for seed in (0, 1)]
+    assert log == [(4, 8)] * 2
+    assert torch.equal(first[0], first[2])
+    assert not torch.equal(first[0], first[1])
+    layers.prepared(Shape(1, 4, 8, 0.0), 0, "a", counting)
+    layers.prepared(Shape(1, 8, 4, 0.0), 0, "a", counting)
+    assert log[2:] == [(8, 4), (4, 8)]
 
 
 def test_shares_are_what_each_step_adds() -> None:
