@@ -179,9 +179,9 @@ def section(record: dict[str, Any]) -> str:
         "input. In 16 bits: the share of LLM.int8()'s products.",
         "![Perplexity over the factor by which the features are larger, a line for each method](results/dial.png)",
         records.markdown(*cells(record)),
-        "The dial makes the weights that read a feature small beside the others of their row, so that few codes are left for them: "
-        "taken back from the codes they are coarse, kept in float they are exact. Whether a real model's large features have small "
-        "weights is another question.",
+        "The dial also makes the weights that read a feature small beside the others of their row, so that few codes are left for them: "
+        "made from the codes they are coarse, kept in float they are exact. Whether a real model's large features have small weights is "
+        "another question.",
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -189,8 +189,10 @@ def section(record: dict[str, Any]) -> str:
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Reads the command line."""
     parser = models.Parser(prog="python -m experiments.dial", description=(__doc__ or "").splitlines()[0])
-    models.add_options(parser, windows=2)
-    parser.add_argument("--factors", nargs="+", type=_power_of_two, default=[1, 2, 4, 8, 16, 32, 64], help="powers of two")
+    models.add_options(parser)
+    parser.add_argument(
+        "--factors", nargs="+", type=_power_of_two, default=[1, 4, 16, 64, 256], help="powers of two (default 1 4 16 64 256)"
+    )
     parser.add_argument("--features", type=models.positive, default=6, help="how many features to turn (default 6)")
     return parser.parse_args(arguments)
 

@@ -126,8 +126,11 @@ def write(path: Path, record: dict[str, Any], pictures: Iterable[Figure] = ()) -
     contents[path] = text.encode()
     for name, content in contents.items():
         temporary = name.with_name(f".{name.name}")
-        temporary.write_bytes(content)
-        os.replace(temporary, name)
+        try:
+            temporary.write_bytes(content)
+            os.replace(temporary, name)
+        finally:
+            temporary.unlink(missing_ok=True)
     return [path, *(name for name in contents if name != path)]
 
 

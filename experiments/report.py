@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from . import charts, dial, generation, memory, models, outliers, perplexity, records
+from . import charts, dial, generate, generation, memory, models, outliers, perplexity, records
 from .models import InputError
 from .perplexity import METHODS
 
@@ -66,7 +66,8 @@ RESULTS = (
         _of("perplexity-batch"),
     ),
     Part("outliers", "Outlier features", "python -m experiments.outliers", outliers.section),
-    Part("dial", "The outlier dial", "python -m experiments.dial", dial.section),
+    Part("dial", "The outlier dial", "python -m experiments.dial --passages 3 --windows 1 --tokens 256", dial.section),
+    Part("generate", "A model in int8 through `from_pretrained`", "python -m experiments.generate", generate.section),
     Part("memory", "Memory: where the 16-bit weights come from", "python -m experiments.memory", memory.section),
 )
 SPEED = (
@@ -194,15 +195,17 @@ def attention_blurs(record: Record) -> tuple[str, str]:
 
 
 def dial_decides(record: Record) -> tuple[str, str]:
-    """Judges absmax and LLM.int8() at the dial's end: one at least doubles perplexity, the other stays where it was without the dial."""
-    ends = {}
+    """Judges absmax and LLM.int8() between the dial's ends: one at least doubles perplexity, the other changes by a twentieth of that."""
+    found = {}
     for label in ("absmax, by vector", "LLM.int8(), float weights"):
-        own = [row for row in record["rows"] if row["label"] == label]
-        ends[label] = own[0]["to_float"]["percent"], own[-1]["to_float"]["percent"]
-    factor = record["rows"][-1]["factor"]
-    text = "; ".join(f"{label}: {start:+.1f} %, at factor {factor:g} {end:+,.1f} %" for label, (start, end) in ends.items())
-    start, end = ends["LLM.int8(), float weights"]
-    return text, verdict(ends["absmax, by vector"][1] > 100 and end < start + NEGLIGIBLE, True)
+        first, *_, last = (np.array(row["losses"]) for row in record["rows"] if row["label"] == label)
+        found[label] = perplexity.difference(last, first)
+    text = "; ".join(f"{label}: {interval(change)}" for label, change in found.items())
+    collapse, ours = found.values()
+    factors = f"from factor {record['rows'][0]['factor']:g} to {record['rows'][-1]['factor']:g}"
+    limit = collapse["low"] / 20  # type: ignore[operator]
+    holds = collapse["low"] > 100 and ours["high"] < limit  # type: ignore[operator]
+    return f"{factors}: {text}", verdict(holds, collapse["high"] < 100 or ours["low"] > limit)  # type: ignore[operator]
 
 
 def halves(record: Record) -> tuple[str, str]:
@@ -309,20 +312,23 @@ def claims(read: Read) -> str:
     )
 
 
+#: What most readers ask: the question, the record whose chart answers it, and where the chart stands.
+QUESTIONS = (
+    ("Where do the 16-bit weights come from?", "memory", "#memory-where-the-16-bit-weights-come-from"),
+    ("What does detection cost?", "speed-cpu", "speed.md#what-detection-costs"),
+    ("Where does int8 start to win?", "speed-cpu", "speed.md#where-int8-starts-to-win"),
+    ("What changes with the rest of the batch?", "perplexity-batch", "#by-what-else-is-in-the-batch"),
+)
+
+
 def questions(read: Read) -> str:
-    """A section: where the three questions of most readers have their chart."""
-    answers = [
-        ("Where do the 16-bit weights come from?", "memory", "python -m experiments.memory", "#memory-where-the-16-bit-weights-come-from")
+    """A section: where each question has its chart."""
+    commands = {one.name: one.command for one in (*RESULTS, *SPEED)}
+    lines = [
+        f"- {text} " + (f"[The chart]({link})." if read(name) else f"Not measured; `{commands[name]}` measures it.")
+        for text, name, link in QUESTIONS
     ]
-    for text, anchor in (
-        ("What does detection cost?", "what-detection-costs"),
-        ("Where does int8 start to win?", "where-int8-starts-to-win"),
-    ):
-        answers.append((text, "speed-cpu", "python -m experiments.speed --device cpu", f"speed.md#{anchor}"))
-    lines = []
-    for text, name, command, link in answers:
-        lines.append(f"- {text} " + (f"[The chart]({link})." if read(name) else f"Not measured; `{command}` measures it."))
-    return "## Three questions\n\n" + "\n".join(lines) + "\n"
+    return "## What readers ask\n\n" + "\n".join(lines) + "\n"
 
 
 def part(one: Part, read: Read) -> str:

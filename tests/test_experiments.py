@@ -268,7 +268,9 @@ def test_every_kind_of_picture_is_drawn_from_the_record_alone(folder: Path, text
     assert drawn == [(tmp_path / "p.png").read_bytes()]
 
 
-@pytest.mark.parametrize("breaks", [(perplexity, "measure"), (perplexity, "by_method"), (records, "png"), (records, "plain")])
+@pytest.mark.parametrize(
+    "breaks", [(perplexity, "measure"), (perplexity, "by_method"), (records, "png"), (records, "plain"), (records.os, "replace")]
+)
 def test_a_run_that_fails_leaves_nothing(
     folder: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, breaks: tuple[Any, str]
 ) -> None:
@@ -745,6 +747,8 @@ NOISE = np.array([1, -1, 1, -1, 1, -1, 1, -1]) * 1e-3
         (0.1, 1, "does not agree", "does not agree", "agrees"),
         (0.0, 1, "not decided", "agrees", "not decided"),
         (0.0, 100, "not decided", "not decided", "not decided"),
+        (-0.0001, 1, "not decided", "agrees", "not decided"),
+        (0.0001, 1, "not decided", "agrees", "not decided"),
         (0.001, 0.1, "does not agree", "agrees", "agrees"),  # surely more, and surely by less than 1 %
     ],
 )
@@ -780,19 +784,17 @@ def test_the_verdicts_about_outliers_can_fail() -> None:
 
 
 def test_the_verdict_of_the_dial_can_fail() -> None:
-    def record(absmax: float, ours: float) -> dict[str, Any]:
-        values = {"absmax, by vector": (3.0, absmax), "LLM.int8(), float weights": (2.0, ours)}
-        return {
-            "rows": [
-                {"factor": factor, "label": label, "to_float": {"percent": percents[i]}}
-                for i, factor in enumerate((1, 64))
-                for label, percents in values.items()
-            ]
-        }
+    def verdict(absmax: float, ours: float) -> str:
+        rows = [
+            {"factor": factor, "label": label, "losses": BASE + (factor > 1) * (shift + NOISE)}
+            for factor in (1, 64)
+            for label, shift in (("absmax, by vector", absmax), ("LLM.int8(), float weights", ours))
+        ]
+        return report.dial_decides({"rows": rows})[1]
 
-    assert report.dial_decides(record(5000.0, 2.5))[1] == "agrees"
-    assert report.dial_decides(record(50.0, 2.5))[1] == "does not agree"
-    assert report.dial_decides(record(5000.0, 3.5))[1] == "does not agree"
+    assert verdict(3.0, 0.01) == "agrees"
+    assert verdict(0.5, 0.01) == "does not agree"  # e**0.5 is less than double
+    assert verdict(1.0, 0.5) == "does not agree"  # it fails as well
 
 
 def test_the_verdict_about_speed_follows_from_the_narrowest_and_the_widest_layer() -> None:
