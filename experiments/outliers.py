@@ -148,7 +148,7 @@ def describe(kind: Kind, threshold: float, layers: float, positions: float) -> d
         "largest": size.max(),
         "largest_by_layer": size.max(axis=(1, 2)),
         "median_by_layer": np.median(size, axis=(1, 2)),
-        "affected": [{"feature": int(k), "layers": shares.layers[k], "positions": shares.positions[k]} for k in np.flatnonzero(columns)],
+        "affected": {"layers": shares.layers[columns], "positions": shares.positions[columns]},
         "features": [_describe_feature(kind.inputs[:, :, k], large[:, :, k], int(k)) for k in chosen],
     }
 
@@ -280,8 +280,10 @@ def pictures(record: dict[str, Any]) -> Iterator[Any]:
     kinds = record["kinds"]
     with records.figure(9.5, 3.6, columns=2) as (figure, (left, right)):
         for (name, kind), marker in zip(kinds.items(), "o^svD", strict=False):
-            shares = np.array([[100 * one["layers"], 100 * one["positions"]] for one in kind["affected"]]).reshape(-1, 2)
-            left.plot(shares[:, 0], shares[:, 1], marker, markersize=4, alpha=0.4, markeredgewidth=0, label=name, linestyle="none")
+            shares = {of: 100 * np.array(values) for of, values in kind["affected"].items()}
+            left.plot(
+                shares["layers"], shares["positions"], marker, markersize=4, alpha=0.4, markeredgewidth=0, label=name, linestyle="none"
+            )
             right.plot(kind["largest_by_layer"], marker + "-", markersize=3, linewidth=1)
         limits = record["settings"]
         left.axvline(100 * limits["layers"], color=records.GREY, linestyle="--", linewidth=1)

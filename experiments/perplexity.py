@@ -413,10 +413,11 @@ def by_threshold(axes: Any, rows: Sequence[dict[str, Any]]) -> None:
             ax.set_xticks(places, ["off" if row["threshold"] is None else f"{row['threshold']:g}" for row in own])
             ax.set_xlabel("threshold")
     left.axhline(0, color=records.GREY, linestyle=":", linewidth=1.2)
-    left.set_ylabel("perplexity against float32 (%)")
+    left.set_ylabel("change of perplexity (%)")
     left.legend()
     right.set_ylabel("products in 16 bits (%)")
     right.set_yscale("symlog", linthresh=0.1)
+    right.set_ylim(0, 100)
     right.yaxis.set_major_formatter("{x:g}")
 
 
@@ -461,7 +462,8 @@ ABOUT = {
     "engine": "The circle is the NumPy reference, the cross the fast path.",
     "method": "",
     "layers": "Only the attention's linear layers, only the MLP's, or all but the head.",
-    "threshold": "Columns with a magnitude of the threshold or more are computed in 16 bits. Off: no decomposition.",
+    "threshold": "Columns with a magnitude of the threshold or more are computed in 16 bits. Off: no decomposition. What is lost at a "
+    "threshold is the rounding of the columns below it; the less a model's large entries stand out, the more of its loss lies there.",
     "batch": "Windows of a batch share what belongs to a whole input: the scale of a tensor, and the columns in 16 bits. A window's "
     "result then depends on its neighbours, and more columns are outliers for at least one of them.",
 }

@@ -8,6 +8,7 @@ import io
 import json
 import os
 import platform
+import re
 import shlex
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -122,6 +123,8 @@ def write(path: Path, record: dict[str, Any], pictures: Iterable[Figure] = ()) -
         The paths written. Nothing is written before everything has been drawn; each file appears whole, the record last.
     """
     text = json.dumps(plain(record), indent=1, allow_nan=False) + "\n"
+    # A list of numbers on one line. JSON's strings hold no line break, so none of them is touched.
+    text = re.sub(r'\[\n[^][{}"]*\]', lambda numbers: " ".join(numbers[0].split()), text)
     contents = {path.with_name(f"{path.stem}{'' if i == 0 else f'-{i + 1}'}.png"): png(figure) for i, figure in enumerate(pictures)}
     contents[path] = text.encode()
     for name, content in contents.items():

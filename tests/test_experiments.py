@@ -410,6 +410,14 @@ def test_a_record_holds_plain_numbers_and_nothing_that_json_lacks() -> None:
     assert records.plain(records.plain(given)) == records.plain(given)
 
 
+def test_a_record_reads_back_as_it_was_given_with_each_list_of_numbers_on_a_line(tmp_path: Path) -> None:
+    given = {"numbers": [1, 2.5, None, -1e-9], "text": "[1,  2]\n[ 3 ]", "lists": [[1, 2], [], ["a  b", 1]], "map": {"x": [True]}}
+    path, *pictures = records.write(tmp_path / "r.json", given)
+    assert json.loads(path.read_text()) == given
+    assert pictures == []
+    assert ' "numbers": [ 1, 2.5, null, -1e-09 ],' in path.read_text().splitlines()
+
+
 def test_a_table_aligns_its_columns() -> None:
     assert records.table(["a", "b"], [["long", "1"], ["x", "22"]]).splitlines() == ["a      b", "----  --", "long   1", "x     22"]
 
