@@ -1,0 +1,274 @@
+"""The CPU path: its routes to the int8 product give the same integers, and what is packed follows the codes."""
+
+import copy
+import gc
+import io
+import os
+import pickle
+import subprocess
+import sys
+import weakref
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+import fast
+from fast import Int8Linear, cpu, cpu_product
+from fast.arguments import MAX_K
+from tests import strategies as some
+from tests.comparison import QUANTIZERS, REFERENCE, assert_product, assert_same
+
+#: Those that are exact on this processor; one without VNNI instructions has the last only.
+ROUTES = [name for name in cpu_product.ROUTES if cpu_product.is_exact(name)]
+routes = pytest.mark.parametrize("route", ROUTES)
+
+
+@pytest.fixture(autouse=True)
+def on_the_cpu():
+    with fast.backend("cpu"):
+        yield
+
+
+def product(route, a, b):
+    """float32 of the int32 product, by a route; the weight is asked for twice, so that the packed route packs it."""
+    with cpu_product.route(route):
+        cpu_product.layer_product(a, b, torch.float32, None)
+        return cpu_product.layer_product(a, b, torch.float32, None)[0]
+
+
+def layer(n=35, k=70, seed=1, **options):
+    return Int8Linear.from_float(some.Recipe((n, k), torch.float32, seed, exponent=-3).tensor(), **options)
+
+
+def packed_copy(weight):
+    return cpu_product._packing_of(weight)._packed
+
+
+def call_packed(module, x, times=2):
+    with fast.backend("cpu"), cpu_product.route("packed"):  # a thread of a pool starts without either
+        return [module(x) for _ in range(times)][-1]
+
+
+def test_a_float32_product_is_exact_anywhere():
+    assert "float32" in ROUTES
+
+
+@routes
+@given(m=some.sizes("M"), n=some.sizes("N"), k=some.sizes("K"), data=st.data())
+def test_every_route_gives_the_accumulators_of_the_reference(route, m, n, k, data):
+    a, b = data.draw(some.codes((m, k))), data.draw(some.codes((n, k)))
+    expected = REFERENCE.int8_matmul(a, b)
+    assert_same(product(route, a, b), expected.float())
+    with cpu_product.route(route):
+        assert_same(cpu.int8_matmul(a, b), expected)
+
+
+@routes
+@pytest.mark.parametrize("signs", ["equal", "opposite", "alternating"])
+@pytest.mark.parametrize(("m", "n", "k"), [(1, 3, MAX_K["zeropoint"]), (3, 65, 66_000), (40, 1, 33_025), (70, 70, 1100)])
+def test_the_largest_sums_are_exact_and_rounded_once(route, m, n, k, signs):
+    # 255 * 127 * K, what the packed route sums before it takes off the zero point, passes 2**31 from K = 66,312 on.
+    a = torch.full((m, k), 127, dtype=torch.int8)
+    b = torch.full((n, k), -128 if signs == "opposite" else 127, dtype=torch.int8)
+    if signs == "alternating":
+        a[:, ::2] = b[:, ::2] = -128
+    b[0, 0] = 1  # so that sums need rounding
+    expected = REFERENCE.int8_matmul(a, b)
+    assert int(expected.abs().max()) > 2**24
+    assert_same(product(route, a, b), expected.float())
+    with cpu_product.route(route):
+        assert_same(cpu.int8_matmul(a, b), expected)
+
+
+@routes
+@pytest.mark.parametrize("m", [1, 4])
+def test_rows_of_any_stride_give_the_same_product(route, m):
+    # The stride of an axis of length 1 is arbitrary, and oneDNN reads it.
+    for n, k in (1, 64), (5, 1), (1, 1), (64, 5):
+        a, b = (torch.arange(r * k, dtype=torch.int8).reshape(k, r).T for r in (m, n))
+        expected = a.int().double() @ b.int().double().T
+        assert_same(product(route, a, b), expected.float())
+        odd = b.contiguous().as_strided((n, k), (0 if n == 1 else k, 1))
+        assert_same(product(route, a, odd), (a.double() @ odd.double().T).float())
+
+
+@routes
+@given(n=st.sampled_from((0, 1, 5, 1300)), k=st.sampled_from((1, 3, 70)), columns=st.sets(st.integers(0, 69), max_size=5))
+def test_columns_come_with_the_product(route, n, k, columns):
+    columns = torch.tensor(sorted(c for c in columns if c < k), dtype=torch.int64)
+    generator = torch.Generator().manual_seed(n)
+    a, b = (torch.randint(-127, 128, (r, k), generator=generator, dtype=torch.int8) for r in (2, n))
+    with pytest.MonkeyPatch.context() as patch, cpu_product.route(route):
+        patch.setattr(cpu_product, "PIECE", 1)  # several pieces
+        for dtype in torch.float32, torch.int32:
+            acc, gathered = cpu_product.layer_product(a, b, dtype, columns)
+            assert_same(acc, REFERENCE.int8_matmul(a, b).to(dtype))
+            assert_same(gathered, b[:, columns])
+
+
+@routes
+@pytest.mark.parametrize("quantizer", QUANTIZERS)
+@given(given=some.factors(finite=False), threshold=some.thresholds, granularity=some.granularities)
+def test_a_layer_is_within_the_bound_of_the_reference_by_every_route(route, quantizer, given, threshold, granularity):
+    x, w, bias = given.tensors()
+    options = {"threshold": threshold, "quantizer": quantizer, "granularity": granularity}
+    ours = Int8Linear.from_float(w, bias, **options)
+    quantized = getattr(REFERENCE, f"{quantizer}_quantize")(w, -1 if granularity == "vector" else None)
+    met = getattr(REFERENCE, f"{quantizer}_dequantize")(*quantized)
+    expected = REFERENCE.layer(w, bias, **options)(x)
+    with cpu_product.route(route):
+        for _ in range(2):
+            assert_product(ours(x), expected, x, met, REFERENCE.outlier_columns(x, threshold), bias)
+
+
+@pytest.mark.parametrize("k", [2**15 - 1, 2**15, MAX_K["zeropoint"]])
+def test_zeropoint_corrections_of_the_largest_codes_are_exact(k):
+    # Codes of -128 to 127 with the zero points at the other end: the corrected sum needs up to 34 bits.
+    w = torch.linspace(1, 2, k).repeat(2, 1) * torch.tensor([[1.0], [-1.0]])
+    x = torch.full((2, k), 3.0) * torch.tensor([[1.0], [-1.0]])
+    assert_same(fast.quantized_matmul(x, w, "vector", "zeropoint"), REFERENCE.quantized_matmul(x, w, "vector", "zeropoint"))
+
+
+LIMITED = """
+import torch
+from fast import cpu, cpu_product
+codes = torch.full((9, 64), 127, dtype=torch.int8)
+assert (cpu.int8_matmul(codes, codes) == 64 * 127**2).all()
+print(cpu_product.chosen_route())
+"""
+
+
+@pytest.mark.parametrize("isa", ["SSE41", "AVX2", "AVX512_CORE"])
+def test_without_vnni_no_int8_route_is_taken(isa):
+    # There oneDNN's sums saturate, though Torch says that the processor has the instructions.
+    environment = {**os.environ, "ONEDNN_MAX_CPU_ISA": isa, "TRITON_INTERPRET": "0"}
+    done = subprocess.run([sys.executable, "-c", LIMITED], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "float32"
+
+
+def test_a_torch_without_the_operators_takes_the_float32_route(monkeypatch):
+    def missing(*_):
+        raise RuntimeError("not built with oneDNN")
+
+    monkeypatch.setattr(torch, "_int_mm", missing)
+    assert not cpu_product.is_exact("int8")
+    monkeypatch.delattr(torch, "_int_mm")
+    assert not cpu_product.is_exact("int8")
+    assert cpu_product._best_route.__wrapped__() == "float32"
+
+
+def test_a_product_that_saturates_is_not_exact(monkeypatch):
+    exact = torch._int_mm
+    monkeypatch.setattr(torch, "_int_mm", lambda b, a: exact(b, a).clamp(max=2**15 - 1))
+    assert not cpu_product.is_exact("int8")
+
+
+def test_an_unknown_route_is_refused():
+    with pytest.raises(ValueError, match="route must be one of 'int8', 'packed', 'float32', got 'fp32'"), cpu_product.route("fp32"):
+        pass
+
+
+def test_a_route_holds_for_its_thread_alone():
+    with cpu_product.route("float32"), ThreadPoolExecutor(1) as pool:
+        assert cpu_product.chosen_route() == "float32"
+        assert pool.submit(cpu_product.chosen_route).result() == cpu_product._best_route()
+    assert cpu_product.chosen_route() == cpu_product._best_route()
+
+
+# What is packed. Without VNNI the packed route is not exact, but packs all the same: equality below is between its own results.
+
+
+@pytest.fixture
+def x():
+    return some.Recipe((5, 70), torch.float32, seed=2).tensor()
+
+
+def test_a_weight_is_packed_at_its_second_use(x):
+    ours = layer()
+    call_packed(ours, x, times=1)
+    assert packed_copy(ours.weight) is None
+    call_packed(ours, x, times=1)
+    assert packed_copy(ours.weight) is not None
+
+
+def test_no_other_route_packs(x):
+    ours = layer()
+    for route in "int8", "float32":
+        with cpu_product.route(route):
+            ours(x), ours(x)
+    assert packed_copy(ours.weight) is None
+
+
+def test_an_inference_tensor_is_never_packed(x, monkeypatch):
+    monkeypatch.setattr(cpu_product, "pack", lambda _: pytest.fail("packed"))
+    with torch.inference_mode():
+        call_packed(layer(), x, times=3)
+
+
+@pytest.mark.parametrize("change", ["in place", "assigned", "loaded", "moved"])
+def test_changed_codes_are_packed_anew(x, change):
+    ours, other = layer(), layer(seed=9)
+    call_packed(ours, x)
+    match change:
+        case "in place":
+            with torch.no_grad():
+                ours.weight.copy_(other.weight)
+                ours.weight_absmax.copy_(other.weight_absmax)
+        case "assigned":
+            ours.weight, ours.weight_absmax = other.weight, other.weight_absmax
+        case "loaded":
+            ours.load_state_dict(other.state_dict())
+        case "moved":
+            ours.to("meta")
+            ours.to_empty(device="cpu")
+            ours.load_state_dict(other.state_dict())
+    expected = call_packed(layer(seed=9), x)
+    for _ in range(3):
+        assert_same(call_packed(ours, x, times=1), expected)
+
+
+def test_nothing_packed_is_saved_or_copied(x):
+    ours, fresh = layer(), layer()
+    call_packed(ours, x)
+    assert list(ours.state_dict()) == list(fresh.state_dict())
+    assert len(pickle.dumps(ours)) == len(pickle.dumps(fresh))
+    saved = io.BytesIO()
+    torch.save(ours, saved)
+    for copied in copy.deepcopy(ours), pickle.loads(pickle.dumps(ours)), torch.load(io.BytesIO(saved.getvalue()), weights_only=False):
+        assert packed_copy(copied.weight) is None
+        assert_same(call_packed(copied, x), call_packed(ours, x))
+
+
+def test_what_is_packed_goes_with_the_weight(x):
+    ours = layer()
+    call_packed(ours, x)
+    packed = weakref.ref(packed_copy(ours.weight))
+    assert packed() is not None
+    del ours
+    gc.collect()
+    assert packed() is None
+
+
+def test_threads_share_one_packed_copy(x, monkeypatch):
+    ours, packs, pack = layer(), [], cpu_product.pack
+    monkeypatch.setattr(cpu_product, "pack", lambda codes: packs.append(1) or pack(codes))
+    call_packed(ours, x, times=1)
+    with ThreadPoolExecutor(8) as pool:
+        results = list(pool.map(lambda _: call_packed(ours, x), range(16)))
+    assert len(packs) == 1
+    for y in results:
+        assert_same(y, results[0])
+
+
+def test_a_model_of_linear_layers_is_the_same_by_every_route(x):
+    model = nn.Sequential(layer(70, 70), nn.ReLU(), layer(3, 70, bias=torch.ones(3)))
+    results = []
+    for route in ROUTES:
+        with cpu_product.route(route):
+            results += [model(x) for _ in range(3)]
+    for y in results:
+        assert_same(y, results[0])
