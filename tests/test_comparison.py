@@ -161,7 +161,7 @@ def test_a_side_reaches_the_backend_that_it_names(monkeypatch):
     assert called == ["fast.cpu", "fast.kernels"]
 
 
-def test_the_interpreter_rounds_to_bfloat16_as_hardware_does():
+def test_the_kernels_round_to_bfloat16_to_nearest_and_ties_to_even():
     # A sum of 16-bit numbers in float32, with ties to even in both directions, cast once: 257 and 259 lie halfway.
     x = torch.tensor([[256.0, 1.0], [256.0, 3.0], [-256.0, -1.0], [256.0, 1.0625]], dtype=torch.bfloat16)
     y = TRITON.llm_int8_matmul(x, torch.ones(1, 2, dtype=torch.bfloat16), 0)

@@ -1,0 +1,478 @@
+"""Mutation testing: makes small faults in `reference/` and `fast/`, one at a time, and runs the tests on each.
+
+    python -m tests.mutants                     a random sample of all mutants, for half an hour
+    python -m tests.mutants --resume            goes on where the last run stopped; what survived is tried again, after the rest
+    python -m tests.mutants --file fast/kernels/product.py --minutes 5 --seed 1
+    python -m tests.mutants --list              shows the mutants, and runs nothing
+
+Hypothesis tries fewer examples here than in `make test` (tests/conftest.py), so the score is rather too low than too high.
+
+A mutant that no test notices is a line that no test checks, or a change that means the same: tests/equivalent_mutants.toml says which
+and why. The record, experiments/results/mutants.json, holds the counts and each survivor with its diff.
+
+Why not an existing tool. mutmut 3.8 leaves out every function with a decorator, which is every Triton kernel and every registered
+operator, and every constant of a module. cosmic-ray 8.7 makes 9,098 mutants of these files, most of them by putting each of
+twelve operators in the place of each, knows nothing of masks, accumulator types and trip counts, has no sampling, and starts Python anew
+for each mutant: 3.5 s of imports, for tests that take less. Here one process imports Torch and Triton once and forks for each mutant; the
+fault is in a file on disk, since Triton reads the source of a kernel.
+"""
+
+import argparse
+import ast
+import datetime
+import difflib
+import hashlib
+import importlib
+import json
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+import tomllib
+import traceback
+from collections import Counter
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import Any, NamedTuple
+
+ROOT = Path(__file__).resolve().parents[1]
+RECORD = ROOT / "experiments" / "results" / "mutants.json"
+EQUIVALENT = ROOT / "tests" / "equivalent_mutants.toml"
+COPIED = ("reference", "fast", "tests", "experiments", "pyproject.toml", "docs/contract.md")
+PACKAGES = ("torch", "triton", "numpy", "hypothesis", "pytest")
+
+#: One mutant may take this long: many times what its tests take, so that only an endless loop gets there, a fault that was noticed.
+SECONDS = 600
+
+BACKBONE = ("worked_examples", "errors", "edges", "exhaustive", "pairs", "laws")
+
+#: Which tests run for which files, the quick ones first, and which of the three sides (tests/comparison.py) they run on.
+TESTS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "reference/bounds.py": (("bounds",), ("reference",)),
+    "reference/features.py": (("features",), ("reference",)),
+    "reference/*.py": ((*BACKBONE, "structure"), ("reference", "cpu")),
+    "fast/kernels/*.py": (("worked_examples", "exhaustive", "edges", "kernels", "pairs"), ("triton",)),
+    "fast/cpu*.py": ((*BACKBONE, "cpu"), ("cpu",)),
+    "fast/bitsandbytes_checkpoint.py": (("bitsandbytes_checkpoint",), ("cpu",)),
+    "fast/model.py": (("quantize_model",), ("cpu",)),
+    "fast/linear.py": (("worked_examples", "errors", "linear", "bitsandbytes_checkpoint", "edges", "pairs", "structure"), ("cpu",)),
+    "fast/operators.py": (("worked_examples", "edges", "operators", "pairs"), ("cpu",)),
+    "fast/derived.py": (("worked_examples", "linear", "operators"), ("cpu",)),
+    "fast/*.py": ((*BACKBONE, "structure"), ("cpu",)),
+}
+
+#: Left out. configurations.py: its rows change speed and not results; tests/generated_code.py holds them to what compiles without spills.
+#: huggingface.py, distributed.py: each of their tests loads a model, seconds to minutes for each mutant.
+LEFT_OUT = ("fast/kernels/configurations.py", "fast/huggingface.py", "fast/distributed.py", "*/__init__.py")
+
+
+class Mutant(NamedTuple):
+    """The text from `start` to `end` of a file, replaced."""
+
+    file: str
+    operator: str
+    start: int
+    end: int
+    replacement: str
+
+    def apply(self, source: str) -> str:
+        return source[: self.start] + self.replacement + source[self.end :]
+
+
+COMPARISONS: dict[type, tuple[str, ...]] = {
+    ast.Lt: ("<=", ">"), ast.LtE: ("<", ">="), ast.Gt: (">=", "<"), ast.GtE: (">", "<="), ast.Eq: ("!=",), ast.NotEq: ("==",),
+    ast.Is: ("is not",), ast.IsNot: ("is",), ast.In: ("not in",), ast.NotIn: ("in",),
+}  # fmt: skip
+OPERATORS: dict[type, tuple[str, str]] = {
+    ast.Add: ("+", "-"), ast.Sub: ("-", "+"), ast.Mult: ("*", "+"), ast.Div: ("/", "*"), ast.FloorDiv: ("//", "%"), ast.Mod: ("%", "//"),
+    ast.BitAnd: ("&", "|"), ast.BitOr: ("|", "&"), ast.BitXor: ("^", "&"), ast.Pow: ("**", "*"),
+}  # fmt: skip
+
+#: Names that stand for a rounding, a reduction, a type: each with what it might have been by mistake.
+NAMES = {
+    "rint": ("floor", "trunc"), "round_": ("trunc_",), "maximum": ("minimum",), "minimum": ("maximum",), "max": ("min",), "min": ("max",),
+    "amax": ("amin",), "amin": ("amax",), "any": ("all",), "all": ("any",), "isfinite": ("isnan",), "isinf": ("isnan",),
+    "isnan": ("isinf",), "sum": ("max",), "cumsum": ("cumprod",), "float32": ("float16",), "float64": ("float16",), "int64": ("int32",),
+    "int32": ("int8",), "int8": ("int16",), "uint8": ("int32",), "reciprocal": ("square",), "abs": ("negative",), "float": ("half",),
+}  # fmt: skip
+
+
+def mutants(file: str, source: str) -> list[Mutant]:
+    """Every mutant of one file, in order."""
+    tree = ast.parse(source)
+    lines = [0]
+    for line in source.splitlines(keepends=True):
+        lines.append(lines[-1] + len(line))
+    ascii_only = source.isascii()
+
+    def offset(line: int, column: int) -> int:
+        if not ascii_only:  # columns count bytes
+            column = len(source[lines[line - 1] : lines[line]].encode()[:column].decode())
+        return lines[line - 1] + column
+
+    def span(node: Any) -> tuple[int, int]:
+        return offset(node.lineno, node.col_offset), offset(node.end_lineno, node.end_col_offset)
+
+    def text(node: Any) -> str:
+        return source[slice(*span(node))]
+
+    def between(left: Any, right: Any, symbol: str) -> tuple[int, int]:
+        """Where the operator between two operands stands."""
+        start = source.index(symbol, span(left)[1], span(right)[0])
+        return start, start + len(symbol)
+
+    def of(node: ast.AST) -> Iterator[tuple[str, tuple[int, int], str]]:
+        match node:
+            case ast.Compare(left=left, ops=[op], comparators=[right]):
+                symbol = {ast.Lt: "<", ast.LtE: "<=", ast.Gt: ">", ast.GtE: ">=", ast.Eq: "==", ast.NotEq: "!=", ast.Is: "is",
+                          ast.IsNot: "is not", ast.In: "in", ast.NotIn: "not in"}[type(op)]  # fmt: skip
+                for other in COMPARISONS[type(op)]:
+                    yield "comparison", between(left, right, symbol), other
+            case ast.BoolOp(op=op, values=[left, right, *_]):
+                symbols = ("and", "or") if isinstance(op, ast.And) else ("or", "and")
+                yield "and/or", between(left, right, symbols[0]), symbols[1]
+            case ast.BinOp(left=left, op=op, right=right) if type(op) in OPERATORS:
+                symbol, other = OPERATORS[type(op)]
+                yield "operator", between(left, right, symbol), other
+            case ast.AugAssign(target=target, op=op, value=value):
+                symbol, other = OPERATORS[type(op)]
+                where = between(target, value, symbol + "=")
+                yield "accumulation", where, other + "="
+                yield "accumulation", where, "="
+            case ast.UnaryOp(op=ast.Not() | ast.USub() | ast.Invert(), operand=operand):
+                yield "unary operator", span(node), text(operand)
+            case ast.Constant(value=bool() as value):
+                yield "constant", span(node), str(not value)
+            case ast.Constant(value=int() | float() as value):
+                yield "constant", span(node), f"({text(node)} + 1)"
+                yield "constant", span(node), f"({text(node)} - 1)"
+            case ast.If(test=test) | ast.IfExp(test=test):
+                yield "condition", span(test), f"(not ({text(test)}))"
+            case ast.Expr(value=ast.Call()):
+                yield "statement left out", span(node), "pass"
+            case ast.Call():
+                yield from of_call(node)
+            case ast.Subscript(slice=ast.Tuple(elts=[ast.Slice(), ast.Constant(value=None)]) as index):
+                yield "axis", span(index), "None, :"
+            case ast.Subscript(slice=ast.Tuple(elts=[ast.Constant(value=None), ast.Slice()]) as index):
+                yield "axis", span(index), ":, None"
+            case ast.Attribute(attr=name) if name in NAMES:
+                start = span(node)[1] - len(name)
+                for other in NAMES[name]:
+                    yield "rounding, reduction or type", (start, start + len(name)), other
+
+    def of_call(node: ast.Call) -> Iterator[tuple[str, tuple[int, int], str]]:
+        name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+        if name == "where" and len(node.args) == 3:
+            yield "branch", span(node), text(node.args[1])
+            yield "branch", span(node), text(node.args[2])
+        if name in ("range", "tl.range") and len(node.args) == 3:
+            first, last, step = map(text, node.args)
+            yield "trip count", span(node.args[1]), f"{last} - {step}"
+            yield "trip count", span(node.args[1]), f"{last} + {step}"
+            yield "trip count", span(node.args[0]), f"{first} + {step}"
+        if name == "cdiv":
+            yield "trip count", span(node), f"({text(node.args[0])} // {text(node.args[1])})"
+        for keyword in node.keywords:
+            if keyword.arg == "mask":
+                yield "mask", span(keyword.value), f"({text(keyword.value)}) | True"
+
+    skipped = set(_unseen(tree))
+    found = [
+        Mutant(file, operator, start, end, replacement)
+        for node in ast.walk(tree)
+        if node not in skipped
+        for operator, (start, end), replacement in of(node)
+        if source[start:end] != replacement
+    ]
+    return sorted(set(found), key=lambda mutant: mutant[2:] + mutant[1:2])
+
+
+def _unseen(tree: ast.AST) -> Iterator[ast.AST]:
+    """What is no behaviour: documentation, types, imports, messages of errors, and asserts, which tell the type checker something."""
+    for node in ast.walk(tree):
+        match node:
+            case ast.Expr(value=ast.Constant()) | ast.Import() | ast.ImportFrom() | ast.Raise() | ast.JoinedStr() | ast.Assert():
+                yield from ast.walk(node)
+            case ast.AnnAssign(annotation=annotation) | ast.arg(annotation=ast.expr() as annotation):
+                yield from ast.walk(annotation)
+            case ast.FunctionDef(returns=returns, decorator_list=decorators, args=arguments):
+                for part in (*decorators, *([returns] if returns else []), *(a.annotation for a in arguments.args if a.annotation)):
+                    yield from ast.walk(part)
+            case ast.Call(func=ast.Attribute(attr="float32") as number):  # a number, which takes the type of what it meets
+                yield number
+            case ast.Call(func=ast.Attribute(attr="errstate" | "device_of" | "TypeVar" | "getLogger" | "autocast")):
+                yield from ast.walk(node)
+
+
+def files() -> list[str]:
+    """The files that are mutated, by their paths in the repository."""
+    found = [path.relative_to(ROOT) for package in ("reference", "fast") for path in sorted((ROOT / package).rglob("*.py"))]
+    return [str(path) for path in found if not any(path.match(pattern) for pattern in LEFT_OUT)]
+
+
+def tests_of(file: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The test files of a file, and the sides that they run on."""
+    return next(chosen for pattern, chosen in TESTS.items() if Path(file).match(pattern))
+
+
+class OnSides:
+    """A pytest plugin that leaves out the tests of sides that a fault cannot reach."""
+
+    def __init__(self, sides: tuple[str, ...]) -> None:
+        self.sides = sides
+
+    def pytest_collection_modifyitems(self, items: list) -> None:
+        items[:] = [item for item in items if str(_side(item)) in (*self.sides, "None")]
+
+
+def _side(item: Any) -> Any:
+    side = item.callspec.params.get("side") if hasattr(item, "callspec") else None
+    return side if type(side).__name__ == "Side" else None
+
+
+def run(mutant: Mutant, source: str, copy: Path) -> tuple[str, float]:
+    """How the tests take a mutant, "killed", "timed out" or "survived", and the seconds they took."""
+    path = copy / mutant.file
+    path.write_text(mutant.apply(source), encoding="utf-8")
+    started = time.monotonic()
+    child = os.fork()
+    if child == 0:
+        _run_tests(mutant.file, copy)
+    try:
+        return _outcome(child, started), time.monotonic() - started
+    finally:
+        path.write_text(source, encoding="utf-8")
+
+
+def check_baseline(pending: list[tuple[str, Mutant]], sources: dict[str, str], copy: Path) -> None:
+    """Runs the tests of each file without any fault: a test that fails by itself would count as a kill.
+
+    Raises:
+        SystemExit: one failed; its output is shown.
+    """
+    done = set()
+    for _, mutant in pending:
+        if tests_of(mutant.file) not in done:
+            done.add(tests_of(mutant.file))
+            outcome, seconds = run(Mutant(mutant.file, "none", 0, 0, ""), sources[mutant.file], copy)
+            print(f"without a fault: the tests of {mutant.file} {outcome}, {seconds:.1f} s", flush=True)
+            if outcome != "survived":
+                sys.exit((copy / "output.txt").read_text(encoding="utf-8", errors="replace"))
+
+
+def _run_tests(file: str, copy: Path) -> None:
+    """In the child: runs the tests of `file` and ends the process, with 0 if they all passed."""
+    code = 1
+    try:
+        os.setsid()
+        output = os.open(copy / "output.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(output, 1)
+        os.dup2(output, 2)
+        import pytest
+
+        names, sides = tests_of(file)
+        options = ["-x", "-q", "--no-header", "-p", "no:cacheprovider", "-p", "no:xdist", "-m", "not deep and not site"]
+        options += ["-W", "ignore:Module already imported so cannot be rewritten"]  # by the parent, on purpose
+        code = int(pytest.main([*options, *(f"tests/test_{name}.py" for name in names)], plugins=[OnSides(sides)]))
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def _outcome(child: int, started: float) -> str:
+    while True:
+        ended, status = os.waitpid(child, os.WNOHANG)
+        if ended:
+            return "survived" if status == 0 else "killed"
+        if time.monotonic() - started > SECONDS:
+            os.killpg(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+            return "timed out"
+        time.sleep(0.02)
+
+
+def make_copy(folder: Path) -> None:
+    """Copies what the tests need, and imports here what every mutant needs, so that it is imported once."""
+    ignored = shutil.ignore_patterns("__pycache__", "*.png", "results")
+    for name in COPIED:
+        source, target = ROOT / name, folder / name
+        if source.is_dir():
+            shutil.copytree(source, target, ignore=ignored)
+        else:
+            target.parent.mkdir(exist_ok=True)
+            shutil.copy(source, target)
+    # The same size and the same second would pass for the same file.
+    sys.dont_write_bytecode = True
+    os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
+    os.environ["TRITON_INTERPRET"] = "1"
+    os.environ["HYPOTHESIS_PROFILE"] = "mutants"
+    os.chdir(folder)
+    sys.path[:] = [str(folder), *(entry for entry in sys.path if Path(entry or ".").resolve() != ROOT)]
+    for package in ("numpy", "torch", "triton", "triton.language", "triton.runtime.interpreter", "hypothesis", "pytest"):
+        importlib.import_module(package)
+    sys.modules["torch"].set_num_threads(1)
+    for name in [name for name in sys.modules if name.partition(".")[0] in ("tests", "fast", "reference")]:
+        del sys.modules[name]
+
+
+def line_of(source: str, position: int) -> str:
+    """The line around a position, without its indentation."""
+    end = source.find("\n", position)
+    return source[source.rfind("\n", 0, position) + 1 : end if end >= 0 else len(source)].strip()
+
+
+def reason(mutant: Mutant, source: str, known: list[dict[str, str]]) -> str | None:
+    """Why the mutant is equivalent, or None where tests/equivalent_mutants.toml does not say that it is."""
+    before, after = line_of(source, mutant.start), line_of(mutant.apply(source), mutant.start)
+    for entry in known:
+        if Path(mutant.file).match(entry["file"]) and entry["before"] == before and entry["after"] in ("*", after):
+            return entry["reason"]
+    return None
+
+
+def describe(mutant: Mutant, source: str, outcome: str, seconds: float) -> dict[str, Any]:
+    """What the record keeps of a mutant."""
+    lines = [text.splitlines() for text in (source, mutant.apply(source))]
+    diff = list(difflib.unified_diff(*lines, lineterm="", n=0))[2:]
+    return {
+        "file": mutant.file,
+        "line": source.count("\n", 0, mutant.start) + 1,
+        "operator": mutant.operator,
+        "diff": diff,
+        "outcome": outcome,
+        "seconds": round(seconds, 1),
+    }
+
+
+def identity(mutant: Mutant, source: str) -> str:
+    """Names a mutant as long as its file stays as it is."""
+    text = "\0".join((mutant.file, hashlib.sha256(source.encode()).hexdigest(), *map(str, mutant[1:])))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def summary(results: dict[str, dict[str, Any]], possible: int, options: argparse.Namespace, seconds: float) -> dict[str, Any]:
+    """The record."""
+
+    def counts(key: str) -> dict[str, dict[str, int]]:
+        table: dict[str, Counter] = {}
+        for result in results.values():
+            table.setdefault(result[key], Counter())[result["outcome"]] += 1
+        return {name: {"made": sum(row.values()), **dict(sorted(row.items()))} for name, row in sorted(table.items())}
+
+    outcomes = Counter(result["outcome"] for result in results.values())
+    killed = outcomes["killed"] + outcomes["timed out"]
+    judged = len(results) - outcomes["equivalent"]
+    return {
+        "command": "python -m tests.mutants",
+        "date": datetime.date.today().isoformat(),
+        "versions": {"python": sys.version.split()[0], **{name: metadata.version(name) for name in PACKAGES}},
+        "seed": options.seed,
+        "seconds": round(seconds),
+        "possible": possible,
+        "made": len(results),
+        "killed": killed,
+        "timed_out": outcomes["timed out"],
+        "equivalent": outcomes["equivalent"],
+        "survived": outcomes["survived"],
+        "score": round(killed / judged, 4) if judged else None,
+        "left_out": list(LEFT_OUT),
+        "by_file": counts("file"),
+        "by_operator": counts("operator"),
+        "survivors": [result for result in results.values() if result["outcome"] in ("survived", "equivalent")],
+        "mutants": {name: [result["outcome"], result["seconds"]] for name, result in results.items()},
+    }
+
+
+def parse() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m tests.mutants", description=__doc__.partition("\n")[0])
+    parser.add_argument("--minutes", type=float, default=28, help="start no mutant after this long (28)")
+    parser.add_argument("--sample", type=int, help="try at most this many, a random sample")
+    parser.add_argument("--seed", type=int, default=0, help="of the order in which mutants are tried (0)")
+    parser.add_argument("--file", action="append", help="only this file; may be given several times")
+    parser.add_argument("--resume", action="store_true", help="keep what the record holds of files that have not changed")
+    parser.add_argument("--out", type=Path, default=RECORD, help="where the record goes")
+    parser.add_argument("--list", action="store_true", help="show the mutants and run nothing")
+    options = parser.parse_args()
+    unknown = set(options.file or ()) - set(files())
+    if unknown:
+        parser.error(f"--file must be one of {', '.join(files())}, got {', '.join(sorted(unknown))}")
+    return options
+
+
+def main() -> int:
+    """Runs the command line; 1 if a mutant survived that is not known to be equivalent."""
+    options = parse()
+    sources = {file: (ROOT / file).read_text(encoding="utf-8") for file in files()}
+    everything = [mutant for file, source in sources.items() for mutant in mutants(file, source)]
+    chosen = [mutant for mutant in everything if not options.file or mutant.file in options.file]
+    random.Random(options.seed).shuffle(chosen)
+    if options.list:
+        for mutant in sorted(chosen[: options.sample]):
+            source = sources[mutant.file]
+            print(f"{mutant.file}: {mutant.operator}: {line_of(source, mutant.start)}  ->  {line_of(mutant.apply(source), mutant.start)}")
+        print(len(chosen[: options.sample]), "mutants")
+        return 0
+    results, seconds = try_all(chosen, everything, sources, options)
+    record = summary(results, len(everything), options, seconds)
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    print(
+        f"{record['made']} of {record['possible']} mutants made, {record['killed']} killed ({record['timed_out']} by the clock), ", end=""
+    )
+    print(f"{record['equivalent']} equivalent, {record['survived']} survived: score {record['score']}")
+    return int(record["survived"] > 0)
+
+
+def try_all(
+    chosen: list[Mutant], everything: list[Mutant], sources: dict[str, str], options: argparse.Namespace
+) -> tuple[dict[str, dict[str, Any]], float]:
+    """Results by identity, those kept from the record included, and the seconds that all took."""
+    known = tomllib.loads(EQUIVALENT.read_text(encoding="utf-8"))["mutant"]
+    old = json.loads(options.out.read_text(encoding="utf-8")) if options.resume and options.out.exists() else {"mutants": {}, "seconds": 0}
+    results: dict[str, dict[str, Any]] = {}
+    for mutant in everything:
+        name = identity(mutant, sources[mutant.file])
+        if name in old["mutants"]:
+            results[name] = _judged(mutant, sources[mutant.file], *old["mutants"][name], known)
+    named = [(identity(mutant, sources[mutant.file]), mutant) for mutant in chosen]
+    pending = [(name, mutant) for name, mutant in named if name not in results]
+    again = [(name, mutant) for name, mutant in named if name in results and results[name]["outcome"] == "survived"]
+    pending = (pending + again)[: options.sample]
+
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
+        make_copy(Path(folder))
+        check_baseline(pending, sources, Path(folder))
+        for tried, (name, mutant) in enumerate(pending):
+            if time.monotonic() - started > 60 * options.minutes:
+                break
+            outcome, seconds = run(mutant, sources[mutant.file], Path(folder))
+            results[name] = _judged(mutant, sources[mutant.file], outcome, seconds, known)
+            line = results[name]
+            print(
+                f"{tried + 1}/{len(pending)} {line['outcome']:>10} {seconds:6.1f} s  {mutant.file}:{line['line']} {mutant.operator}",
+                flush=True,
+            )
+            if line["outcome"] == "survived":
+                print("    " + "\n    ".join(line["diff"]), flush=True)
+        os.chdir(ROOT)
+    return results, old["seconds"] + time.monotonic() - started
+
+
+def _judged(mutant: Mutant, source: str, outcome: str, seconds: float, known: list[dict[str, str]]) -> dict[str, Any]:
+    why = reason(mutant, source, known) if outcome in ("survived", "equivalent") else None
+    result = describe(mutant, source, "equivalent" if why else "survived" if outcome == "equivalent" else outcome, seconds)
+    return result | {"reason": why} if why else result
+
+
+if __name__ == "__main__":
+    sys.exit(main())
