@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -60,27 +60,30 @@ class Launch(NamedTuple):
     options: tuple[tuple[str, Any], ...]
 
 
+#: (M, N, K) that together reach every row of every table.
+SHAPES = {
+    "large": (4096, 8192, 8192),
+    "medium": (512, 4096, 4096),
+    "small": (200, 8192, 2048),
+    "few": (48, 8192, 16384),
+    "fewer": (24, 8192, 32768),
+    "decode": (16, 8192, 8192),
+    "decode narrow": (8, 4096, 4096),
+    "decode narrowest": (4, 2048, 2048),
+    "one row": (1, 8192, 8192),
+    "one row narrow": (1, 2048, 2048),
+}
+
+
 def cases() -> Iterator[tuple[str, Callable[[], Any]]]:
     """Names and calls that together reach every row of every table, and every flag of every kernel."""
-    for name, m, n, k in (
-        ("large", 4096, 8192, 8192),
-        ("medium", 512, 4096, 4096),
-        ("small", 200, 8192, 2048),
-        ("few", 48, 8192, 16384),
-        ("fewer", 24, 8192, 32768),
-        ("decode1", 1, 8192, 8192),
-        ("decode2", 2, 8192, 8192),
-        ("decode4", 4, 8192, 8192),
-        ("decode8", 8, 8192, 8192),
-        ("decode16", 16, 8192, 8192),
-        ("decode narrow", 8, 4096, 4096),
-        ("decode 1 narrow", 1, 2048, 2048),
-        ("decode narrowest", 8, 1024, 1024),
-    ):
-        yield f"{name}, threshold None", lambda m=m, n=n, k=k: linear(m, n, k, limit=None)
+    for name, (m, n, k) in SHAPES.items():
         yield f"{name}, absmax", lambda m=m, n=n, k=k: linear(m, n, k)
+        yield f"{name}, threshold None", lambda m=m, n=n, k=k: linear(m, n, k, limit=None)
         yield f"{name}, absmax, float weight", lambda m=m, n=n, k=k: linear(m, n, k, torch.bfloat16, float_weight=torch.bfloat16)
         yield f"{name}, zeropoint", lambda m=m, n=n, k=k: linear(m, n, k, zeropoint=True)
+    for m in (2, 4, 8):
+        yield f"decode {m}, absmax", lambda m=m: linear(m, 8192, 8192)
     yield "float32", lambda: linear(4096, 8192, 8192, torch.float32)
     yield "float32, zeropoint, one scale", lambda: linear(4096, 8192, 8192, torch.float32, zeropoint=True, per_row=False)
     yield "float32 weight", lambda: linear(4096, 8192, 8192, torch.bfloat16, float_weight=torch.float32)
@@ -93,6 +96,10 @@ def cases() -> Iterator[tuple[str, Callable[[], Any]]]:
     yield "int8_matmul", lambda: product.int8_matmul(meta((4096, 8192), torch.int8), meta((8192, 8192), torch.int8))
     yield "quantize a tensor", lambda: quantization.quantize(meta((8192, 8192), torch.float16), False, "zeropoint")
     yield "quantize rows", lambda: quantization.quantize(meta((8192, 8192), torch.float32), True, "zeropoint")
+
+
+#: Every row of every table once, without and with outliers: what the suite compiles on every run.
+QUICK = (*(f"{name}, absmax" for name in SHAPES), "large, threshold None", "float32", "decode ragged")
 
 
 def meta(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
@@ -114,8 +121,8 @@ def linear(
     return kernels.linear(meta((m, k), dtype), weight, meta((n,), dtype), limit, per_row)
 
 
-def launches(arch: str) -> list[Launch]:
-    """Every kernel that the cases launch on `arch`, each specialization once."""
+def launches(arch: str, wanted: Container[str] | None = None) -> list[Launch]:
+    """Every kernel that the cases launch on `arch` (those in `wanted`, or all), each specialization once."""
     noted: dict[tuple, Launch] = {}
     case = ""
 
@@ -127,8 +134,9 @@ def launches(arch: str) -> list[Launch]:
     modules = (outliers, quantization, product, decode)
     patches = [mock.patch.object(module, "architecture", return_value=arch) for module in modules]
     with mock.patch.object(JITFunction, "run", note), patches[0], patches[1], patches[2], patches[3]:
-        for case, call in cases():  # noqa: B007 (`note` reads it)
-            call()
+        for case, call in cases():
+            if wanted is None or case in wanted:
+                call()
     return list(noted.values())
 
 
@@ -206,12 +214,15 @@ def main() -> None:
     parser.add_argument("--arch", action="append", choices=TARGETS, help="only this architecture (repeatable)")
     parser.add_argument("--table", action="store_true", help="a table for people; otherwise one JSON object a line")
     parser.add_argument("--case", default="", help="only cases whose name contains this")
+    parser.add_argument("--quick", action="store_true", help="only the cases that the suite compiles on every run")
+    parser.add_argument("--jobs", type=int, default=2, help="processes")
     arguments = parser.parse_args()
     if os.environ.get("TRITON_INTERPRET") == "1":
         parser.error("TRITON_INTERPRET=1 replaces the compiler: unset it")
 
-    work = [launch for arch in arguments.arch or TARGETS for launch in launches(arch) if arguments.case in launch.case]
-    with ProcessPoolExecutor(2) as pool:
+    found = [launch for arch in arguments.arch or TARGETS for launch in launches(arch, QUICK if arguments.quick else None)]
+    work = [launch for launch in found if arguments.case in launch.case]
+    with ProcessPoolExecutor(arguments.jobs) as pool:
         for facts in pool.map(compiled, work):
             print(row(facts) if arguments.table else json.dumps(facts), flush=True)
 

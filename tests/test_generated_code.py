@@ -1,0 +1,173 @@
+"""What the compiler makes of the kernels, for GPUs that need not be here: read from the machine code (tests/generated_code.py).
+
+The program that compiles runs on its own, because Triton's interpreter, under which this suite runs without a GPU, replaces the
+compiler for good. Triton's cache may answer: its key is the source, the options and the compiler, so what it holds is what would come out.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fast.kernels import configurations
+
+ROOT = Path(__file__).resolve().parents[1]
+NVIDIA = ("sm_80", "sm_89", "sm_90", "sm_100")
+ARCHITECTURES = (*NVIDIA, "gfx942")
+
+#: Bytes of shared memory that one program may have (CUDA C++ Programming Guide, technical specifications by compute capability;
+#: CDNA 3 instruction set architecture, section on the local data share).
+SHARED = {"sm_80": 163 << 10, "sm_89": 99 << 10, "sm_90": 227 << 10, "sm_100": 227 << 10, "gfx942": 64 << 10}
+
+Facts = dict[str, Any]
+
+
+def program(*arguments: str, code: str | None = None) -> str:
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, *(["-c", code] if code else ["-m", "tests.generated_code", *arguments])]
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True).stdout
+
+
+def compiled(arch: str, *arguments: str) -> list[Facts]:
+    lines = program("--arch", arch, "--jobs", "1", *arguments).splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def read(kernel: Facts, *starts: str) -> int:
+    """How many instructions of the kernel start with one of these."""
+    return sum(count for name, count in kernel["instructions"].items() if name.startswith(starts))
+
+
+def check(kernel: Facts) -> None:
+    """Every law of this file that applies to the kernel."""
+    arch = kernel["arch"]
+    assert kernel["stack"] == 0, "registers spill"
+    assert kernel["shared"] <= SHARED[arch]
+    check_amd(kernel) if arch == "gfx942" else check_nvidia(kernel)
+
+
+def multiplies(kernel: Facts) -> bool:
+    return kernel["kernel"] in ("product_kernel", "decode_kernel")
+
+
+def has_outlier_product(kernel: Facts) -> bool:
+    """Whether the kernel has an outlier product on 16-bit matrix instructions."""
+    signature = kernel["signature"]
+    decomposes = signature["outliers"] != "constexpr" if kernel["kernel"] == "product_kernel" else kernel["constants"]["DETECT"]
+    return bool(decomposes) and signature["x"] in ("*fp16", "*bf16") and signature["float_weight"] in ("constexpr", signature["x"])
+
+
+def check_nvidia(kernel: Facts) -> None:
+    # A tile of 64 rows or more has Hopper's own instructions; Triton multiplies int8 by the older ones on sm_100, floats by its own.
+    arch, wide = kernel["arch"], kernel["kernel"] == "product_kernel" and kernel["arch"] == "sm_90"
+    assert not read(kernel, "LDL", "STL"), "local memory"
+    if multiplies(kernel):
+        assert read(kernel, "IGMMA" if wide else "IMMA"), "no int8 matrix instruction"
+        assert not (wide and read(kernel, "IMMA"))
+        floats = read(kernel, "HGMMA") if wide else read(kernel, "HMMA", "UTCHMMA")
+        assert bool(floats) == has_outlier_product(kernel), f"{floats} 16-bit matrix instructions"
+        assert not read(kernel, "HMMA" if wide else "HGMMA")
+    if "ragged" not in kernel["case"]:
+        assert read(kernel, "UTMALDG", "LDGSTS.E.BYPASS.128", "LDGSTS.E.BYPASS.LTC128B.128", "LDG.E.128"), "no load of 16 bytes"
+        if kernel["kernel"] == "product_kernel":
+            assert bool(read(kernel, "UTMALDG")) == (arch == "sm_90" and "float32" not in kernel["case"] and "64-bit" not in kernel["case"])
+        if kernel["kernel"] == "scan_columns":
+            assert not read(kernel, "LDG.E.U8", "LDG.E.U16", "LDG.E.S8"), "loads of single entries"
+    if kernel["kernel"] in ("quantize_rows", "decode_kernel"):
+        assert kernel["rounding_sums"] > 0
+        assert kernel["fused_rounding"] == 0, "the product with the inverse is fused with the sum that rounds it"
+        assert read(kernel, "FCHK"), "the division is not the one that rounds correctly"
+    # The division's own code tests its operands by instructions that flush; products must not be flushed.
+    assert not read(kernel, "FMUL.FTZ"), "subnormal numbers are flushed"
+
+
+def check_amd(kernel: Facts) -> None:
+    if multiplies(kernel):
+        assert read(kernel, "v_mfma_i32"), "no int8 matrix instruction"
+        assert bool(read(kernel, "v_mfma_f32")) == has_outlier_product(kernel)
+    if "ragged" not in kernel["case"]:
+        assert read(kernel, "global_load_dwordx4", "buffer_load_dwordx4"), "no load of 16 bytes"
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_the_machine_code_of_every_row_of_the_tables(arch):
+    kernels = compiled(arch, "--quick")
+    assert {kernel["kernel"] for kernel in kernels} == {"scan_columns", "quantize_rows", "product_kernel", "decode_kernel"}
+    for kernel in kernels:
+        try:
+            check(kernel)
+        except AssertionError as error:
+            raise AssertionError(f"{arch}, {kernel['kernel']}, {kernel['case']}: {error}") from error
+
+
+@pytest.mark.deep
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_the_machine_code_of_every_variant(arch):
+    for kernel in compiled(arch):
+        try:
+            check(kernel)
+        except AssertionError as error:
+            raise AssertionError(f"{arch}, {kernel['kernel']}, {kernel['case']}: {error}") from error
+
+
+def test_the_quick_cases_reach_every_row_of_every_table_on_tensors_without_memory():
+    # The launchers run on meta tensors: a launch that needed a value from the device, or a wait for it, would raise.
+    code = """
+import json
+from tests import generated_code as g
+for arch in g.TARGETS:
+    print(json.dumps([arch, [[l.kernel, dict(l.constants) | dict(l.options)] for l in g.launches(arch, g.QUICK)]], default=str))
+"""
+    for arch, launches in map(json.loads, program(code=code).splitlines()):
+        products = [row for *_, row in configurations.PRODUCTS[arch]] + [configurations.GENERAL[arch]]
+        decodes = [row for *_, row in configurations.DECODES[arch]] + [configurations.DECODE_GENERAL]
+        launched = {kernel: [] for kernel, _ in launches}
+        for kernel, constants in launches:
+            launched[kernel].append({name.lower(): value for name, value in constants.items()})
+        for kernel, rows in (("product_kernel", products), ("decode_kernel", decodes)):
+            for row in rows:
+                named = {name: value for name, value in row._asdict().items() if name not in ("tma", "scan", "warps", "stages")}
+                named |= {"num_warps": row.warps, "num_stages": row.stages}
+                assert any(named.items() <= constants.items() for constants in launched[kernel]), f"{arch}: nothing launches {row}"
+
+
+def kernel_facts(**changes: Any) -> Facts:
+    """What a faultless product kernel of sm_90 looks like, changed."""
+    facts = {
+        "arch": "sm_90", "case": "large, absmax", "kernel": "product_kernel", "shared": 1000, "stack": 0, "constants": {},
+        "signature": {"outliers": "*i32", "x": "*fp16", "float_weight": "constexpr"},
+        "instructions": {"IGMMA.64x128x32.S8.S8": 8, "HGMMA.64x256x16.F32": 1, "UTMALDG.2D": 8, "FMUL": 3},
+        "rounding_sums": 0, "fused_rounding": 0,
+    }  # fmt: skip
+    instructions = facts["instructions"] | changes.pop("instructions", {})
+    return facts | changes | {"instructions": {name: count for name, count in instructions.items() if count}}
+
+
+FAULTS = {
+    "spills": {"stack": 8},
+    "too much shared memory": {"shared": (227 << 10) + 1},
+    "local memory": {"instructions": {"LDL.64": 1}},
+    "no IGMMA": {"instructions": {"IGMMA.64x128x32.S8.S8": 0}},
+    "the older int8 instruction": {"instructions": {"IMMA.16832.S8.S8": 1}},
+    "outliers without matrix instruction": {"instructions": {"HGMMA.64x256x16.F32": 0}},
+    "a float product without outliers": {"signature": {"outliers": "constexpr", "x": "*fp16", "float_weight": "constexpr"}},
+    "loads of single bytes": {"instructions": {"UTMALDG.2D": 0, "LDG.E.U8": 8}},
+    "no copy engine": {"instructions": {"UTMALDG.2D": 0, "LDG.E.128": 8}},
+    "flushing": {"instructions": {"FMUL.FTZ": 1}},
+    "fused rounding": {"kernel": "quantize_rows", "rounding_sums": 1, "fused_rounding": 1, "instructions": {"FCHK": 1}},
+    "approximate division": {"kernel": "quantize_rows", "rounding_sums": 1},
+}
+
+
+def test_a_faultless_kernel_passes():
+    check(kernel_facts())
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_in_the_machine_code_is_seen(fault):
+    with pytest.raises(AssertionError):
+        check(kernel_facts(**FAULTS[fault]))
