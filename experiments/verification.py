@@ -244,8 +244,10 @@ def mutants_text(mutants: dict[str, Any] | None) -> str:
     """What the record of tests/mutants.py says, in one line."""
     if mutants is None:
         return "no record: run `make mutants`"
-    made, killed = mutants["made"], mutants["killed"]
-    return f"{made} made, {killed} killed ({killed / made:.1%}), {mutants['date']}"
+    return (
+        f"{mutants['made']:,} of {mutants['possible']:,} made: {mutants['killed']:,} killed, {mutants['equivalent']} equivalent, "
+        f"{mutants['survived']} survived, a score of {mutants['score']:.1%} ({mutants['date']})"
+    )
 
 
 def gpu_text(files: dict[str, Any]) -> str:

@@ -95,6 +95,14 @@ def test_without_a_gpu_on_record_the_page_claims_none():
     assert verification.gpu_text({"test_a.py": row, "test_b.py": {"gpu": "H100"}}) == "`test_b.py` on H100"
 
 
+def test_the_line_on_mutants_counts_what_their_record_counts():
+    record = {"made": 1200, "possible": 3000, "killed": 1150, "equivalent": 30, "survived": 20, "score": 0.9829, "date": "2026-11-24"}
+    assert verification.mutants_text(record) == (
+        "1,200 of 3,000 made: 1,150 killed, 30 equivalent, 20 survived, a score of 98.3% (2026-11-24)"
+    )
+    assert verification.mutants_text(None) == "no record: run `make mutants`"
+
+
 def test_measured_errors_stay_below_their_bounds_and_the_worst_input_comes_close():
     errors = verification.measure_errors()
     for row in errors["by_k"]:
