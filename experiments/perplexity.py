@@ -497,7 +497,14 @@ def section(record: dict[str, Any], name: str = "perplexity") -> str:
 def cells(rows: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
     """The table: perplexity and seconds by engine, the difference to float with its interval, the share in 16 bits."""
     engines = list(dict.fromkeys(row["engine"] for row in rows))
-    head = ["method", *engines, "to float32", "95 % interval", "in 16 bits", *(f"{e}, s" for e in engines)]
+    head = [
+        "method",
+        *(engines if len(engines) > 1 else ["perplexity"]),
+        "to float32",
+        "95 % interval",
+        "in 16 bits",
+        *(f"{e}, s" for e in engines),
+    ]
     lines = []
     for label in dict.fromkeys(row["label"] for row in rows):
         own = {row["engine"]: row for row in rows if row["label"] == label}

@@ -308,7 +308,24 @@ def claims(read: Read) -> str:
         "The verdicts are computed from the records. A change with brackets is one of perplexity, with a 95 % interval that is paired over "
         'the windows; "not decided" says that the interval allows both. The models of the paper have 125 million to 175 billion '
         "parameters, the one here has 135 million.\n\n"
-        f"{records.markdown(['the paper', 'here', ''], rows)}\n"
+        f"{records.markdown(['the paper', 'here', ''], rows)}\n{why(read)}"
+    )
+
+
+def why(read: Read) -> str:
+    """Where LLM.int8() with absmax loses here, if it does: what a lower threshold leaves of it."""
+    methods, thresholds = read("perplexity-intervals"), read("perplexity-thresholds")
+    if methods is None or thresholds is None or keeps("llm-int8-absmax")(methods)[1] != DISAGREES:
+        return ""
+    if six_suffices(thresholds)[1] != DISAGREES:
+        return ""
+    lowest = _at(thresholds, min(row["threshold"] for row in thresholds["rows"] if row["threshold"] is not None))
+    absmax, zeropoint = (between(methods, f"llm-int8-{name}", "float32")["percent"] for name in ("absmax", "zeropoint"))
+    return (
+        f"\nWhy LLM.int8() with absmax loses {absmax:.1f} % here: at the threshold {lowest['threshold']:g}, which sends "
+        f"{100 * lowest['outlier_share']:.0f} % of the products to 16 bits, {lowest['to_float']['percent']:.1f} % is left of it. So the loss "
+        "lies in the rounding of the columns below 6, which decomposition at 6 does not touch. Zeropoint rounds them more finely, and "
+        f"loses {zeropoint:.1f} %. See [by threshold](#by-threshold).\n"
     )
 
 

@@ -836,6 +836,28 @@ def test_the_verdicts_about_the_threshold_can_fail() -> None:
     assert report.six_suffices(record(0, 0.02, 0.0))[1] == "does not agree"
 
 
+def test_the_reason_for_a_loss_is_given_only_where_the_records_show_it() -> None:
+    def reason(loss: float, left: float) -> str:
+        methods = losses_of(float32=BASE, llm_int8_absmax=BASE + loss + NOISE, llm_int8_zeropoint=BASE + NOISE)
+        rows = [
+            {
+                "method": "llm-int8-absmax",
+                "threshold": threshold,
+                "outlier_share": 0.4,
+                "losses": BASE + shift + NOISE,
+                "to_float": perplexity.difference(BASE + shift + NOISE, BASE),
+            }
+            for threshold, shift in ((0.5, left), (6.0, loss))
+        ]
+        return report.why({"perplexity-intervals": methods, "perplexity-thresholds": {"rows": rows}}.get)
+
+    assert "loses 3.0 % here" in reason(0.03, 0.001)
+    assert "0.1 % is left" in reason(0.03, 0.001)
+    assert reason(0.0, 0.0) == ""  # no loss
+    assert reason(0.03, 0.03) == ""  # no threshold helps
+    assert report.why(lambda name: None) == ""
+
+
 def test_the_verdicts_about_memory_can_fail() -> None:
     by_model, by_hardware = memory.calculate(2048)
     record = {"models": by_model, "hardware": by_hardware}
