@@ -323,8 +323,8 @@ def why(read: Read) -> str:
     absmax, zeropoint = (between(methods, f"llm-int8-{name}", "float32")["percent"] for name in ("absmax", "zeropoint"))
     return (
         f"\nWhy LLM.int8() with absmax loses {absmax:.1f} % here: at the threshold {lowest['threshold']:g}, which sends "
-        f"{100 * lowest['outlier_share']:.0f} % of the products to 16 bits, {lowest['to_float']['percent']:.1f} % is left of it. So the loss "
-        "lies in the rounding of the columns below 6, which decomposition at 6 does not touch. Zeropoint rounds them more finely, and "
+        f"{100 * lowest['outlier_share']:.0f} % of the products to 16 bits, {lowest['to_float']['percent']:.1f} % is left of it. So the "
+        "loss lies in the rounding of the columns below 6, which decomposition at 6 does not touch. Zeropoint rounds them more finely, and "
         f"loses {zeropoint:.1f} %. See [by threshold](#by-threshold).\n"
     )
 
