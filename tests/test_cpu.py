@@ -7,6 +7,7 @@ import os
 import pickle
 import subprocess
 import sys
+import time
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 
@@ -53,8 +54,9 @@ def call_packed(module, x, times=2):
         return [module(x) for _ in range(times)][-1]
 
 
-def test_a_float32_product_is_exact_anywhere():
-    assert "float32" in ROUTES
+def test_every_route_is_exact_where_the_instructions_are():
+    limited = "ONEDNN_MAX_CPU_ISA" in os.environ or not cpu_product._has("vnni")
+    assert (["float32"] if limited else list(cpu_product.ROUTES)) == ROUTES
 
 
 @routes
@@ -94,6 +96,14 @@ def test_rows_of_any_stride_give_the_same_product(route, m):
         assert_same(product(route, a, b), expected.float())
         odd = b.contiguous().as_strided((n, k), (0 if n == 1 else k, 1))
         assert_same(product(route, a, odd), (a.double() @ odd.double().T).float())
+
+
+@routes
+def test_products_over_one_column_are_computed(route):
+    # For these torch._int_mm returns memory as it was.
+    a, b = torch.arange(-3, 1, dtype=torch.int8)[:, None], torch.arange(-100, 101, 40, dtype=torch.int8)[:, None]
+    for _ in range(3):
+        assert_same(product(route, a, b), (a.int() * b.int().T).float())
 
 
 @routes
@@ -255,7 +265,13 @@ def test_what_is_packed_goes_with_the_weight(x):
 
 def test_threads_share_one_packed_copy(x, monkeypatch):
     ours, packs, pack = layer(), [], cpu_product.pack
-    monkeypatch.setattr(cpu_product, "pack", lambda codes: packs.append(1) or pack(codes))
+
+    def slowly(codes):
+        packs.append(1)
+        time.sleep(0.05)  # long enough for the others to come in between
+        return pack(codes)
+
+    monkeypatch.setattr(cpu_product, "pack", slowly)
     call_packed(ours, x, times=1)
     with ThreadPoolExecutor(8) as pool:
         results = list(pool.map(lambda _: call_packed(ours, x), range(16)))
