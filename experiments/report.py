@@ -5,6 +5,7 @@ python -m experiments.report --check        fails if a page is not what its reco
 python -m experiments.report --pictures     draws the pictures of the records anew, too
 """
 
+import math
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -88,9 +89,15 @@ AGREES, DISAGREES, UNDECIDED, UNMEASURED = "agrees", "does not agree", "not deci
 NEGLIGIBLE = 1.0
 
 
-def interval(found: dict[str, float]) -> str:
-    """A change in percent with its interval."""
-    return f"{found['percent']:+.1f} % ({found['low']:+.1f} to {found['high']:+.1f})"
+def interval(found: dict[str, Any]) -> str:
+    """A change in percent with its interval; a single window has none."""
+    low, high = found["low"], found["high"]
+    return f"{found['percent']:+.1f} % " + ("(one window)" if low is None else f"({low:+.1f} to {high:+.1f})")
+
+
+def ends(found: dict[str, Any]) -> tuple[float, float]:
+    """The interval's ends; without one, nothing is excluded."""
+    return (-math.inf, math.inf) if found["low"] is None else (found["low"], found["high"])
 
 
 def between(record: Record, method: str, than: str) -> dict[str, Any]:
@@ -109,7 +116,8 @@ def lowers(method: str, than: str) -> Callable[[Record], tuple[str, str]]:
 
     def judge(record: Record) -> tuple[str, str]:
         found = between(record, method, than)
-        return interval(found), verdict(found["high"] < 0, found["low"] > 0)
+        low, high = ends(found)
+        return interval(found), verdict(high < 0, low > 0)
 
     return judge
 
@@ -120,7 +128,7 @@ def degrades(*methods: str) -> Callable[[Record], tuple[str, str]]:
     def judge(record: Record) -> tuple[str, str]:
         found = [between(record, method, "float32") for method in methods]
         text = "; ".join(f"{METHODS[m].label}: {interval(f)}" for m, f in zip(methods, found, strict=True))
-        return text, verdict(all(f["low"] > 0 for f in found), any(f["high"] < 0 for f in found))
+        return text, verdict(all(ends(f)[0] > 0 for f in found), any(ends(f)[1] < 0 for f in found))
 
     return judge
 
@@ -130,7 +138,8 @@ def keeps(method: str) -> Callable[[Record], tuple[str, str]]:
 
     def judge(record: Record) -> tuple[str, str]:
         found = between(record, method, "float32")
-        return interval(found), verdict(found["high"] < NEGLIGIBLE, found["low"] > 0)
+        low, high = ends(found)
+        return interval(found), verdict(high < NEGLIGIBLE, low > 0)
 
     return judge
 
@@ -150,7 +159,8 @@ def six_suffices(record: Record) -> tuple[str, str]:
     six, lowest = (_at(record, t) for t in (6.0, min(r["threshold"] for r in record["rows"] if r["threshold"] is not None)))
     found = perplexity.difference(np.array(lowest["losses"]), np.array(six["losses"]))
     text = f"at 6: {interval(six['to_float'])} against float32; at {lowest['threshold']:g}: {interval(lowest['to_float'])}"
-    return text, verdict(found["low"] > -NEGLIGIBLE, found["high"] < 0)  # type: ignore[operator]
+    low, high = ends(found)
+    return text, verdict(low > -NEGLIGIBLE, high < 0)
 
 
 def _features(record: Record) -> list[Record]:
@@ -203,9 +213,9 @@ def dial_decides(record: Record) -> tuple[str, str]:
     text = "; ".join(f"{label}: {interval(change)}" for label, change in found.items())
     collapse, ours = found.values()
     factors = f"from factor {record['rows'][0]['factor']:g} to {record['rows'][-1]['factor']:g}"
-    limit = collapse["low"] / 20  # type: ignore[operator]
-    holds = collapse["low"] > 100 and ours["high"] < limit  # type: ignore[operator]
-    return f"{factors}: {text}", verdict(holds, collapse["high"] < 100 or ours["low"] > limit)  # type: ignore[operator]
+    limit = ends(collapse)[0] / 20
+    holds = limit > 5 and ends(ours)[1] < limit
+    return f"{factors}: {text}", verdict(holds, ends(collapse)[1] < 100 or ends(ours)[0] > limit > 0)
 
 
 def halves(record: Record) -> tuple[str, str]:

@@ -767,6 +767,13 @@ def test_a_verdict_follows_from_the_interval(shift: float, noise: float, lowers:
     assert report.degrades("absmax-row")(record)[1] == degrades
 
 
+def test_one_window_decides_nothing() -> None:
+    record = losses_of(float32=[2.0], absmax_row=[2.5])
+    judges = (report.lowers("absmax-row", "float32"), report.keeps("absmax-row"), report.degrades("absmax-row"))
+    assert {judge(record)[1] for judge in judges} == {"not decided"}
+    assert report.lowers("absmax-row", "float32")(record)[0] == "+64.9 % (one window)"
+
+
 def outlier_record(without: float, random: list[float], positive: float, peaks: tuple[float, float] = (0.4, 0.2)) -> dict[str, Any]:
     return {
         "kinds": {"attention": {"columns": 48, "features": [{"positive": positive}]}},
