@@ -103,14 +103,16 @@ def load_model(source: Source, dtype: torch.dtype = torch.float32, device: str =
     Raises:
         InputError: it cannot be loaded, or a window is longer than its context.
     """
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, GgufConfig
 
     _quiet()
+    # By default transformers leaves the weights in GGUF blocks where it has kernels for them.
+    options = {"gguf_file": source.gguf_file, "quantization_config": GgufConfig(dequantize=True)} if source.gguf_file else {}
     # Transformers cannot be told to leave out the bar that it shows while it reads a GGUF.
     silence = contextlib.redirect_stderr(io.StringIO()) if source.gguf_file else contextlib.nullcontext()
     try:
         with silence:
-            model = AutoModelForCausalLM.from_pretrained(source.folder, gguf_file=source.gguf_file, dtype=dtype)
+            model = AutoModelForCausalLM.from_pretrained(source.folder, dtype=dtype, **options)
     except Exception as error:  # each format of a checkpoint has errors of its own
         raise InputError(f"no model could be loaded from {source.folder}: {_first_line(error)}") from error
     context = getattr(model.config, "max_position_embeddings", None)

@@ -228,6 +228,10 @@ def declare(model: PreTrainedModel) -> None:
         if settings:
             logger.warning("the layers in int8 have different settings; save_pretrained will write a model that cannot be loaded")
         return
+    loader = getattr(model, "hf_quantizer", None)
+    if loader is not None and loader.quantization_config.quant_method == "gguf" and not getattr(loader, "packed_modules", None):
+        # The weights came from a GGUF file as floats; transformers would refuse to save them all the same.
+        loader.remove_quantization_config(model)
     skipped = [name for name, module in linear.items() if not isinstance(module, Int8Linear)]
     model.config.quantization_config = Int8Config(skip_modules=skipped, **dict(zip(names, settings.pop(), strict=True)))
 

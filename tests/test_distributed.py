@@ -30,6 +30,8 @@ from tests.comparison import assert_product, assert_same
 from tests.strategies import Recipe, factors, granularities, outlier_weights, quantizers, thresholds
 
 PROCESSES = 2
+#: Seconds until a process counts as stuck; the first answer has to wait until both have imported torch.
+PATIENCE = 300
 
 
 class Processes:
@@ -51,8 +53,8 @@ class Processes:
             pipe.send((function, arguments))
         answers = []
         for rank, pipe in enumerate(self.pipes):
-            if not pipe.poll(60):
-                raise TimeoutError(f"process {rank} gave no answer in 60 s")
+            if not pipe.poll(PATIENCE):
+                raise TimeoutError(f"process {rank} gave no answer in {PATIENCE} s")
             answers.append(pipe.recv())
         for error, _ in answers:
             if error is not None:

@@ -22,6 +22,7 @@ from transformers import (
     BertConfig,
     BertForMaskedLM,
     BitsAndBytesConfig,
+    GgufConfig,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
@@ -34,6 +35,7 @@ from transformers import (
     PreTrainedModel,
 )
 from transformers.distributed import DistributedConfig
+from transformers.quantizers.quantizer_gguf import GgufHfQuantizer
 
 import fast
 from experiments import generate
@@ -270,6 +272,15 @@ def test_layers_with_different_settings_are_not_declared_as_one(caplog):
     fast.quantize_model(model)
     assert "different settings; save_pretrained will write a model that cannot be loaded" in caplog.text
     assert not hasattr(model.config, "quantization_config")
+
+
+def test_a_model_that_came_from_gguf_as_floats_can_be_saved_once_it_is_int8(tmp_path):
+    model = fresh("llama")
+    model.hf_quantizer = GgufHfQuantizer(GgufConfig())  # what from_pretrained leaves behind, and why save_pretrained refuses
+    with pytest.raises(ValueError, match="quantized with gguf and is not serializable"):
+        model.save_pretrained(tmp_path)
+    fast.quantize_model(model).save_pretrained(tmp_path)
+    assert_same_model(LlamaForCausalLM.from_pretrained(tmp_path), model.eval())
 
 
 def in_another_process(code: str, *arguments: Any, **environment: str) -> subprocess.CompletedProcess[str]:
