@@ -216,11 +216,12 @@ def section(record: dict[str, Any]) -> str:
         "\n\n".join(
             [
                 "## A whole model",
-                f"{settings['model']}; {where}, Torch {record['versions']['torch']}; {record['date']}; `{record['command']}`; medians of "
-                f"{settings['rounds']} interleaved rounds, quartiles in brackets.",
+                f"{settings['model']}; {where}{records.provenance(record)}; medians of {settings['rounds']} interleaved rounds, quartiles "
+                "in brackets.",
                 f"Prefill: {settings['prompt_tokens']} tokens in one call. Decoding: {settings['new_tokens']} tokens one by one after "
-                f"{settings['context_tokens']}, a batch of 1. Loss: mean over the prompt's tokens, in nats. Same first tokens: how many "
-                "agree with those of float32 before the first that does not.",
+                f"{settings['context_tokens']}, a batch of 1. Loss: mean over the prompt's tokens; divergence: of the predictions from "
+                "float32's, Kullback-Leibler; both in nats. Same first tokens: how many agree with those of float32 before the first that "
+                "does not.",
                 f"![Tokens a second of prefill and decoding, by model](results/{settings['picture']}.png)",
                 records.markdown(head, cells),
             ]

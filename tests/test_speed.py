@@ -19,7 +19,7 @@ import pytest
 import torch
 
 import fast
-from experiments import charts, contenders, generation, models, speed, timing, tune
+from experiments import charts, contenders, generation, models, records, speed, timing, tune
 from experiments.contenders import Contender, Shape, Truth, Work, WrongResult
 from fast.kernels import configurations
 
@@ -599,6 +599,7 @@ def test_a_whole_model_leaves_a_complete_record(language_model: torch.nn.Module,
     assert by_name["int8-bf16"]["bytes"] < by_name["bf16"]["bytes"] < by_name["fp32"]["bytes"]
     page = generation.section(found)
     assert "(results/generation.png)" in page
+    assert records.provenance(found) in page
     assert found["command"] in page
     assert all(f"| {row['label']} |" in page for row in found["rows"])
     assert {path.name for path in tmp_path.iterdir()} == {"generation.json", "generation.png"}
