@@ -79,10 +79,12 @@ def parameters(above, below, ZEROPOINT: tl.constexpr):
 @triton.jit
 def encode(x, inverse, zero_point, ZEROPOINT: tl.constexpr):
     """int8 codes of x; inverse and zero_point broadcast against it."""
+    # --8<-- [start:encode]
     steps = round_to_integer(tl.where(inverse > 0.0, x, 0.0) * inverse)
     if ZEROPOINT:
         steps = tl.minimum(tl.maximum(steps + zero_point, -128), 127)
     return steps.to(tl.int8)
+    # --8<-- [end:encode]
 
 
 @triton.jit

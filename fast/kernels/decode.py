@@ -81,6 +81,7 @@ def decode_kernel(
     wide = tl.arange(0, SCAN_K)
     all_up = tl.zeros((ROWS, SCAN_K), tl.int32)
     all_down = tl.zeros((ROWS, SCAN_K), tl.int32)
+    # --8<-- [start:first-pass]
     for k in tl.range(0, K, SCAN_K, num_stages=SCAN_STAGES):
         inside = live[:, None] & (k + wide < K)[None, :]
         value = tl.load(x_rows + (k + wide).to(tl.int64)[None, :] * stride_xk, mask=inside, other=0.0).to(tl.float32)
@@ -90,6 +91,7 @@ def decode_kernel(
         all_up = tl.maximum(all_up, up)
         if ZEROPOINT:
             all_down = tl.maximum(all_down, down)
+    # --8<-- [end:first-pass]
     up = tl.max(all_up, axis=1)
     down = tl.max(all_down, axis=1) if ZEROPOINT else up
     if not PER_ROW:

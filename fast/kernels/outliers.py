@@ -59,12 +59,14 @@ def scan_columns(
     hit = tl.zeros((BLOCK_M, BLOCK_K), tl.int32)
     up = tl.zeros((BLOCK_M, BLOCK_K), tl.int32)
     down = tl.zeros((BLOCK_M, BLOCK_K), tl.int32)
+    # --8<-- [start:walk]
     for row in range(first, last, BLOCK_M):
         # Past the end the last row is read again: it changes no maximum, and needs no mask.
         rows = tl.minimum(row + lanes, last - 1).to(tl.int64)
         value = tl.load(source + rows[:, None] * stride_xm, mask=inside[None, :], other=0.0).to(tl.float32)
         if flags is not None:
             hit = tl.where(tl.abs(value) >= limit, 1, hit)  # NaN is none
+        # --8<-- [end:walk]
         if above is not None:
             value_up, value_down = magnitudes(value, ZEROPOINT)
             up = tl.maximum(up, value_up)

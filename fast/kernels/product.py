@@ -101,11 +101,13 @@ def product_kernel(
     count = tl.load(outliers + K) if outliers is not None else 0
     acc = tl.zeros((BLOCK_M, BLOCK_N), tl.int32)
     if w_tiles is not None:
+        # --8<-- [start:int8-loop]
         # The copy engine fills with zeros what lies outside.
         for k in range(0, K, BLOCK_K):
             a_block = codes_tiles.load([tile_m * BLOCK_M, k])
             b_block = w_tiles.load([tile_n * BLOCK_N, k])
             acc = tl.dot(a_block, b_block.T, acc, out_dtype=tl.int32)
+        # --8<-- [end:int8-loop]
     else:
         # Rows past the end repeat the last one: they are computed and not stored, and the loads need no mask.
         rows = tl.minimum(tile_m * BLOCK_M + tl.arange(0, BLOCK_M), M - 1).to(tl.int64)
@@ -151,10 +153,12 @@ def product_kernel(
                 result = _outlier_columns(result, x_rows, stride_xk, w_rows, stride_fk, None, outliers, count, BLOCK_O)
             else:
                 w_rows = w + w_numbers * stride_wn
+                # --8<-- [start:outliers-in-place]
                 # sx is 0 or at least 2**-100 / 127: dividing it by a power of two is exact.
                 result = acc.to(tl.float32) * (sx * (1 / CODE_UNIT))[:, None]
                 result = _outlier_columns(result, x_rows, stride_xk, w_rows, stride_wk, zw, outliers, count, BLOCK_O)
                 result = from_code_units(result, sw)
+                # --8<-- [end:outliers-in-place]
         if bias is not None:
             result += tl.load(bias + columns, mask=in_n, other=0).to(tl.float32)[None, :]
         tl.store(target, rounded(result, y.dtype.element_ty), mask=in_m[:, None] & in_n[None, :])
