@@ -7,7 +7,8 @@ when the tensor goes, and only as long as the tensor has the same memory and has
 
 import threading
 from collections.abc import Callable
-from typing import Generic, TypeVar
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -29,16 +30,39 @@ class Derived(Generic[Value]):
 
     def __call__(self, tensor: Tensor) -> Value:
         """The function's value for `tensor` as it is now."""
-        # Inference tensors do not count their writes. While a CUDA graph is captured nothing is computed yet, so a
-        # value made then must not outlive the capture.
-        if tensor.is_inference() or (tensor.is_cuda and torch.cuda.is_current_stream_capturing()):
+        if tensor.is_inference():  # such a tensor does not count its writes
             return self._function(tensor)
+        capturing = _is_capturing(tensor)
         state = (tensor._version, tensor.data_ptr(), tensor.device, tensor.shape, tensor.stride())
         with self._lock:
             kept = self._kept.get(tensor)
-        if kept is not None and kept[0] == state:
-            return kept[1]
+            if kept is not None and kept.state == state:
+                kept.captured |= capturing
+                return kept.value
         value = self._function(tensor)
-        with self._lock:
-            self._kept[tensor] = (state, value)
+        if not capturing:  # nothing is computed yet while a CUDA graph is captured: a value made then must not outlive the capture
+            with self._lock:
+                self._kept[tensor] = _Kept(state, value, before=_captured(kept))
         return value
+
+
+@dataclass
+class _Kept:
+    """A value, the state of the tensor that it belongs to, and what a CUDA graph may still read of earlier ones.
+
+    A graph reads the memory that it saw when it was captured, however often the tensor is written to afterwards.
+    """
+
+    state: tuple
+    value: Any
+    captured: bool = False
+    before: "_Kept | None" = None
+
+
+def _captured(kept: _Kept | None) -> _Kept | None:
+    """The newest of these values that a graph may read; it keeps the older ones."""
+    return kept if kept is None or kept.captured else kept.before
+
+
+def _is_capturing(tensor: Tensor) -> bool:
+    return tensor.is_cuda and torch.cuda.is_current_stream_capturing()
