@@ -17,10 +17,15 @@ ROOT = Path(__file__).resolve().parents[1]
 
 torch.set_num_threads(1)
 
+if os.environ.get("TRITON_INTERPRET") == "1" and importlib.util.find_spec("triton"):
+    from tests.interpreter import correct_bfloat16
+
+    correct_bfloat16()
+
 #: The same examples on every run, and no database: a failure depends on nothing but the code. Nothing is shrunk, which takes minutes in
 #: Triton's interpreter: an example is one line as it is, and the blob that is printed reproduces it under any profile.
 NO_SHRINKING = (Phase.explicit, Phase.generate, Phase.target)
-settings.register_profile("default", max_examples=40, derandomize=True, deadline=None, database=None, print_blob=True, phases=NO_SHRINKING)
+settings.register_profile("default", max_examples=25, derandomize=True, deadline=None, database=None, print_blob=True, phases=NO_SHRINKING)
 #: For tests/mutants.py: one fault after the other, each seen by many tests.
 settings.register_profile("mutants", settings.get_profile("default"), max_examples=12)
 #: Other examples on every run, kept in .hypothesis/ where they fail, shrunk; hypothesis prints the seed.

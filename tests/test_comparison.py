@@ -166,3 +166,9 @@ def test_the_kernels_round_to_bfloat16_to_nearest_and_ties_to_even():
     x = torch.tensor([[256.0, 1.0], [256.0, 3.0], [-256.0, -1.0], [256.0, 1.0625]], dtype=torch.bfloat16)
     y = TRITON.llm_int8_matmul(x, torch.ones(1, 2, dtype=torch.bfloat16), 0)
     assert_same(y, torch.tensor([[256.0], [260.0], [-256.0], [258.0]], dtype=torch.bfloat16))
+
+
+def test_the_kernels_read_every_bfloat16_as_it_is():
+    # The 128 smallest are subnormal. Each is an outlier with threshold 0, and meets a 1 and zeros.
+    x = torch.arange(256, dtype=torch.int16).view(torch.bfloat16).reshape(16, 16)
+    assert_same(TRITON.llm_int8_matmul(x, torch.eye(16), 0), x)

@@ -8,7 +8,7 @@ from hypothesis import given, note
 from hypothesis import strategies as st
 
 from tests import strategies as some
-from tests.comparison import CPU, GRANULARITIES, OUTLIER_WEIGHTS, QUANTIZERS, REFERENCE, TRITON, assert_product, assert_same
+from tests.comparison import CPU, OUTLIER_WEIGHTS, QUANTIZERS, REFERENCE, TRITON, assert_product, assert_same
 
 pytestmark = pytest.mark.parametrize("side", [CPU, TRITON], ids=str)
 
@@ -74,11 +74,9 @@ def test_layers_are_within_the_bound(side, quantizer, outlier_weight, given, thr
     assert_product(layer(x), expected(x), x, met, REFERENCE.outlier_columns(x, threshold), bias)
 
 
-@pytest.mark.parametrize("outlier_weight", OUTLIER_WEIGHTS)
 @pytest.mark.parametrize("quantizer", QUANTIZERS)
-@pytest.mark.parametrize("granularity", GRANULARITIES)
-@given(given=some.factors(finite=False))
-def test_layers_store_the_same(side, quantizer, outlier_weight, granularity, given):
+@given(given=some.factors(finite=False), outlier_weight=some.outlier_weights, granularity=some.granularities)
+def test_layers_store_the_same(side, quantizer, given, outlier_weight, granularity):
     _, w, bias = given.tensors()
     ours = side.stored(w, bias, 6.0, outlier_weight, quantizer, granularity)
     theirs = REFERENCE.stored(w, bias, 6.0, outlier_weight, quantizer, granularity)
