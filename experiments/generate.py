@@ -1,4 +1,4 @@
-"""A model in int8 through `from_pretrained`, beside its float model: bytes, memory while loading, perplexity, and the text both write.
+"""A model in int8 through `from_pretrained`, beside its float model: bytes, perplexity, and the text both write.
 
     python -m experiments.generate
     python -m experiments.generate --model FOLDER --new 40 --prompt "Once upon a time"
@@ -8,12 +8,9 @@ model must be the one that `experiments.perplexity` makes of the float model in 
 """
 
 import argparse
-import gc
 import sys
 import tempfile
-import threading
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -38,51 +35,13 @@ class NotTheSameError(Exception):
     """Two ways to the same model gave different ones."""
 
 
-class AnonymousMemory(threading.Thread):
-    """Within this context: `peak`, by how many bytes the process's anonymous memory grew at most; None where /proc is not there.
-
-    Files that are mapped into memory, as safetensors are, do not count: the system may drop them at any time.
-    """
-
-    STATUS = Path("/proc/self/status")
-
-    def __enter__(self) -> "AnonymousMemory":
-        gc.collect()
-        self.done = threading.Event()
-        self.before = self.most = self.now()
-        self.start()
-        return self
-
-    def run(self) -> None:
-        """Samples, twice a millisecond."""
-        while not self.done.wait(0.0005):
-            self.most = max(self.most, self.now())
-
-    def __exit__(self, *exception: object) -> None:
-        self.done.set()
-        self.join()
-
-    @property
-    def peak(self) -> int | None:
-        """In bytes."""
-        return self.most - self.before if self.before else None
-
-    def now(self) -> int:
-        """Anonymous bytes of this process; 0 where the system does not say."""
-        if not self.STATUS.is_file():
-            return 0
-        lines = self.STATUS.read_text().splitlines()
-        return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon")), 0)
-
-
-def load_int8(model: nn.Module, threshold: float | None) -> tuple[nn.Module, int | None]:
-    """Saves a float model to a temporary folder and loads it in int8; returns it, and the peak of memory meanwhile, in bytes."""
+def load_int8(model: nn.Module, threshold: float | None) -> nn.Module:
+    """Saves a float model to a temporary folder and loads it in int8."""
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
         config = Int8Config(threshold, outlier_weight=POLICY)
-        with AnonymousMemory() as memory:
-            int8 = AutoModelForCausalLM.from_pretrained(folder, quantization_config=config)
-    return int8.eval().requires_grad_(False), memory.peak
+        int8 = AutoModelForCausalLM.from_pretrained(folder, quantization_config=config)
+    return int8.eval().requires_grad_(False)
 
 
 def sizes(model: nn.Module, int8: nn.Module) -> list[dict[str, Any]]:
@@ -146,10 +105,6 @@ def section(record: dict[str, Any]) -> str:
     settings, found = record["settings"], record["perplexity"]
     table = [[row["part"], _mb(row["float"]), _mb(row["int8"]), f"{row['int8'] / row['float']:.2f}"] for row in record["bytes"]]
     sizes = records.markdown(["", f"{settings['dtype']}, MB", "int8, MB", "ratio"], table)
-    peak = record["peak_bytes"]
-    loading = (
-        "" if peak is None else f"While it is loaded and quantized, memory grows by at most {_mb(peak)} MB (mapped files not counted). "
-    )
     quality = (
         f"Perplexity: {found['float']:#.4g} in {settings['dtype']}, {found['from_pretrained']:#.4g} in int8. "
         "The loss of each window has the same bits as that of a model quantized in memory; the command fails if not."
@@ -161,7 +116,7 @@ def section(record: dict[str, Any]) -> str:
 
 {sizes}
 
-{loading}{quality}
+{quality}
 
 What both write after a prompt, always taking the likeliest token:
 
@@ -199,13 +154,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     source, windows = models.source_and_windows(options)
     tokenizer = AutoTokenizer.from_pretrained(source.folder, gguf_file=source.gguf_file)
     model = models.load_model(source)
-    int8, peak = load_int8(model, options.threshold)
+    int8 = load_int8(model, options.threshold)
     about = models.described(source, windows) | {"dtype": "float32", "threshold": options.threshold, "outlier_weight": POLICY}
     record = records.plain(
         records.heading("generate", about)
         | {
             "bytes": sizes(model, int8),
-            "peak_bytes": peak,
             "perplexity": compare(model, int8, options.threshold, list(windows.values())),
             "texts": written(model, int8, tokenizer, options.prompt, options.new),
         }

@@ -526,9 +526,8 @@ def test_a_bitsandbytes_layer_in_another_memory_layout_is_refused(tmp_path):
 
 def test_the_experiment_finds_the_loaded_model_to_be_the_one_quantized_in_memory(tmp_path):
     model = saved("llama, tied", tmp_path).from_pretrained(tmp_path).requires_grad_(False)
-    int8, peak = generate.load_int8(model, 3.0)
+    int8 = generate.load_int8(model, 3.0)
     assert len(layers_of(int8)) == 14
-    assert peak is None or peak >= 0
     windows = [np.arange(60).reshape(3, 20)]
     found = generate.compare(model, int8, 3.0, windows)
     assert found["from_pretrained"] == found["quantize_model"] != found["float"]
