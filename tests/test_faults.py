@@ -235,8 +235,9 @@ def test_the_longest_sum_that_is_allowed_is_exact_at_its_worst(side):
     scale = torch.tensor(1.0) / 127
     assert_same(side.quantized_matmul(x, -x), (-torch.tensor(k * 127.0**2) * scale * scale).reshape(1, 1))  # 4,071 below 2**31
     k = TOO_LONG["zeropoint"] - 1
-    a = torch.full((1, k), -128, dtype=torch.int8)
-    assert_same(side.int8_matmul(a, a), torch.tensor([[k * 128**2]], dtype=torch.int32))
+    a, b = torch.full((1, k), -128, dtype=torch.int8), torch.full((1, k), -128, dtype=torch.int8)
+    a[0, 5], b[0, 5] = 127, -127  # an odd sum, which float32 does not hold
+    assert_same(side.int8_matmul(a, b), torch.tensor([[(k - 1) * 128**2 - 127**2]], dtype=torch.int32))
 
 
 # A model and its surroundings.

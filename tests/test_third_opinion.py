@@ -4,6 +4,8 @@ bitsandbytes for absmax and for outlier columns, PyTorch's and ONNX's affine qua
 product, float64 for outputs. Where another definition differs from ours, the test says in what, and leaves out nothing else.
 """
 
+from typing import Any
+
 import bitsandbytes
 import numpy as np
 import pytest
@@ -52,6 +54,15 @@ def test_absmax_codes_are_those_of_bitsandbytes_for_every_finite_float16(side, r
     ours = side.absmax_quantize(x, -1)
     assert_same(ours.codes, codes)
     assert_same(ours.scale, absmax[:, None] / 127)
+
+
+@sides
+def test_absmax_codes_are_those_of_bitsandbytes_where_ties_are_near(side):
+    # Every float16 from 1 to 2 as the largest of a row, and beside it what float16 has nearest to the ties of all its codes. With
+    # 127 / absmax in the place of (1 / absmax) * 127, 342 of these codes change.
+    largest = (torch.arange(1024) / 1024 + 1)[:, None]
+    x = torch.cat([largest, largest * (torch.arange(127) + 0.5) / 127], dim=1).half()
+    assert_same(side.absmax_quantize(x, -1).codes, int8_vectorwise_quant(x)[0])
 
 
 @generated
@@ -104,21 +115,30 @@ def onnx_dynamic_quantize_linear(x: NDArray[np.float32]) -> tuple[NDArray[np.int
 usable = recipes(empty=False).filter(lambda recipe: len(recipe.shape) == 2 and recipe.exponent > -90)
 
 
+def assert_onnx(ours: Any, x: NDArray[np.float32]) -> None:
+    codes, scale, zero_point = onnx_dynamic_quantize_linear(x)
+    assert_same(ours.scale, scale)
+    exact_scale = scale.astype(np.float64)
+    at_zero = near_a_tie(np.minimum(x.min(-1, keepdims=True), 0) / exact_scale)
+    np.testing.assert_array_equal(ours.zero_point.numpy()[~at_zero], zero_point[~at_zero])
+    tie = at_zero | near_a_tie(x / exact_scale)
+    np.testing.assert_array_equal(ours.codes.numpy()[~tie], codes[~tie])
+    assert np.all(np.abs(ours.codes.numpy().astype(int) - codes) <= 1 + at_zero)
+
+
 @generated
 @given(recipe=usable)
 def test_zeropoint_is_onnx_dynamic_quantization_but_near_ties(side, recipe):
     x = recipe.tensor()
     wide = x.float().numpy()
     assume(bool(np.all(np.abs(wide).max(-1) > 0)))
-    codes, scale, zero_point = onnx_dynamic_quantize_linear(wide)
-    ours = side.zeropoint_quantize(x, -1)
-    assert_same(ours.scale, scale)
-    exact_scale = scale.astype(np.float64)
-    at_zero = near_a_tie(np.minimum(wide.min(-1, keepdims=True), 0) / exact_scale)
-    np.testing.assert_array_equal(ours.zero_point.numpy()[~at_zero], zero_point[~at_zero])
-    tie = at_zero | near_a_tie(wide / exact_scale)
-    np.testing.assert_array_equal(ours.codes.numpy()[~tie], codes[~tie])
-    assert np.all(np.abs(ours.codes.numpy().astype(int) - codes) <= 1 + at_zero)
+    assert_onnx(side.zeropoint_quantize(x, -1), wide)
+
+
+@sides
+def test_zeropoint_is_onnx_dynamic_quantization_for_a_thousand_zero_points(side):
+    x = Recipe((1000, 9), torch.float32, seed=7).tensor()
+    assert_onnx(side.zeropoint_quantize(x, -1), x.numpy())
 
 
 @generated
