@@ -63,3 +63,8 @@ def tokenizer():
     found = models.find_model(None)
     with contextlib.redirect_stderr(io.StringIO()):
         return AutoTokenizer.from_pretrained(found.folder, gguf_file=found.gguf_file)
+
+
+def about(perplexity: float) -> str:
+    """A perplexity as the chapters print it: about, since another processor rounds other sums; and no digits of a ruined model."""
+    return f"~{perplexity:.3g}" if perplexity < 1000 else "> 1000"

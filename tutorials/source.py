@@ -59,4 +59,5 @@ def _body(function: Callable) -> str:
     first = definition.body[0]
     if ast.get_docstring(definition) is not None:
         del lines[first.lineno - 1 : first.end_lineno]
+    lines = [line for line in lines if not line.lstrip().startswith("# --8<--")]  # where pages of the site cut their pieces
     return f"# {_plain(function).__module__.replace('.', '/')}.py\n" + "\n".join(lines)
