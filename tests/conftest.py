@@ -2,8 +2,10 @@
 
 import importlib.util
 import os
+from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -52,6 +54,30 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
         device = "nothing: neither a CUDA GPU nor TRITON_INTERPRET=1 is there"
     versions = ", ".join(f"{name} {_version(name)}" for name in ("torch", "triton", "numpy", "hypothesis", "bitsandbytes", "transformers"))
     return [f"kernels on: {device}", f"versions: {versions}"]
+
+
+@pytest.fixture
+def blocks(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Sets block shapes of the kernels, so that Triton's interpreter, which takes a moment for each block, gets few. A GPU keeps its own.
+
+    Called with the kind of configuration ("scan", "rows", "product", "decode") and what to replace in it: fields, or a function of K
+    that gives them.
+    """
+
+    def replace(kind: str, fields: dict[str, int] | Callable[[int], dict[str, int]]) -> None:
+        if os.environ.get("TRITON_INTERPRET") != "1":
+            return
+        from fast.kernels import decode, outliers, product, quantization
+
+        module = {"scan": outliers, "rows": quantization, "product": product, "decode": decode}[kind]
+        chosen = getattr(module, f"{kind}_configuration")
+
+        def configuration(*arguments: Any, **options: Any) -> Any:
+            return chosen(*arguments, **options)._replace(**(fields(arguments[-1]) if callable(fields) else fields))
+
+        monkeypatch.setattr(module, f"{kind}_configuration", configuration)
+
+    return replace
 
 
 def _version(name: str) -> str:

@@ -249,20 +249,28 @@ def run(mutant: Mutant, source: str, copy: Path) -> tuple[str, float]:
         path.write_text(source, encoding="utf-8")
 
 
-def check_baseline(pending: list[tuple[str, Mutant]], sources: dict[str, str], copy: Path) -> None:
+def check_baseline(pending: list[tuple[str, Mutant]], sources: dict[str, str], copy: Path, passed: list[str]) -> None:
     """Runs the tests of each file without any fault: a test that fails by itself would count as a kill.
+
+    Args:
+        pending: the mutants that will be tried.
+        sources: the text of each file.
+        copy: where the tests run.
+        passed: digests of what has passed before, test files and sources; what passes now is added.
 
     Raises:
         SystemExit: one failed; its output is shown.
     """
-    done = set()
-    for _, mutant in pending:
-        if tests_of(mutant.file) not in done:
-            done.add(tests_of(mutant.file))
-            outcome, seconds = run(Mutant(mutant.file, "none", 0, 0, ""), sources[mutant.file], copy)
-            print(f"without a fault: the tests of {mutant.file} {outcome}, {seconds:.1f} s", flush=True)
-            if outcome != "survived":
-                sys.exit((copy / "output.txt").read_text(encoding="utf-8", errors="replace"))
+    everything = "".join(path.read_text(encoding="utf-8") for path in sorted(copy.rglob("*.py")))
+    for file in {tests_of(mutant.file): mutant.file for _, mutant in pending}.values():
+        digest = hashlib.sha256((everything + repr(tests_of(file))).encode()).hexdigest()[:16]
+        if digest in passed:
+            continue
+        outcome, seconds = run(Mutant(file, "none", 0, 0, ""), sources[file], copy)
+        print(f"without a fault: the tests of {file} {outcome}, {seconds:.1f} s", flush=True)
+        if outcome != "survived":
+            sys.exit((copy / "output.txt").read_text(encoding="utf-8", errors="replace"))
+        passed.append(digest)
 
 
 def _run_tests(file: str, copy: Path) -> None:
@@ -421,8 +429,8 @@ def main() -> int:
             print(f"{mutant.file}: {mutant.operator}: {line_of(source, mutant.start)}  ->  {line_of(mutant.apply(source), mutant.start)}")
         print(len(chosen[: options.sample]), "mutants")
         return 0
-    results, seconds = try_all(chosen, everything, sources, options)
-    record = summary(results, len(everything), options, seconds)
+    results, old, seconds = try_all(chosen, everything, sources, options)
+    record = summary(results, len(everything), options, seconds) | {"passed": old["passed"]}
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     print(
@@ -434,10 +442,12 @@ def main() -> int:
 
 def try_all(
     chosen: list[Mutant], everything: list[Mutant], sources: dict[str, str], options: argparse.Namespace
-) -> tuple[dict[str, dict[str, Any]], float]:
-    """Results by identity, those kept from the record included, and the seconds that all took."""
+) -> tuple[dict[str, dict[str, Any]], dict[str, Any], float]:
+    """Results by identity, those kept from the record included; that record, with the baselines that passed; the seconds of all."""
     known = tomllib.loads(EQUIVALENT.read_text(encoding="utf-8"))["mutant"]
-    old = json.loads(options.out.read_text(encoding="utf-8")) if options.resume and options.out.exists() else {"mutants": {}, "seconds": 0}
+    old: dict[str, Any] = {"mutants": {}, "seconds": 0, "passed": []}
+    if options.resume and options.out.exists():
+        old |= json.loads(options.out.read_text(encoding="utf-8"))
     results: dict[str, dict[str, Any]] = {}
     for mutant in everything:
         name = identity(mutant, sources[mutant.file])
@@ -451,7 +461,7 @@ def try_all(
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
         make_copy(Path(folder))
-        check_baseline(pending, sources, Path(folder))
+        check_baseline(pending, sources, Path(folder), old["passed"])
         for tried, (name, mutant) in enumerate(pending):
             if time.monotonic() - started > 60 * options.minutes:
                 break
@@ -465,7 +475,7 @@ def try_all(
             if line["outcome"] == "survived":
                 print("    " + "\n    ".join(line["diff"]), flush=True)
         os.chdir(ROOT)
-    return results, old["seconds"] + time.monotonic() - started
+    return results, old, old["seconds"] + time.monotonic() - started
 
 
 def _judged(mutant: Mutant, source: str, outcome: str, seconds: float, known: list[dict[str, str]]) -> dict[str, Any]:

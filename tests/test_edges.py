@@ -5,7 +5,6 @@ import pytest
 import torch
 
 from tests.comparison import (
-    DEVICE,
     DTYPES,
     FLOAT32_MAX,
     GRANULARITIES,
@@ -34,16 +33,11 @@ def normal(*shape, dtype=torch.float32, seed=0):
 
 
 @pytest.fixture
-def large_blocks(monkeypatch):
-    """Blocks so large that Triton's interpreter, which takes a moment for each, goes through a long K quickly. A GPU keeps its own."""
-    if DEVICE.type == "cpu":
-        from fast.kernels import configurations, decode, outliers, product, quantization
-
-        row = configurations.INTERPRETER[0][2]._replace(block_m=16, block_n=16, block_k=8192, block_o=1024)
-        monkeypatch.setattr(decode, "decode_configuration", lambda *_: configurations.Decode(16, 16, 8192, 4, 2))
-        monkeypatch.setattr(product, "product_configuration", lambda *_: row)
-        monkeypatch.setattr(quantization, "rows_configuration", lambda *_: configurations.Rows(4, 8192, 4))
-        monkeypatch.setattr(outliers, "scan_configuration", lambda *_: configurations.Scan(16, 8192, 1, 4))
+def large_blocks(blocks):
+    """For a long K."""
+    blocks("rows", {"rows": 4, "block_k": 8192})
+    blocks("scan", {"block_m": 16, "block_k": 8192, "splits": 1})
+    blocks("product", {"block_m": 16, "block_n": 16, "block_k": 8192})
 
 
 # Slices of almost nothing, and of too much

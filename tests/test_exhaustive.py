@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.comparison import CPU, DEVICE, QUANTIZERS, REFERENCE, SIDES, TRITON, assert_same
+from tests.comparison import CPU, QUANTIZERS, REFERENCE, SIDES, TRITON, assert_same
 
 PATTERNS = {dtype: torch.arange(2**16, dtype=torch.int32).to(torch.int16).view(dtype) for dtype in (torch.float16, torch.bfloat16)}
 #: The largest magnitudes, and thus the scales, among which each pattern is quantized: the ends of each dtype's range, a subnormal number,
@@ -30,17 +30,10 @@ COLUMNS = 512
 
 
 @pytest.fixture(autouse=True)
-def large_blocks(monkeypatch):
-    """Triton's interpreter takes a moment for each block, so here it gets few. A GPU keeps its own."""
-    if DEVICE.type == "cpu":
-        from fast.kernels import configurations, outliers, product, quantization
-
-        row = configurations.INTERPRETER[0][2]._replace(block_m=256, block_n=256)
-        monkeypatch.setattr(product, "product_configuration", lambda *_: row)
-        monkeypatch.setattr(
-            quantization, "rows_configuration", lambda _, k: configurations.Rows(16 if k > 1 else 8192, 512 if k > 1 else 1, 4)
-        )
-        monkeypatch.setattr(outliers, "scan_configuration", lambda *_: configurations.Scan(2, 8192, 1, 4))
+def large_blocks(blocks):
+    blocks("rows", lambda k: {"rows": 16, "block_k": 512} if k > 1 else {"rows": 8192, "block_k": 1})
+    blocks("scan", {"block_m": 2, "block_k": 8192, "splits": 1})
+    blocks("product", {"block_m": 256, "block_n": 256})
 
 
 def quantize(side, quantizer, x, axis=-1):
