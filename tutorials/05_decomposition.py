@@ -30,6 +30,7 @@ from matplotlib import pyplot as plt
 import fast
 import reference
 from experiments import dial
+from experiments.outliers import readers
 from reference import Int8Linear, bounds
 from tutorials import checks, model_data, pictures, running_table, source
 from tutorials.example import W, X
@@ -152,9 +153,9 @@ source.show(reference.outlier_columns, reference.llm_int8_matmul, reference.deco
 # ## The same call on `fast`
 #
 # The regular part is equal, bit for bit. The outlier part is a float32 sum, which each implementation may add up in
-# its own order, so equality would be luck. What can be demanded is the standard bound: a sum of $|O|$ products in
-# float32, in any order, lies within $|O| \cdot 2^{-24}$ of the exact one, relative to the sum of the magnitudes; two
-# such sums lie within twice that. Adding both parts rounds once more on each side.
+# its own order, so equality would be luck. What can be demanded is the standard bound: a sum of the regular part and $|O|$ products in
+# float32, in any order, lies within $(|O| + 1) \cdot 2^{-24}$ of the exact one, relative to the sum of the magnitudes; two
+# such sums lie within twice that.
 
 # %%
 y = reference.llm_int8_matmul(x, w)
@@ -165,7 +166,7 @@ y_fast = fast.llm_int8_matmul(torch.from_numpy(x), torch.from_numpy(w)).numpy()
 assert np.array_equal(columns, fast.outlier_columns(torch.from_numpy(x)).numpy())
 assert np.array_equal(part, fast.quantized_matmul(torch.from_numpy(cleared), torch.from_numpy(w)).numpy())
 magnitudes = np.abs(x[:, columns]).astype(np.float64) @ np.abs(w[:, columns]).T
-bound = 2 * 2.0**-24 * (o * magnitudes + np.abs(part) + magnitudes)
+bound = 2 * (o + 1) * 2.0**-24 * (np.abs(part) + magnitudes)
 difference = np.abs(y.astype(np.float64) - y_fast)
 assert (difference <= bound).all()
 print("mask and regular part equal, bit for bit; Y within its bound, entry by entry")
@@ -233,7 +234,7 @@ read = np.stack([inputs[f"model.layers.{i}.{p}"] for i in range(30) for p in ("s
 by_size = np.abs(read).mean(axis=(0, 1)).argsort()
 columns = by_size[len(by_size) // 2 - 3 :][:6].tolist()
 reach = np.abs(read[:, :, columns]).max()
-readers = dial.readers(model, tokens[:, :8].numpy())
+read_by = readers(model, tokens[:, :8].numpy())
 factors = (1, 8, 64, 256)
 methods = {
     "absmax, vector-wise": {"threshold": None},
@@ -242,7 +243,7 @@ methods = {
 }
 curves = {name: [] for name in methods}
 for factor in factors:
-    turned = dial.turn(model, readers, columns, factor)
+    turned = dial.turn(model, read_by, columns, factor)
     for name, options in methods.items():
         curves[name].append(perplexity(fast.quantize_model(copy.deepcopy(turned), **options)))
 in_float = perplexity(model)
@@ -261,7 +262,7 @@ pictures.show(
 )
 print(f"float32: {in_float:.2f}\n{'factor':<32}" + "".join(f"{factor:>11}" for factor in factors))
 for name, values in curves.items():
-    print(f"{name:<32}" + "".join(f"{'~' + format(value, '.3g'):>11}" for value in values))
+    print(f"{name:<32}" + "".join(f"{model_data.about(value):>11}" for value in values))
 
 # %% [markdown]
 # It holds, whatever the size of the outliers. That is the paper's result, on a model for a laptop. (The
@@ -271,7 +272,7 @@ for name, values in curves.items():
 # of their row with weights of ordinary size:
 
 # %%
-reader = dial.turn(model, readers, columns, 256).get_submodule("model.layers.5.mlp.gate_proj").weight.numpy()
+reader = dial.turn(model, read_by, columns, 256).get_submodule("model.layers.5.mlp.gate_proj").weight.numpy()
 zero_codes = (reference.absmax_quantize(reader, axis=-1).codes[:, columns] == 0).mean()
 print(f"of the codes of these columns, {zero_codes:.0%} are 0 at factor 256")
 
