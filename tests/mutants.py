@@ -34,7 +34,7 @@ import time
 import tomllib
 import traceback
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -429,10 +429,16 @@ def main() -> int:
             print(f"{mutant.file}: {mutant.operator}: {line_of(source, mutant.start)}  ->  {line_of(mutant.apply(source), mutant.start)}")
         print(len(chosen[: options.sample]), "mutants")
         return 0
-    results, old, seconds = try_all(chosen, everything, sources, options)
-    record = summary(results, len(everything), options, seconds) | {"passed": old["passed"]}
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+    def save(results: dict[str, dict[str, Any]], passed: list[str], seconds: float) -> dict[str, Any]:
+        record = summary(results, len(everything), options, seconds) | {"passed": passed}
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        partial = options.out.with_suffix(".partial")
+        partial.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        partial.replace(options.out)
+        return record
+
+    record = try_all(chosen, everything, sources, options, save)
     print(
         f"{record['made']} of {record['possible']} mutants made, {record['killed']} killed ({record['timed_out']} by the clock), ", end=""
     )
@@ -441,9 +447,13 @@ def main() -> int:
 
 
 def try_all(
-    chosen: list[Mutant], everything: list[Mutant], sources: dict[str, str], options: argparse.Namespace
-) -> tuple[dict[str, dict[str, Any]], dict[str, Any], float]:
-    """Results by identity, those kept from the record included; that record, with the baselines that passed; the seconds of all."""
+    chosen: list[Mutant],
+    everything: list[Mutant],
+    sources: dict[str, str],
+    options: argparse.Namespace,
+    save: Callable[[dict[str, dict[str, Any]], list[str], float], dict[str, Any]],
+) -> dict[str, Any]:
+    """Tries the chosen mutants and returns the record, which is saved after each, so that a run that is ended can be resumed."""
     known = tomllib.loads(EQUIVALENT.read_text(encoding="utf-8"))["mutant"]
     old: dict[str, Any] = {"mutants": {}, "seconds": 0, "passed": []}
     if options.resume and options.out.exists():
@@ -474,8 +484,9 @@ def try_all(
             )
             if line["outcome"] == "survived":
                 print("    " + "\n    ".join(line["diff"]), flush=True)
+            save(results, old["passed"], old["seconds"] + time.monotonic() - started)
         os.chdir(ROOT)
-    return results, old, old["seconds"] + time.monotonic() - started
+    return save(results, old["passed"], old["seconds"] + time.monotonic() - started)
 
 
 def _judged(mutant: Mutant, source: str, outcome: str, seconds: float, known: list[dict[str, str]]) -> dict[str, Any]:
