@@ -30,6 +30,7 @@ from matplotlib import pyplot as plt
 import fast
 import reference
 from experiments import dial
+from experiments.outliers import readers
 from reference import features
 from tutorials import checks, model_data, pictures, running_table, source
 from tutorials.example import W, X
@@ -189,7 +190,7 @@ rng = np.random.default_rng(0)
 others = [perplexity_without(rng.choice(np.delete(np.arange(576), two), 2, replace=False).tolist()) for _ in range(5)]
 print(f"all features: {perplexity_without([]):.2f}")
 print(f"without 2 random ones, five draws: {min(others):.2f} to {max(others):.2f}")
-print(f"without columns {two}: ~{perplexity_without(two):.1e}")
+print(f"without columns {two}: {model_data.about(perplexity_without(two))}")
 
 # %% [markdown]
 # The model is destroyed. The paper reports the same of larger models (section 4.2): without the
@@ -269,11 +270,11 @@ read = np.stack([inputs[f"model.layers.{i}.{p}"] for i in range(30) for p in ("s
 by_size = np.abs(read).mean(axis=(0, 1)).argsort()
 columns = by_size[len(by_size) // 2 - 3 :][:6].tolist()
 reach = np.abs(read[:, :, columns]).max()
-readers = dial.readers(model, tokens[:, :8].numpy())  # for each norm, the linear layers that read it
+read_by = readers(model, tokens[:, :8].numpy())  # for each norm, the linear layers that read it
 factors = (1, 4, 16, 64, 256)
 curves = {"float32": [], "absmax, one scale each": [], "absmax, vector-wise": []}
 for factor in factors:
-    turned = dial.turn(model, readers, columns, factor)
+    turned = dial.turn(model, read_by, columns, factor)
     curves["float32"].append(perplexity(turned))
     for name, granularity in (("absmax, one scale each", "tensor"), ("absmax, vector-wise", "vector")):
         int8 = fast.quantize_model(copy.deepcopy(turned), threshold=None, granularity=granularity)
@@ -289,12 +290,12 @@ ax.legend()
 pictures.show(
     figure,
     "Perplexity against the size of the six columns, both axes logarithmic; a dashed line at 6. The float model stays at "
-    f"{curves['float32'][0]:.1f}. One scale each begins at ~{curves['absmax, one scale each'][0]:.0f} and reaches a million; "
+    f"{curves['float32'][0]:.1f}. One scale each begins at {model_data.about(curves['absmax, one scale each'][0])} and reaches a million; "
     "vector-wise holds out longer, and follows at the end.",
 )
 print(f"{'factor':<24}" + "".join(f"{factor:>11}" for factor in factors))
 for name, values in curves.items():
-    print(f"{name:<24}" + "".join(f"{'~' + format(value, '.3g'):>11}" for value in values))
+    print(f"{name:<24}" + "".join(f"{model_data.about(value):>11}" for value in values))
 
 # %% [markdown]
 # (`~` marks what may come out slightly otherwise on your processor: where one sum is rounded another way, a code turns, and
