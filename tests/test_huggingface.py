@@ -170,7 +170,7 @@ def test_generate_works_and_no_kind_of_cache_changes_its_tokens(tmp_path):
         (["lm_head", "down_proj"], {"lm_head", "model.layers.0.mlp.down_proj", "model.layers.1.mlp.down_proj"}),
         (["model.layers.1", "lm_head", r"model\.layers\.0\.mlp\..*"], None),
     ],
-    ids=str,
+    ids=["by default", "none", "by name", "by pattern"],
 )
 def test_skipped_modules_stay_float_and_are_in_the_summary(skip, expected, tmp_path):
     model_class = saved("llama", tmp_path / "float")
