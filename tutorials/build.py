@@ -35,7 +35,13 @@ ROOT = FOLDER.parent
 CELL_SECONDS = 300
 
 #: What a notebook runs under: a fixed number of threads. The chapters on kernels turn on Triton's interpreter themselves.
-ENVIRONMENT = {"OMP_NUM_THREADS": "2", "PYTHONHASHSEED": "0", "PYTHONPATH": str(ROOT)}
+#: The warning is tqdm's, which transformers imports, where Jupyter's widgets are not installed.
+ENVIRONMENT = {
+    "OMP_NUM_THREADS": "2",
+    "PYTHONHASHSEED": "0",
+    "PYTHONPATH": str(ROOT),
+    "PYTHONWARNINGS": "ignore:IProgress not found",
+}
 
 RELATIVE_TOLERANCE = 1e-3
 #: For a number with a ~ before it.
