@@ -179,7 +179,10 @@ def test_both_engines_give_the_same_perplexity_for_every_setting(rows: list[dict
     assert len(labels) == 1 + 6 * 2 * 2 + 6 * 2 * 2 * 2
     for label in labels:
         ours, theirs = found[label, "reference"], found[label, "fast"]
-        assert abs(ours["perplexity"] / theirs["perplexity"] - 1) < 0.5e-4, label  # 4 significant digits
+        # The float layers and the outlier products add up in another order on each side. The last place of such a sum now and then
+        # turns a code of the next layer, by one step of 127, in one of the many entries that a loss depends on. No bound follows
+        # for a perplexity; a setting that did something else would be off by percents (the next test).
+        assert abs(ours["perplexity"] / theirs["perplexity"] - 1) < 1e-3, label
         assert ours["outlier_share"] == theirs["outlier_share"], label
 
 
