@@ -243,7 +243,8 @@ def test_every_exercise_says_not_yet_to_its_stub_and_right_to_its_solution(playg
         stub = playground.locator(f".exercise[data-name={name}] textarea").input_value()
         state, text = run_exercise(playground, name, stub)
         assert (state, text.split(":")[0]) == ("wrong", "not yet")
-        answer = stub.replace(re.search(rf"^def {name}.*?(?=^checks|\Z)", stub, re.DOTALL | re.MULTILINE)[0], solutions()[name] + "\n\n")
+        functions = re.search(r"^def (my_\w+).*?(?=^checks\.|^my_\w+ =|\Z)", stub, re.DOTALL | re.MULTILINE)
+        answer = stub.replace(functions[0], solutions()[functions[1]] + "\n\n")
         state, text = run_exercise(playground, name, answer)
         assert (state, text.split(":")[0]) == ("right", "right"), text
 
