@@ -8,6 +8,7 @@ import pytest
 
 import fast
 import reference
+from experiments import perplexity, records
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -35,6 +36,12 @@ def test_the_lines_of_the_first_page_are_the_method():
     scope: dict = {}
     exec(re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)[0], scope)
     np.testing.assert_array_equal(scope["y"], reference.llm_int8_matmul(scope["x"], scope["w"]))
+
+
+def test_the_table_of_the_readme_is_the_one_that_the_demo_printed():
+    record = records.read("perplexity")
+    assert record is not None
+    assert records.table(*perplexity.cells(record["rows"])) in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
