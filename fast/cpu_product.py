@@ -57,7 +57,7 @@ def _best_route() -> str:
     """The fastest exact route of this processor: looked for at the first product, not at import."""
     if not (_has("vnni") and is_exact("int8")):
         return "float32"
-    # Without AMX packing gains nothing for one row and a tenth of the time for 64 and more: not worth a second copy of every weight.
+    # Without AMX packing loses for one row and gains little for many: not worth a second copy of every weight.
     return "packed" if _has("amx_tile") and is_exact("packed") else "int8"
 
 
@@ -105,8 +105,8 @@ def layer_product(codes: Tensor, weight: Tensor, dtype: torch.dtype, columns: Te
 def _product(a: Tensor, b: Tensor, dtype: torch.dtype, columns: Tensor | None) -> tuple[Tensor, Tensor | None]:
     """a @ b.T in `dtype`, and b[:, columns], by one walk over b.
 
-    Columns lie K bytes apart, one entry a cache line: gathering 20 of 4096 from memory takes as long as multiplying b with a row.
-    From a piece that the product has just brought into the cache they take a quarter of that.
+    Columns lie K bytes apart, one entry a cache line, so gathering a few of them reads much of the weight. It is done piece by
+    piece, of what the product has just brought into the cache.
     """
     (m, k), n = a.shape, b.shape[0]
     if 0 in (m, n, k):
@@ -117,8 +117,8 @@ def _product(a: Tensor, b: Tensor, dtype: torch.dtype, columns: Tensor | None) -
     product = a.new_empty(m, n, dtype=dtype)
     gathered = []
     for piece, result in zip(b.split(rows), product.split(rows, 1), strict=True):
-        # b is the left factor since oneDNN reorders the right one at every call, which had better be X: at K = N = 4096 it takes
-        # 2.6 ms against 6.8 ms with M = 16, and 20.8 ms + 1.2 ms for transposing the result against 24.4 ms with M = 256.
+        # b is the left factor since oneDNN reorders the right one at every call, which had better be X; transposing the
+        # result costs less.
         result.copy_(multiply(piece, right).T)
         if columns is not None:
             gathered.append(piece.index_select(1, columns))
