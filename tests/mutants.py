@@ -24,6 +24,7 @@ import difflib
 import hashlib
 import importlib
 import json
+import math
 import os
 import random
 import shutil
@@ -34,7 +35,7 @@ import time
 import tomllib
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -235,42 +236,64 @@ def _side(item: Any) -> Any:
     return side if type(side).__name__ == "Side" else None
 
 
-def run(mutant: Mutant, source: str, copy: Path) -> tuple[str, float]:
-    """How the tests take a mutant, "killed", "timed out" or "survived", and the seconds they took."""
-    path = copy / mutant.file
-    path.write_text(mutant.apply(source), encoding="utf-8")
-    started = time.monotonic()
-    child = os.fork()
-    if child == 0:
-        _run_tests(mutant.file, copy)
-    try:
-        return _outcome(child, started), time.monotonic() - started
-    finally:
-        path.write_text(source, encoding="utf-8")
+def tried(mutants: Iterable[Mutant], sources: dict[str, str], copies: list[Path], seconds: float) -> Iterator[tuple[Mutant, str, float]]:
+    """Runs the tests on one mutant after the other, in each of the copies at the same time.
+
+    Args:
+        mutants: what to try.
+        sources: the text of each file.
+        copies: where the tests run, one mutant in each.
+        seconds: after so long no other mutant is started.
+
+    Yields:
+        Each mutant when it is done; "killed", "timed out" or "survived"; the seconds it took.
+    """
+    waiting = iter(mutants)
+    begun = time.monotonic()
+    running: dict[Path, tuple[Mutant, int, float]] = {}
+    while True:
+        for copy in copies:
+            if copy in running or time.monotonic() - begun > seconds or (mutant := next(waiting, None)) is None:
+                continue
+            (copy / mutant.file).write_text(mutant.apply(sources[mutant.file]), encoding="utf-8")
+            child = os.fork()
+            if child == 0:
+                _run_tests(mutant.file, copy)
+            running[copy] = mutant, child, time.monotonic()
+        if not running:
+            return
+        for copy, (mutant, child, started) in list(running.items()):
+            outcome = _outcome(child, started)
+            if outcome is not None:
+                del running[copy]
+                (copy / mutant.file).write_text(sources[mutant.file], encoding="utf-8")
+                yield mutant, outcome, time.monotonic() - started
+        time.sleep(0.02)
 
 
-def check_baseline(pending: list[tuple[str, Mutant]], sources: dict[str, str], copy: Path, passed: list[str]) -> None:
+def check_baseline(pending: list[Mutant], sources: dict[str, str], copies: list[Path], passed: list[str]) -> None:
     """Runs the tests of each file without any fault: a test that fails by itself would count as a kill.
 
     Args:
         pending: the mutants that will be tried.
         sources: the text of each file.
-        copy: where the tests run.
+        copies: where the tests run.
         passed: digests of what has passed before, test files and sources; what passes now is added.
 
     Raises:
         SystemExit: one failed; its output is shown.
     """
-    everything = "".join(path.read_text(encoding="utf-8") for path in sorted(copy.rglob("*.py")))
-    for file in {tests_of(mutant.file): mutant.file for _, mutant in pending}.values():
-        digest = hashlib.sha256((everything + repr(tests_of(file))).encode()).hexdigest()[:16]
-        if digest in passed:
-            continue
-        outcome, seconds = run(Mutant(file, "none", 0, 0, ""), sources[file], copy)
-        print(f"without a fault: the tests of {file} {outcome}, {seconds:.1f} s", flush=True)
+    everything = "".join(path.read_text(encoding="utf-8") for path in sorted(copies[0].rglob("*.py")))
+    digests = {
+        file: hashlib.sha256((everything + repr(tests_of(file))).encode()).hexdigest()[:16]
+        for file in {tests_of(mutant.file): mutant.file for mutant in pending}.values()
+    }
+    unchanged = [Mutant(file, "none", 0, 0, "") for file, digest in digests.items() if digest not in passed]
+    for mutant, outcome, seconds in tried(unchanged, sources, copies, math.inf):
+        print(f"without a fault: the tests of {mutant.file} {outcome}, {seconds:.1f} s", flush=True)
         if outcome != "survived":
-            sys.exit((copy / "output.txt").read_text(encoding="utf-8", errors="replace"))
-        passed.append(digest)
+            sys.exit("".join((copy / "output.txt").read_text(encoding="utf-8", errors="replace") for copy in copies))
+        passed.append(digests[mutant.file])
 
 
 def _run_tests(file: str, copy: Path) -> None:
@@ -278,6 +301,8 @@ def _run_tests(file: str, copy: Path) -> None:
     code = 1
     try:
         os.setsid()
+        os.chdir(copy)
+        sys.path[0] = str(copy)
         output = os.open(copy / "output.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(output, 1)
         os.dup2(output, 2)
@@ -295,40 +320,43 @@ def _run_tests(file: str, copy: Path) -> None:
         os._exit(code)
 
 
-def _outcome(child: int, started: float) -> str:
-    while True:
-        ended, status = os.waitpid(child, os.WNOHANG)
-        if ended:
-            return "survived" if status == 0 else "killed"
-        if time.monotonic() - started > SECONDS:
-            os.killpg(child, signal.SIGKILL)
-            os.waitpid(child, 0)
-            return "timed out"
-        time.sleep(0.02)
+def _outcome(child: int, started: float) -> str | None:
+    """How the tests in process `child` ended, or None while they run."""
+    ended, status = os.waitpid(child, os.WNOHANG)
+    if ended:
+        return "survived" if status == 0 else "killed"
+    if time.monotonic() - started > SECONDS:
+        os.killpg(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        return "timed out"
+    return None
 
 
-def make_copy(folder: Path) -> None:
-    """Copies what the tests need, and imports here what every mutant needs, so that it is imported once."""
+def make_copies(folder: Path, processes: int) -> list[Path]:
+    """Copies what the tests need, once for each process, and imports here what every mutant needs, so that it is imported once."""
     ignored = shutil.ignore_patterns("__pycache__", "*.png", "results")
-    for name in COPIED:
-        source, target = ROOT / name, folder / name
-        if source.is_dir():
-            shutil.copytree(source, target, ignore=ignored)
-        else:
-            target.parent.mkdir(exist_ok=True)
-            shutil.copy(source, target)
+    copies = [folder / str(process) for process in range(processes)]
+    for copy in copies:
+        for name in COPIED:
+            source, target = ROOT / name, copy / name
+            if source.is_dir():
+                shutil.copytree(source, target, ignore=ignored)
+            else:
+                target.parent.mkdir(exist_ok=True, parents=True)
+                shutil.copy(source, target)
     # The same size and the same second would pass for the same file.
     sys.dont_write_bytecode = True
     os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
     os.environ["TRITON_INTERPRET"] = "1"
     os.environ["HYPOTHESIS_PROFILE"] = "mutants"
-    os.chdir(folder)
-    sys.path[:] = [str(folder), *(entry for entry in sys.path if Path(entry or ".").resolve() != ROOT)]
+    # The first entry becomes the copy of each child.
+    sys.path[:] = ["", *(entry for entry in sys.path if Path(entry or ".").resolve() != ROOT)]
     for package in ("numpy", "torch", "triton", "triton.language", "triton.runtime.interpreter", "hypothesis", "pytest"):
         importlib.import_module(package)
     sys.modules["torch"].set_num_threads(1)
     for name in [name for name in sys.modules if name.partition(".")[0] in ("tests", "fast", "reference")]:
         del sys.modules[name]
+    return copies
 
 
 def line_of(source: str, position: int) -> str:
@@ -379,7 +407,7 @@ def summary(results: dict[str, dict[str, Any]], possible: int, options: argparse
     killed = outcomes["killed"] + outcomes["timed out"]
     judged = len(results) - outcomes["equivalent"]
     return {
-        "command": "python -m tests.mutants",
+        "command": "python -m tests.mutants --resume",
         "date": datetime.date.today().isoformat(),
         "versions": {"python": sys.version.split()[0], **{name: metadata.version(name) for name in PACKAGES}},
         "seed": options.seed,
@@ -403,6 +431,7 @@ def parse() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m tests.mutants", description=__doc__.partition("\n")[0])
     parser.add_argument("--minutes", type=float, default=28, help="start no mutant after this long (28)")
+    parser.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="how many mutants are tried at a time (one a core)")
     parser.add_argument("--sample", type=int, help="try at most this many, a random sample")
     parser.add_argument("--seed", type=int, default=0, help="of the order in which mutants are tried (0)")
     parser.add_argument("--file", action="append", help="only this file; may be given several times")
@@ -463,29 +492,25 @@ def try_all(
         name = identity(mutant, sources[mutant.file])
         if name in old["mutants"]:
             results[name] = _judged(mutant, sources[mutant.file], *old["mutants"][name], known)
-    named = [(identity(mutant, sources[mutant.file]), mutant) for mutant in chosen]
-    pending = [(name, mutant) for name, mutant in named if name not in results]
-    again = [(name, mutant) for name, mutant in named if name in results and results[name]["outcome"] == "survived"]
-    pending = (pending + again)[: options.sample]
+    names = {mutant: identity(mutant, sources[mutant.file]) for mutant in chosen}
+    pending = [mutant for mutant in chosen if names[mutant] not in results]
+    pending += [mutant for mutant in chosen if names[mutant] in results and results[names[mutant]]["outcome"] == "survived"]
+    pending = pending[: options.sample]
 
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
-        make_copy(Path(folder))
-        check_baseline(pending, sources, Path(folder), old["passed"])
-        for tried, (name, mutant) in enumerate(pending):
-            if time.monotonic() - started > 60 * options.minutes:
-                break
-            outcome, seconds = run(mutant, sources[mutant.file], Path(folder))
-            results[name] = _judged(mutant, sources[mutant.file], outcome, seconds, known)
-            line = results[name]
+        copies = make_copies(Path(folder), options.processes)
+        check_baseline(pending, sources, copies, old["passed"])
+        left = 60 * options.minutes - (time.monotonic() - started)
+        for number, (mutant, outcome, seconds) in enumerate(tried(pending, sources, copies, left)):
+            line = results[names[mutant]] = _judged(mutant, sources[mutant.file], outcome, seconds, known)
             print(
-                f"{tried + 1}/{len(pending)} {line['outcome']:>10} {seconds:6.1f} s  {mutant.file}:{line['line']} {mutant.operator}",
+                f"{number + 1}/{len(pending)} {line['outcome']:>10} {seconds:6.1f} s  {mutant.file}:{line['line']} {mutant.operator}",
                 flush=True,
             )
             if line["outcome"] == "survived":
                 print("    " + "\n    ".join(line["diff"]), flush=True)
             save(results, old["passed"], old["seconds"] + time.monotonic() - started)
-        os.chdir(ROOT)
     return save(results, old["passed"], old["seconds"] + time.monotonic() - started)
 
 
