@@ -5,6 +5,7 @@ inputs are made of such entries, at a level and with a share that Hypothesis cho
 of error and bound. The ratios are in the statistics: `pytest tests/test_bounds.py --hypothesis-show-statistics`.
 """
 
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -211,6 +212,80 @@ def test_only_regular_columns_pay_and_outliers_add_no_more_than_roundings(seed, 
     roundings = 3 * (outlier + 2) * bounds.U * np.abs(x).sum(-1, keepdims=True, dtype=np.float64) + k * bounds.UNDERFLOW
     product = bounds.quantized_matmul_bound(x_scale, w_scale, regular)
     assert np.all(bounds.llm_int8_matmul_bound(x, w) <= product + roundings)
+
+
+# The formulas of docs/bounds.md once more, an entry at a time and in fractions: a wrong constant may leave a bound a bound.
+
+STEPS = {"absmax": 127, "zeropoint": 255}
+RHO = {"absmax": Fraction(1, 2**14), "zeropoint": Fraction(1, 2**12)}
+U, UNDERFLOW, ZERO_SLICE = Fraction(1, 2**24), Fraction(1, 2**126), Fraction(1, 2**100)
+#: The functions round in float64, fewer than 32 times; nothing cancels.
+RTOL = 32 * U64
+
+
+def error_and_most(scale: float, quantizer: str) -> tuple[Fraction, Fraction]:
+    """e and L s of a slice."""
+    s = Fraction(float(scale))
+    return (s * (Fraction(1, 2) + RHO[quantizer]), STEPS[quantizer] * s) if s else (ZERO_SLICE, ZERO_SLICE)
+
+
+def product_in_fractions(x_scale: float, w_scale: float, k: int, quantizer: str) -> Fraction:
+    (ex, mx), (ew, mw) = error_and_most(x_scale, quantizer), error_and_most(w_scale, quantizer)
+    return k * (ex * mw + mx * ew + 4 * U * mx * mw) + UNDERFLOW
+
+
+def llm_int8_in_fractions(x: NDArray, w: NDArray, quantizer: str, granularity: str, outlier_weight: str, bias: NDArray | None) -> NDArray:
+    """Columns with an entry of 6 or more are the outliers."""
+    quantize = getattr(reference, f"{quantizer}_quantize")
+    large = (np.abs(x) >= 6).any(0)
+    x_axis, w_axis = {"tensor": (None, None), "row": (-1, None), "vector": (-1, -1)}[granularity]
+    x_scale = np.broadcast_to(quantize(np.where(large, np.float32(0), x), x_axis).scale, (len(x), 1))
+    w_scale = np.broadcast_to(quantize(w, w_axis).scale, (len(w), 1))
+    regular, outliers = int((~large).sum()), int(large.sum())
+    gamma = 2 * outliers * U / (1 - 2 * outliers * U)
+    bound = np.zeros((len(x), len(w)))
+    for m, n in np.ndindex(*bound.shape):
+        total = sum((abs(Fraction(float(entry))) for entry in x[m, large]), Fraction())
+        (_, mx), (ew, mw) = error_and_most(x_scale[m, 0], quantizer), error_and_most(w_scale[n, 0], quantizer)
+        outlier = total * ((ew if outlier_weight == "dequantized" else 0) + gamma * mw) + outliers * UNDERFLOW
+        b = 0 if bias is None else abs(Fraction(float(bias[n])))
+        sums = (3 * U + gamma) * regular * mx * mw + 3 * U * (total * mw + b)
+        bound[m, n] = product_in_fractions(x_scale[m, 0], w_scale[n, 0], regular, quantizer) + outlier + sums
+    return bound
+
+
+@pytest.mark.parametrize("quantizer", QUANTIZERS)
+def test_the_bounds_of_a_slice_are_half_a_step_and_all_steps(quantizer):
+    scale = np.array([[0.375], [0.0], [2.0**-108], [3.0]], np.float32)
+    expected = np.array([[float(v) for v in error_and_most(s, quantizer)] for s in scale[:, 0]])
+    np.testing.assert_array_equal(bounds.round_trip_bound(scale, quantizer), expected[:, :1])
+    np.testing.assert_array_equal(bounds.magnitude_bound(scale, quantizer), expected[:, 1:])
+
+
+@pytest.mark.parametrize("k", [0, 1, 20])
+@pytest.mark.parametrize("quantizer", QUANTIZERS)
+def test_the_bound_of_a_product_is_its_formula(quantizer, k):
+    x_scale, w_scale = np.array([[0.375], [0.0], [2.0**-60]], np.float32), np.array([[3.0], [2.0**-66]], np.float32)
+    expected = [[float(product_in_fractions(x, w, k, quantizer)) for w in w_scale[:, 0]] for x in x_scale[:, 0]]
+    np.testing.assert_allclose(bounds.quantized_matmul_bound(x_scale, w_scale, k, quantizer), expected, rtol=RTOL)
+
+
+@pytest.mark.parametrize("magnitude", [1.0, 2.0**-70, 0.0])  # the last two: down to where underflow counts
+@pytest.mark.parametrize("outliers", [0, 1, 3, 9])  # of 9 columns
+@pytest.mark.parametrize("outlier_weight", OUTLIER_WEIGHTS)
+@pytest.mark.parametrize("granularity", GRANULARITIES)
+@pytest.mark.parametrize("quantizer", QUANTIZERS)
+def test_the_bound_of_llm_int8_is_its_formula(quantizer, granularity, outlier_weight, outliers, magnitude):
+    rng = np.random.default_rng(outliers)
+    x, w, bias = (rng.uniform(-1, 1, shape).astype(np.float32) for shape in ((3, 9), (5, 9), 5))
+    x *= 5.5 * magnitude
+    x[0, -1] = -5.5 * magnitude
+    x[1, :outliers] = np.arange(6, 6 + outliers) * (-1) ** np.arange(outliers)
+    w *= magnitude
+    options: Any = {"quantizer": quantizer, "granularity": granularity, "outlier_weight": outlier_weight}
+    for b in (None, bias):
+        expected = llm_int8_in_fractions(x, w, **options, bias=b)
+        np.testing.assert_allclose(bounds.llm_int8_matmul_bound(x, w, **options, bias=b), expected, rtol=RTOL)
 
 
 def test_a_slice_without_a_scale_has_no_bound_and_a_zero_slice_one_below_any_number_that_counts():
