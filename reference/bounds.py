@@ -118,7 +118,6 @@ def llm_int8_matmul_bound(
     """
     x, w = arguments.floats("x", x), arguments.floats("w", w, ndim=2)
     arguments.same_k("x", x, "w", w)
-    arguments.one_of("quantizer", quantizer, arguments.QUANTIZERS)
     arguments.one_of("granularity", granularity, arguments.GRANULARITIES)
     arguments.one_of("outlier_weight", outlier_weight, arguments.OUTLIER_WEIGHTS)
     rows = arguments.rows_of(x)

@@ -308,11 +308,13 @@ def test_a_bound_grows_with_k_and_is_rounding_alone_without_a_column():
         ({"granularity": "column"}, "granularity must be one of"),
         ({"outlier_weight": "int8"}, "outlier_weight must be one of"),
         ({"threshold": -1.0}, "threshold must be 0 or more"),
+        ({"w": np.ones((4, 1), np.float32)}, "x and w must have the same last dimension K"),
     ],
 )
 def test_a_bound_names_the_argument_that_it_cannot_use(arguments, message):
+    x, w = np.ones((2, 3), np.float32), np.ones((4, 3), np.float32)
     with pytest.raises(ValueError, match=message):
-        bounds.llm_int8_matmul_bound(np.ones((2, 3), np.float32), np.ones((4, 3), np.float32), **arguments)
+        bounds.llm_int8_matmul_bound(**({"x": x, "w": w} | arguments))
     if "quantizer" in arguments:
         for function in (bounds.round_trip_bound, bounds.magnitude_bound):
             with pytest.raises(ValueError, match=message):
