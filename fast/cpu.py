@@ -65,9 +65,8 @@ def _inverse_and_scale(extent: Tensor, steps: float) -> tuple[Tensor, Tensor, bo
         return extent.reciprocal().mul_(steps), extent / steps, True
     finite = extent.isfinite()
     usable = finite & (extent >= ZERO_SLICE)
-    safe = torch.where(usable, extent, 1.0)
-    inverse = torch.where(usable, safe.reciprocal().mul_(steps), 0.0)
-    return inverse, torch.where(usable, safe / steps, torch.where(finite, 0.0, torch.nan)), bool(finite.all())
+    inverse = torch.where(usable, extent.reciprocal().mul_(steps), 0.0)
+    return inverse, torch.where(usable, extent / steps, torch.where(finite, 0.0, torch.nan)), bool(finite.all())
 
 
 def _codes(slices: Tensor, inverse: Tensor, finite: bool) -> Tensor:

@@ -21,7 +21,7 @@ import fast
 from fast import Int8Linear, cpu, cpu_product
 from fast.arguments import MAX_K
 from tests import strategies as some
-from tests.comparison import QUANTIZERS, REFERENCE, assert_product, assert_same
+from tests.comparison import CPU, QUANTIZERS, REFERENCE, assert_product, assert_same
 
 #: Those that are exact on this processor; one without VNNI instructions has the last only.
 ROUTES = [name for name in cpu_product.ROUTES if cpu_product.is_exact(name)]
@@ -135,6 +135,18 @@ def test_a_layer_is_within_the_bound_of_the_reference_by_every_route(route, quan
             assert_product(ours(x), expected, x, met, REFERENCE.outlier_columns(x, threshold), bias)
 
 
+@pytest.mark.parametrize("block", [1, 175, 350])  # many blocks; two of the product's 9 rows of 35; two of the input's 9 rows of 70
+@pytest.mark.parametrize("quantizer", QUANTIZERS)
+def test_blocks_of_few_rows_are_put_together_in_order(quantizer, block, monkeypatch):
+    monkeypatch.setattr(cpu, "BLOCK", block)
+    x = some.Recipe((9, 70), torch.float32, seed=2, outliers="some columns").tensor()
+    w, bias = (some.Recipe(shape, torch.float32, seed=1, exponent=-3).tensor() for shape in ((35, 70), (35,)))
+    for actual, expected in zip(*(getattr(side, f"{quantizer}_quantize")(x, -1) for side in (CPU, REFERENCE)), strict=True):
+        assert_same(actual, expected)
+    y, expected = (side.layer(w, bias, 6.0, "float", quantizer)(x) for side in (CPU, REFERENCE))
+    assert_product(y, expected, x, w, REFERENCE.outlier_columns(x), bias)
+
+
 @pytest.mark.parametrize("k", [2**15 - 1, 2**15, MAX_K["zeropoint"]])
 def test_zeropoint_corrections_of_the_largest_codes_are_exact(k):
     # Codes of -128 to 127 with the zero points at the other end: the corrected sum needs up to 34 bits.
@@ -171,10 +183,59 @@ def test_a_torch_without_the_operators_takes_the_float32_route(monkeypatch):
     assert cpu_product._best_route.__wrapped__() == "float32"
 
 
-def test_a_product_that_saturates_is_not_exact(monkeypatch):
-    exact = torch._int_mm
-    monkeypatch.setattr(torch, "_int_mm", lambda b, a: exact(b, a).clamp(max=2**15 - 1))
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda product: product.clamp(max=2**15 - 1),
+        lambda product: product.clamp(min=-(2**15)),
+        lambda product: product + (product.shape[1] == 1),
+        lambda product: product + (product.shape[1] > 1),
+        lambda product: product + torch.eye(*product.shape, dtype=torch.int32)[[-1, *range(len(product) - 1)]],
+    ],
+    ids=["positive sums", "negative sums", "one row", "many rows", "some entries"],
+)
+def test_a_product_that_is_wrong_somewhere_is_not_exact(spoil, monkeypatch):
+    def product(b, a):
+        return b.int() @ a.int()
+
+    monkeypatch.setattr(torch, "_int_mm", product)
+    assert cpu_product.is_exact("int8")
+    monkeypatch.setattr(torch, "_int_mm", lambda b, a: spoil(product(b, a)))
     assert not cpu_product.is_exact("int8")
+
+
+def test_the_float32_route_sums_as_many_products_as_are_exact():
+    assert cpu_product.EXACT_K * 128**2 <= 2**24 < (cpu_product.EXACT_K + 1) * 128**2
+
+
+@pytest.mark.parametrize(
+    ("instructions", "exact", "best"),
+    [
+        ({"vnni", "amx_tile"}, {"int8", "packed"}, "packed"),
+        ({"vnni", "amx_tile"}, {"int8"}, "int8"),
+        ({"vnni"}, {"int8", "packed"}, "int8"),
+        ({"vnni", "amx_tile"}, {"packed"}, "float32"),
+        ({"amx_tile"}, {"int8", "packed"}, "float32"),
+        (set(), {"int8", "packed"}, "float32"),
+        ({"vnni", "amx_tile"}, set(), "float32"),
+    ],
+)
+@pytest.mark.parametrize("named", [True, False])  # whether this Torch can say anything of instructions that are not there
+def test_the_best_route_needs_the_instructions_and_right_sums(instructions, exact, best, named, monkeypatch):
+    for name in "vnni", "amx_tile":
+        if named or name in instructions:
+            monkeypatch.setattr(torch.cpu, f"_is_{name}_supported", lambda has=name in instructions: has, raising=False)
+        else:
+            monkeypatch.delattr(torch.cpu, f"_is_{name}_supported", raising=False)
+    monkeypatch.setattr(cpu_product, "is_exact", lambda name: name in exact)
+    assert cpu_product._best_route.__wrapped__() == best
+
+
+def test_an_error_ends_a_route():
+    with cpu_product.route("int8"):
+        with pytest.raises(RuntimeError), cpu_product.route("float32"):
+            raise RuntimeError
+        assert cpu_product.chosen_route() == "int8"
 
 
 def test_an_unknown_route_is_refused():

@@ -52,6 +52,11 @@ def test_a_slice_counts_from_two_to_the_minus_100_on(side, quantizer):
     assert [z.tolist() for z in zero_point] == ([] if quantizer == "absmax" else [[[-128], [0]]])
 
 
+def test_a_weight_counts_from_two_to_the_minus_100_on(side):
+    layer = side.layer(torch.tensor([[SMALLEST, 0.0], [JUST_BELOW, 0.0]]), None, None)
+    assert layer(torch.tensor([[1 / SMALLEST, 0.0]])).tolist() == [[pytest.approx(1, rel=1e-6), 0.0]]
+
+
 def test_a_zeropoint_slice_counts_by_its_range(side):
     half = SMALLEST / 2
     _, scale, zero_point = side.zeropoint_quantize(torch.tensor([[half, -half], [half, 0.0]]), -1)

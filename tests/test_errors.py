@@ -8,6 +8,8 @@ import torch
 
 import fast
 import reference
+from fast import cpu
+from fast.dispatch import implementation
 
 NAN = float("nan")
 
@@ -275,6 +277,13 @@ def test_a_module_brings_its_own_bias():
 def test_an_unknown_backend_is_refused():
     with pytest.raises(ValueError, match="backend must be one of 'auto', 'triton', 'cpu', got 'cuda'"), fast.backend("cuda"):
         pass
+
+
+def test_an_error_ends_a_backend():
+    with fast.backend("cpu"):
+        with pytest.raises(RuntimeError), fast.backend("triton"):
+            raise RuntimeError
+        assert implementation(torch.ones(1)) is cpu
 
 
 @pytest.mark.parametrize("threshold", [np.float16(6.0), np.float32(6.0), np.int64(6), 6])

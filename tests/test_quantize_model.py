@@ -2,6 +2,7 @@
 
 import copy
 import logging
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -186,6 +187,40 @@ def test_a_bare_linear_layer_is_replaced_and_returned():
     assert layer.quantization_summary.quantized == {"": (8 * 4 * 4 + 4 * 4, 8 * 4 + 4 * 4 + 4 * 4)}
 
 
+def test_a_float_layer_goes_as_soon_as_its_int8_layer_is_there(monkeypatch):
+    model, alive, from_float = nn.Sequential(*(nn.Linear(4, 4) for _ in range(5))), [], Int8Linear.from_float
+    layers = [weakref.ref(layer) for layer in model]
+
+    def counting(*arguments: Any) -> Int8Linear:
+        alive.append(sum(layer() is not None for layer in layers))
+        return from_float(*arguments)
+
+    monkeypatch.setattr(Int8Linear, "from_float", counting)
+    fast.quantize_model(model)
+    assert alive == [5, 4, 3, 2, 1]
+
+
+def test_after_a_failure_the_model_works_says_how_far_it_came_and_can_go_on(monkeypatch):
+    model, x, from_float = nn.Sequential(*(nn.Linear(4, 4) for _ in range(3))), torch.ones(2, 4), Int8Linear.from_float
+    expected = fast.quantize_model(copy.deepcopy(model))(x)
+
+    def failing(module: nn.Module, *arguments: Any) -> Int8Linear:
+        if module is model[1]:
+            raise MemoryError("no memory")
+        return from_float(module, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Int8Linear, "from_float", failing)
+        with pytest.raises(MemoryError, match="no memory") as caught:
+            fast.quantize_model(model)
+    assert caught.value.__notes__ == [
+        "quantize_model stopped at 1: 1 of 3 layers are int8, the others still float; the model works as it is, and calling again goes on"
+    ]
+    assert int8_layers(model) == ["0"]
+    assert model(x).shape == (2, 4)
+    assert_same(fast.quantize_model(model)(x), expected)
+
+
 # What stays, and why.
 
 
@@ -332,6 +367,10 @@ def test_the_summary_prints_as_a_table_with_the_reasons_under_it():
         "model                      7.4         4.1",
         "kept head: named in skip",
     ]
+
+
+def test_a_new_summary_counts_nothing():
+    assert Summary() == Summary({}, {}, 0, 0)
 
 
 def test_it_logs_and_does_not_print(model, caplog, capfd):
