@@ -405,7 +405,7 @@ def kernel_stages() -> dict[str, Contender]:
             weight = QuantizedWeight(*fast.absmax_quantize(w, -1))
 
             def bind(x: Tensor) -> Call:
-                codes, scale, _, _, listed = quantization.quantize_regular(x, limit, True, False, False)
+                codes, scale, _, _, listed = quantization.quantize_regular(x, limit, True, False, False, weight.codes)
                 y = x.new_empty(x.shape[0], w.shape[0])
                 return lambda: product.launch_product(codes, weight.codes, y, x, weight, None, listed, scale)
 

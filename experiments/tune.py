@@ -75,7 +75,9 @@ def cases(arch: str) -> list[Case]:
     found = []
     for most_m, most_n, row in configurations.PRODUCTS[arch]:
         m, n = most_m or LARGE_M, most_n or LARGE_N
-        found.append(Case(f"product {m} x {n} x {n}", row, n * (m + n), partial(launch_product, m=m, n=n, dtype=torch.bfloat16)))
+        gathered = configurations.gather_configuration(arch, m, n)
+        build = partial(launch_product, m=m, n=n, dtype=torch.bfloat16, gathered=gathered.columns if gathered else 0)
+        found.append(Case(f"product {m} x {n} x {n}", row, n * (m + n), build))
     m, n, row = LARGE_M, LARGE_N, configurations.GENERAL[arch]
     found.append(Case(f"product {m} x {n} x {n}, float32", row, n * (m + n), partial(launch_product, m=m, n=n, dtype=torch.float32)))
     for most_m, most_n, row in configurations.DECODES[arch]:
@@ -88,14 +90,17 @@ def cases(arch: str) -> list[Case]:
     return found
 
 
-def launch_product(device: str, m: int, n: int, dtype: torch.dtype) -> Callable[[Any], Tensor]:
-    """The product with outlier columns, K = N."""
+def launch_product(device: str, m: int, n: int, dtype: torch.dtype, gathered: int = 0) -> Callable[[Any], Tensor]:
+    """The product with outlier columns, K = N; `gathered`: for how many of them there is place side by side."""
     x, weight = activations(device, m, n, dtype), quantized_weight(device, n)
     codes, scale = filled(device, (m, n), torch.int8), filled(device, (m, 1), torch.float32)
-    listed = filled(device, (n + 1,), torch.int32)
+    listed = outliers.Outliers(filled(device, (n + 1,), torch.int32))
     if device != "meta":
         columns = torch.arange(0, n, OUTLIER_EVERY, dtype=torch.int32, device=device)
-        listed[: len(columns)], listed[-1] = columns, len(columns)
+        listed.columns[: len(columns)], listed.columns[-1] = columns, len(columns)
+    if gathered:
+        sides = filled(device, (m, gathered), dtype), filled(device, (n, gathered), torch.int8)
+        listed = outliers.Outliers(listed.columns, *sides)
     return lambda config: product.launch_product(
         codes, weight.codes, torch.empty(m, n, dtype=dtype, device=device), x, weight, None, listed, scale, config=config
     )
@@ -116,7 +121,7 @@ def launch_scan(device: str, m: int, k: int) -> Callable[[Any], Tensor]:
 def launch_rows(device: str, m: int, k: int) -> Callable[[Any], Tensor]:
     """Codes of rows, without a threshold."""
     x = activations(device, m, k, torch.bfloat16)
-    return lambda config: quantization.quantize_regular(x, None, True, False, False, config)[0]
+    return lambda config: quantization.quantize_regular(x, None, True, False, False, config=config)[0]
 
 
 #: One column in so many is an outlier column: 0.1 %.

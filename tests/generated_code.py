@@ -45,6 +45,7 @@ KERNELS = {
     k.__name__: k for k in (outliers.scan_columns, quantization.quantize_rows, product.product_kernel, decode.decode_kernel)
 }  # fmt: skip
 OPTIONS = ("num_warps", "num_stages", "enable_fp_fusion")
+NVIDIA_OPTIONS = ("maxnreg",)
 NVIDIA_TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
 
@@ -128,6 +129,8 @@ def launches(arch: str, wanted: Container[str] | None = None) -> list[Launch]:
 
     def note(kernel: JITFunction, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
         options = tuple((key, kwargs.pop(key)) for key in OPTIONS)
+        extra = tuple((key, kwargs.pop(key)) for key in NVIDIA_OPTIONS if key in kwargs)
+        options += () if arch == "gfx942" else extra
         launch = specialize(arch, case, kernel, dict(zip(kernel.arg_names, args, strict=False)) | kwargs, options)
         noted.setdefault(launch[2:], launch)
 

@@ -75,6 +75,8 @@ def check_nvidia(kernel: Facts) -> None:
         assert read(kernel, "UTMALDG", "LDGSTS.E.BYPASS.128", "LDGSTS.E.BYPASS.LTC128B.128", "LDG.E.128"), "no load of 16 bytes"
         if kernel["kernel"] == "product_kernel":
             assert bool(read(kernel, "UTMALDG")) == (arch == "sm_90" and "float32" not in kernel["case"] and "64-bit" not in kernel["case"])
+            if kernel["signature"]["x_outliers"] != "constexpr":
+                assert read(kernel, "LDG.E.128"), "gathered columns in small loads"
         if kernel["kernel"] == "scan_columns":
             assert not read(kernel, "LDG.E.U8", "LDG.E.U16", "LDG.E.S8"), "loads of single entries"
     if kernel["kernel"] in ("quantize_rows", "decode_kernel"):
@@ -139,8 +141,8 @@ def kernel_facts(**changes: Any) -> Facts:
     """What a faultless product kernel of sm_90 looks like, changed."""
     facts = {
         "arch": "sm_90", "case": "large, absmax", "kernel": "product_kernel", "shared": 1000, "stack": 0, "constants": {},
-        "signature": {"outliers": "*i32", "x": "*fp16", "float_weight": "constexpr"},
-        "instructions": {"IGMMA.64x128x32.S8.S8": 8, "HGMMA.64x256x16.F32": 1, "UTMALDG.2D": 8, "FMUL": 3},
+        "signature": {"outliers": "*i32", "x": "*fp16", "float_weight": "constexpr", "x_outliers": "*fp16"},
+        "instructions": {"IGMMA.64x128x32.S8.S8": 8, "HGMMA.64x256x16.F32": 2, "UTMALDG.2D": 8, "LDG.E.128": 2, "FMUL": 3},
         "rounding_sums": 0, "fused_rounding": 0,
     }  # fmt: skip
     instructions = facts["instructions"] | changes.pop("instructions", {})
@@ -154,7 +156,8 @@ FAULTS = {
     "no IGMMA": {"instructions": {"IGMMA.64x128x32.S8.S8": 0}},
     "the older int8 instruction": {"instructions": {"IMMA.16832.S8.S8": 1}},
     "outliers without matrix instruction": {"instructions": {"HGMMA.64x256x16.F32": 0}},
-    "a float product without outliers": {"signature": {"outliers": "constexpr", "x": "*fp16", "float_weight": "constexpr"}},
+    "a float product without outliers": {"signature": kernel_facts()["signature"] | {"outliers": "constexpr"}},
+    "gathered columns in small loads": {"instructions": {"LDG.E.128": 0, "LDG.E.U8": 32}},
     "loads of single bytes": {"instructions": {"UTMALDG.2D": 0, "LDG.E.U8": 8}},
     "no copy engine": {"instructions": {"UTMALDG.2D": 0, "LDG.E.128": 8}},
     "flushing": {"instructions": {"FMUL.FTZ": 1}},

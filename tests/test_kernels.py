@@ -195,6 +195,57 @@ def test_with_outliers_the_result_is_within_the_bound(m, policy, quantizer, dtyp
     layer.check(normal((m, 70), dtype, seed=1, outliers=(0, 31, 32, 69)))
 
 
+def gather_with(monkeypatch: pytest.MonkeyPatch, configuration: configurations.Gather | None) -> None:
+    monkeypatch.setattr(quantization, "gather_configuration", lambda *_: configuration)
+
+
+def with_columns_of_outliers(shape: tuple[int, int], columns: tuple[int, ...]) -> torch.Tensor:
+    x = normal(shape, seed=1)
+    x[shape[0] - 1, list(columns)] = 20.0
+    return x
+
+
+GATHERED = (0, 1, 7, 30, 31, 32, 68, 69)
+
+
+@pytest.mark.parametrize("source", ["codes", "floats", "strided codes"])
+@pytest.mark.parametrize("capacity", [4, 8, 16])
+@pytest.mark.parametrize("columns", [(), (69,), GATHERED[:4], GATHERED[:5], GATHERED], ids=len)
+def test_gathered_columns_are_the_first_outlier_columns_of_both_matrices_in_their_order(monkeypatch, source, capacity, columns):
+    gather_with(monkeypatch, configurations.Gather(8, 4, capacity))
+    x = with_columns_of_outliers((21, 70), columns)
+    w = normal((13, 70)) if source == "floats" else torch.randint(-128, 128, (13, 70), dtype=torch.int8, device=DEVICE)
+    w = w.T.contiguous().T if source == "strided codes" else w
+    found = quantization.quantize_regular(x, 6.0, True, False, False, w).outliers
+    assert found is not None
+    assert found.columns[70] == len(columns)
+    assert found.columns[: len(columns)].tolist() == list(columns)
+    whole = -(-min(len(columns), capacity) // 4) * 4  # blocks of 4, filled up with zeros
+    for side, of in ((found.x, x), (found.w, w)):
+        assert side is not None
+        expected = torch.zeros(of.shape[0], whole, dtype=of.dtype)
+        expected[:, : min(len(columns), capacity)] = of[:, list(columns[:capacity])].cpu()
+        assert_same(side[:, :whole], expected)
+
+
+@pytest.mark.parametrize("policy", ["dequantized", "float"])
+@pytest.mark.parametrize("quantizer", QUANTIZERS)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_gathering_changes_no_bit(monkeypatch, dtype, quantizer, policy):
+    layer = Layer(normal((41, 70), dtype), normal((1, 41), dtype)[0], 6.0, policy, quantizer, "vector")
+    x = with_columns_of_outliers((37, 70), tuple(range(0, 70, 3))).to(dtype)  # 24 columns
+    gather_with(monkeypatch, None)
+    in_place = layer(x)
+    for gathered in (configurations.Gather(32, 32, 32), configurations.Gather(8, 16, 16)):  # all of them, and some
+        gather_with(monkeypatch, gathered)
+        assert_same(layer(x), in_place)
+
+
+def test_float32_outliers_are_not_gathered(monkeypatch):
+    monkeypatch.setattr(quantization, "gather", None)  # no kernel could be built with it
+    Layer(normal((33, 70)), None, 6.0, "dequantized", "absmax", "vector").check(normal((37, 70), torch.float32, seed=1, outliers=(3,)))
+
+
 @pytest.mark.parametrize("m", ROUTES.values(), ids=ROUTES)
 @pytest.mark.parametrize("granularity", ["tensor", "row"])
 @pytest.mark.parametrize("quantizer", QUANTIZERS)
@@ -279,7 +330,7 @@ def test_the_correction_of_a_long_zeropoint_product_is_exact(route):
     # Long blocks: the interpreter pays by the operation.
     if route == "tiled":
         rows = configurations.Rows(2, 65536, 1, 4)
-        codes, scale, zero_point, code_sum, _ = quantization.quantize_regular(x, None, True, True, True, rows)
+        codes, scale, zero_point, code_sum, _ = quantization.quantize_regular(x, None, True, True, True, config=rows)
         y = torch.empty(2, 2, dtype=x.dtype, device=DEVICE)
         config = configurations.Product(16, 16, 4096, 16, 2, 4, 2)
         actual = product.launch_product(codes, layer.weight.codes, y, x, layer.weight, None, None, scale, zero_point, code_sum, config)

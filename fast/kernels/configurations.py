@@ -36,6 +36,14 @@ class Rows(NamedTuple):
     warps: int
 
 
+class Gather(NamedTuple):
+    """The gathering of outlier columns: the rows of X or W of a program, the columns that it copies at a time, and how many at most."""
+
+    rows: int
+    block_o: int
+    columns: int
+
+
 class Product(NamedTuple):
     """`product_kernel`: the tile, the steps of its two loops, the rows of tiles in a group.
 
@@ -177,6 +185,28 @@ def rows_configuration(arch: str, m: int, k: int) -> Rows:
     block_k = max(triton.next_power_of_2(k), 16) if k <= 16384 else 8192
     rows = max(1, 4096 // block_k)
     return Rows(rows, block_k, max(1, min(8, m // (rows * 1024))), min(16, max(4, rows * block_k // 1024)))
+
+
+def all_registers(warps: int) -> dict[str, int]:
+    """Launch option that lets one program have the whole register file of a multiprocessor.
+
+    Left to itself NVIDIA's assembler takes fewer registers, for one more program on it, and in some variants of `quantize_rows` sends
+    values through memory for that. AMD's compiler knows no such option.
+    """
+    return {} if torch.version.hip else {"maxnreg": min(255, 2048 // warps)}
+
+
+def gather_configuration(arch: str, m: int, k: int) -> Gather | None:
+    """How the outlier columns of X (m, k) and of W are gathered, or None where the product reads them where they are.
+
+    Read in place, an entry of a column costs a sector of 32 bytes in every tile that needs it, m / block_m times for W; gathered, it
+    costs one, and afterwards 2 bytes or 1 a tile. With few tiles there is nothing to save, and the gathering takes longer
+    than the quantizing that it hides behind. The buffers hold k / 16 columns, a sixteenth of the bytes of W's codes; further columns are
+    read in place. 64 rows and 32 columns are 2048 sectors on their way at once.
+    """
+    if arch == "interpreter":
+        return Gather(32, 16, 16) if m >= 24 else None
+    return Gather(64, 32, max(32, k // 512 * 32)) if m >= 1024 else None
 
 
 def product_configuration(arch: str, m: int, n: int, general: bool) -> Product:

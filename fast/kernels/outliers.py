@@ -9,11 +9,14 @@
 
 A split is a share of the rows: without it, the columns alone would make too few programs to fill a GPU. Each program owns
 the bytes that it stores, so there is nothing to clear first, no atomic operation, and the same result on every run.
-Whoever needs the mask ORs the few lines of flags (`is_outlier`); `compact` turns them into ascending column numbers.
+Whoever needs the mask ORs the few lines of flags (`is_outlier`); `compact` turns them into ascending column numbers, and
+`gather` lays the columns themselves side by side: in a row-major matrix each entry of a column is a memory sector of its own.
 
 Where the granularity is one scale a tensor, the same pass also stores the extremes of each column: the scale must leave out
 the outlier columns, and which those are is known only once every split is done.
 """
+
+from typing import NamedTuple
 
 import torch
 import triton
@@ -22,6 +25,19 @@ from torch import Tensor
 
 from .arithmetic import NO_FUSION, magnitudes
 from .configurations import Scan, architecture, scan_configuration
+
+
+class Outliers(NamedTuple):
+    """The outlier columns of X, none of which the host knows.
+
+    columns: (K + 1,) int32: their numbers, ascending; how many they are stands in the last entry.
+    x: (M, C), the first C of them, side by side, filled up with zeros to a whole block of the gathering; None if not gathered.
+    w: (N, C), the same columns of the outlier weight.
+    """
+
+    columns: Tensor
+    x: Tensor | None = None
+    w: Tensor | None = None
 
 
 @triton.jit
@@ -92,19 +108,45 @@ def is_outlier(flags, columns, K, SPLITS: tl.constexpr):
 
 
 @triton.jit
-def compact(flags, outliers, K, SPLITS: tl.constexpr, BLOCK_K: tl.constexpr):
-    """Stores the outlier columns in ascending order at outliers[0], ..., and how many they are at outliers[K].
+def compact(flags, listed, capacity, K, SPLITS: tl.constexpr, BLOCK_K: tl.constexpr):
+    """Stores the numbers of the first `capacity` outlier columns in ascending order at `listed`; returns how many there are in all.
 
-    flags: (SPLITS, K) uint8. outliers: (K + 1,) int32; entries between the last column and the count stay unwritten.
+    flags: (SPLITS, K) uint8. listed: int32; entries past the last column stay unwritten.
     """
     found = 0
     for k in range(0, K, BLOCK_K):
         columns = k + tl.arange(0, BLOCK_K)
         hit = is_outlier(flags, columns, K, SPLITS)
         position = found + tl.cumsum(hit.to(tl.int32), axis=0) - 1
-        tl.store(outliers + position, columns, mask=hit)
+        tl.store(listed + position, columns, mask=hit & (position < capacity))
         found += tl.sum(hit.to(tl.int32), axis=0)
-    tl.store(outliers + K, found)
+    return found
+
+
+@triton.jit
+def gather(
+    source, stride_row, stride_column, target, first, rows, listed, capacity,
+    flags, K, SPLITS: tl.constexpr, BLOCK_K: tl.constexpr, ROWS: tl.constexpr, BLOCK_O: tl.constexpr,
+):  # fmt: skip
+    """Copies the first `capacity` outlier columns of ROWS rows of `source`, from `first` on, side by side to `target` (rows, capacity).
+
+    What is left of the last block of BLOCK_O columns is filled with zeros; BLOCK_O divides capacity.
+    listed: (capacity,) int32, a list of this program's own: others could not wait for one that they share.
+    flags: (SPLITS, K) uint8.
+    """
+    count = tl.minimum(compact(flags, listed, capacity, K, SPLITS, BLOCK_K), capacity)
+    tl.debug_barrier()  # one thread's entries of the list are read by others
+    numbers = first + tl.arange(0, ROWS)
+    live = (numbers < rows)[:, None]
+    # --8<-- [start:gather]
+    from_rows = source + numbers.to(tl.int64)[:, None] * stride_row
+    to_rows = target + numbers.to(tl.int64)[:, None] * capacity
+    for o in tl.range(0, count, BLOCK_O, num_stages=1):
+        places = o + tl.arange(0, BLOCK_O)
+        column = tl.load(listed + places, mask=places < count, other=0).to(tl.int64)
+        value = tl.load(from_rows + column[None, :] * stride_column, mask=live & (places < count)[None, :], other=0)
+        tl.store(to_rows + places[None, :], value, mask=live)
+    # --8<-- [end:gather]
 
 
 def scan(

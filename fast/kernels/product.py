@@ -8,9 +8,9 @@ One program owns a tile of Y, BLOCK_M x BLOCK_N:
           X codes, W codes                  3. epilogue:     + bias, cast, stored once
 
 The second loop runs over the list that `compact` left in device memory: how often is read there too, so the host never
-waits, and without outliers it costs one load of a zero. It gathers the columns straight from X and from W: an outlier weight
-is its int8 code, widened in registers to X's 16-bit type, in which code / 128 is exact. Nothing of what it computes goes through
-memory. With `outliers` None the loop is not compiled at all.
+waits, and without outliers it costs one load of a zero. It reads the columns that `quantize_rows` has gathered, and those that
+have no place there straight from X and W. An outlier weight is its int8 code, widened in registers to X's 16-bit type, in which
+code / 128 is exact; no weight in 16 bits ever lies in memory. With `outliers` None the loop is not compiled at all.
 
 The accumulators are turned into float32 where they are, and the outlier products are added to them: a tile of 128 x 256 fills half of
 the registers, and a second set of sums would not fit beside it.
@@ -28,6 +28,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from ..weights import QuantizedWeight
 from .arithmetic import INTERPRETED, NO_FUSION, rounded
 from .configurations import Product, architecture, product_configuration
+from .outliers import Outliers
 
 #: From here on the corrected zeropoint accumulator may leave int32: each of K terms is at most 255 * 255.
 WIDE_FROM = (2**31 - 1) // 255**2 + 1
@@ -44,6 +45,8 @@ def product_kernel(
     float_weight,
     bias,
     outliers,
+    x_outliers,
+    w_outliers,
     scale_x,
     scale_w,
     zero_x,
@@ -63,6 +66,7 @@ def product_kernel(
     stride_fk,
     each_x,
     each_w,
+    capacity,
     WIDE: tl.constexpr,
     EVEN_K: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -81,7 +85,8 @@ def product_kernel(
     x: (M, K) float16, bfloat16 or float32, by stride_xm, stride_xk; read in outlier columns only.
     float_weight: (N, K) of a floating dtype, by stride_fn, stride_fk; None takes the outlier weights from w.
     bias: (N,) of a floating dtype.
-    outliers: (K + 1,) int32, as `compact` stores it.
+    outliers: (K + 1,) int32, the columns of `Outliers`.
+    x_outliers, w_outliers: (M, capacity), (N, capacity), as in `Outliers`; None where nothing was gathered.
     scale_x, scale_w: float32, one a row (each_x, each_w are 1) or one in all (0).
     zero_x, zero_w: int32, as the scales; None for absmax.
     sum_x, sum_w: (M,), (N,) int32, sums of the rows of codes; None for absmax.
@@ -145,42 +150,56 @@ def product_kernel(
         if outliers is None:
             result = (acc.to(tl.float32) * sx[:, None]) * sw[None, :]
         else:
-            x_rows = x + tl.minimum(rows, M - 1).to(tl.int64) * stride_xm
+            x_numbers = tl.minimum(rows, M - 1).to(tl.int64)
             w_numbers = tl.minimum(columns, N - 1).to(tl.int64)
+            x_rows = x + x_numbers * stride_xm
+            # --8<-- [start:outliers-in-place]
             if float_weight is not None:
-                result = (acc.to(tl.float32) * sx[:, None]) * sw[None, :]
                 w_rows = float_weight + w_numbers * stride_fn
-                result = _outlier_columns(result, x_rows, stride_xk, w_rows, stride_fk, None, outliers, count, BLOCK_O)
+                stride_k = stride_fk
+                result = (acc.to(tl.float32) * sx[:, None]) * sw[None, :]
             else:
                 w_rows = w + w_numbers * stride_wn
-                # --8<-- [start:outliers-in-place]
+                stride_k = stride_wk
                 # sx is 0 or at least 2**-100 / 127: dividing it by a power of two is exact.
                 result = acc.to(tl.float32) * (sx * (1 / CODE_UNIT))[:, None]
-                result = _outlier_columns(result, x_rows, stride_xk, w_rows, stride_wk, zw, outliers, count, BLOCK_O)
+            gathered = 0
+            if x_outliers is not None:
+                gathered = tl.minimum(count, capacity)
+                x_side = x_outliers + x_numbers * capacity
+                w_side = w_outliers + w_numbers * capacity
+                result = _outlier_columns(result, x_side, 1, w_side, 1, zw, None, 0, gathered, BLOCK_O)
+            result = _outlier_columns(result, x_rows, stride_xk, w_rows, stride_k, zw, outliers, gathered, count, BLOCK_O)
+            if float_weight is None:
                 result = from_code_units(result, sw)
-                # --8<-- [end:outliers-in-place]
+            # --8<-- [end:outliers-in-place]
         if bias is not None:
             result += tl.load(bias + columns, mask=in_n, other=0).to(tl.float32)[None, :]
         tl.store(target, rounded(result, y.dtype.element_ty), mask=in_m[:, None] & in_n[None, :])
 
 
 @triton.jit
-def _outlier_columns(result, x_rows, stride_xk, w_rows, stride_wk, zero_w, outliers, count, BLOCK_O: tl.constexpr):
-    """result (M, N) + X[rows, O] @ W[columns, O].T in float32, O the first `count` of outliers; W's codes as in `widened`.
+def _outlier_columns(result, x_rows, stride_xk, w_rows, stride_wk, zero_w, outliers, first, last, BLOCK_O: tl.constexpr):
+    """result (M, N) + X[rows, O] @ W[columns, O].T in float32, O the entries first to last - 1 of `outliers`; W's codes as in `widened`.
 
     x_rows (M,), w_rows (N,): pointers to column 0 of the rows. zero_w (N,), or None.
+    outliers: None for gathered columns, which lie in their order and end in a block filled up with zeros.
     """
     if has_matrix_product(x_rows.dtype.element_ty, w_rows.dtype.element_ty):
-        for o in tl.range(0, count, BLOCK_O, num_stages=1):
+        for o in tl.range(first, last, BLOCK_O, num_stages=1):
             listed = o + tl.arange(0, BLOCK_O)
-            live = listed < count
-            column = tl.load(outliers + listed, mask=live, other=0).to(tl.int64)[None, :]
-            x_o = tl.load(x_rows[:, None] + column * stride_xk, mask=live[None, :], other=0)
-            w_o = tl.load(w_rows[:, None] + column * stride_wk, mask=live[None, :], other=0)
+            if outliers is None:
+                x_o = tl.load(x_rows[:, None] + listed[None, :])
+                w_o = tl.load(w_rows[:, None] + listed[None, :])
+            else:
+                live = listed < last
+                column = tl.load(outliers + listed, mask=live, other=0).to(tl.int64)[None, :]
+                x_o = tl.load(x_rows[:, None] + column * stride_xk, mask=live[None, :], other=0)
+                w_o = tl.load(w_rows[:, None] + column * stride_wk, mask=live[None, :], other=0)
             result = outlier_product(x_o, w_o, result, zero_w)
     else:
         # No matrix instruction has the precision of float32, so one column after the other.
-        for o in tl.range(count, num_stages=1):
+        for o in tl.range(first, last, num_stages=1):
             column = tl.load(outliers + o).to(tl.int64)
             x_o = tl.load(x_rows + column * stride_xk).to(tl.float32)
             w_o = tl.load(w_rows + column * stride_wk)
@@ -247,7 +266,7 @@ def launch_product(
     x: Tensor | None = None,
     weight: QuantizedWeight | None = None,
     bias: Tensor | None = None,
-    outliers: Tensor | None = None,
+    outliers: Outliers | None = None,
     scale: Tensor | None = None,
     zero_point: Tensor | None = None,
     code_sum: Tensor | None = None,
@@ -271,7 +290,9 @@ def launch_product(
             x,
             float_weight,
             bias,
-            outliers,
+            None if outliers is None else outliers.columns,
+            None if outliers is None else outliers.x,
+            None if outliers is None else outliers.w,
             scale,
             None if weight is None else weight.scale,
             zero_point,
@@ -291,6 +312,7 @@ def launch_product(
             0 if float_weight is None else float_weight.stride(1),
             0 if scale is None else int(scale.numel() > 1),
             0 if weight is None else int(weight.scale.numel() > 1),
+            0 if outliers is None or outliers.x is None else outliers.x.shape[1],
             WIDE=wide,
             EVEN_K=k % config.block_k == 0,
             BLOCK_M=config.block_m,
