@@ -267,6 +267,14 @@ def test_two_devices_are_refused():
             call()
 
 
+def test_a_conv1d_of_another_package_is_no_linear_layer():
+    class Conv1D(torch.nn.Module):
+        weight, bias = torch.ones(3, 2), torch.ones(2)
+
+    with pytest.raises(TypeError, match=r"weight must be a tensor, a torch\.nn\.Linear or a transformers Conv1D, got Conv1D"):
+        fast.Int8Linear.from_float(Conv1D())
+
+
 def test_a_module_brings_its_own_bias():
     with pytest.raises(TypeError, match="bias must be None where weight is a module"):
         fast.Int8Linear.from_float(torch.nn.Linear(3, 2), torch.ones(2))

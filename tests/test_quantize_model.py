@@ -2,6 +2,7 @@
 
 import copy
 import logging
+import sys
 import weakref
 from collections.abc import Iterator
 from typing import Any
@@ -14,7 +15,7 @@ from transformers.pytorch_utils import Conv1D
 
 import fast
 from fast import Int8Linear
-from fast.model import Summary
+from fast.model import Summary, choose_layers
 from tests.comparison import DTYPES, REFERENCE, assert_product, assert_same
 
 VOCABULARY = 40
@@ -133,6 +134,16 @@ def test_the_options_reach_every_layer(model, options):
     for name in int8_layers(model):
         for option, value in options.items():
             assert getattr(model.get_submodule(name), option) == value
+
+
+def test_unless_told_otherwise_every_layer_has_the_papers_threshold(model):
+    fast.quantize_model(model)
+    assert {model.get_submodule(name).threshold for name in int8_layers(model)} == {6.0}
+
+
+def test_a_model_of_transformers_says_in_its_config_what_its_layers_are():
+    config = fast.quantize_model(llama(), threshold=5.0).config.quantization_config
+    assert (config.threshold, config.skip_modules) == (5.0, ["lm_head"])
 
 
 def test_a_quantized_model_stays_in_the_mode_it_was_in_and_computes_the_same_in_both():
@@ -275,6 +286,22 @@ def test_layers_that_share_a_weight_stay_and_a_layer_under_two_names_stays_one()
     }
 
 
+@pytest.mark.parametrize(
+    ("device", "kept"), [("meta", {"a": "its weight is also b.weight", "b": "its weight is also a.weight"}), ("cpu", {})]
+)
+def test_of_weights_without_memory_those_count_as_tied_that_transformers_will_tie(device, kept):
+    class Announced(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.all_tied_weights_keys = {"b.weight": "a.weight"}
+            self.a, self.b, self.c = (nn.Linear(4, 4, device=device) for _ in range(3))
+
+    summary = Summary()
+    chosen = choose_layers(Announced(), lambda name: False, summary)
+    assert {name: reason for name, (_, reason) in summary.kept.items()} == kept
+    assert list(chosen.values()) == [[name] for name in "abc" if name not in kept]
+
+
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize(
     ("make", "inside"),
@@ -387,6 +414,15 @@ def test_a_progress_bar_counts_the_layers_on_stderr(progress, shown, capfd):
     out, err = capfd.readouterr()
     assert out == ""
     assert ("quantizing" in err and "14/14" in err) if shown else err == ""
+
+
+def test_without_tqdm_there_is_no_progress_bar_and_asking_for_one_is_an_error(monkeypatch, capfd):
+    monkeypatch.setitem(sys.modules, "tqdm", None)  # importing it raises ImportError
+    for progress in None, False:
+        assert isinstance(fast.quantize_model(nn.Linear(4, 4), progress=progress), Int8Linear)
+    with pytest.raises(ModuleNotFoundError, match="progress=True needs the package tqdm"):
+        fast.quantize_model(nn.Linear(4, 4), progress=True)
+    assert capfd.readouterr() == ("", "")
 
 
 # What it refuses, before it changes anything.

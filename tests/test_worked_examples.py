@@ -97,6 +97,14 @@ def test_zeropoint_clips_what_rounds_past_the_end(side):
     assert_same(codes, int8([-128, 127]))
 
 
+def test_zeropoint_clips_what_rounds_past_the_lower_end(side):
+    # The next number below -0.5 rounds to -1; beside 128 float32 has no room for it, and -128 + 0.5 is a tie that rounds to -128.
+    below = float(np.nextafter(np.float32(-0.5), np.float32(-1)))
+    codes, _, zero_point = side.zeropoint_quantize(floats([below, 254.5]))
+    assert_same(zero_point, int32([-128]))
+    assert_same(codes, int8([-128, 126]))
+
+
 def test_zeropoint_codes_may_change_when_both_ends_round_inwards(side):
     # rint(-0.5) = 0 and rint(254.5) = 254: the slice comes back 254 steps wide, and 254 steps are then cut into 255.
     quantized = side.zeropoint_quantize(floats([-0.5, 254.5]))
