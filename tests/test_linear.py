@@ -336,6 +336,10 @@ def test_a_layer_shows_its_shape_its_threshold_and_what_is_not_the_default():
     )
 
 
+def test_an_empty_layer_has_a_bias_and_the_papers_threshold_unless_told_otherwise():
+    assert repr(Int8Linear(K, N)) == repr(made())
+
+
 # Training on top of it.
 
 

@@ -80,6 +80,17 @@ def test_the_layers_operator_is_what_it_says(outlier_weight, quantizer, granular
 
 
 @pytest.mark.usefixtures("on_the_cpu")
+def test_the_gradient_to_the_input_is_the_same_with_and_without_a_bias():
+    gradients = []
+    for bias in (True, False):
+        x = activations().requires_grad_()
+        made(bias=bias)(x).sum().backward()
+        assert x.grad is not None
+        gradients.append(x.grad)
+    assert_same(*gradients)
+
+
+@pytest.mark.usefixtures("on_the_cpu")
 @pytest.mark.parametrize(
     ("dtype", "layout"), [(torch.float32, layout) for layout in strategies.LAYOUTS] + [(dtype, "contiguous") for dtype in DTYPES[:2]]
 )
