@@ -74,13 +74,18 @@ RESULTS = (
 SPEED = (
     Part("speed-cpu", "Layers on a CPU", "python -m experiments.speed --device cpu", charts.section),
     Part("speed-cuda", "Layers on a GPU", "python -m experiments.speed --device cuda", charts.section),
-    Part("generation", "A whole model", "python -m experiments.generation", generation.section),
+    Part("generation", "A whole model on a CPU", "python -m experiments.generation --device cpu", generation.section),
+    Part("generation-cuda", "A whole model on a GPU", "python -m experiments.generation --device cuda", generation.section),
 )
 #: Modules whose pictures can be drawn from a record, by the name of the record.
 PICTURES = {part.name: perplexity.pictures for part in RESULTS if part.name.startswith("perplexity")} | {
     "outliers": outliers.pictures,
     "dial": dial.pictures,
     "memory": memory.pictures,
+    "speed-cpu": charts.pictures,
+    "speed-cuda": charts.pictures,
+    "generation": generation.pictures,
+    "generation-cuda": generation.pictures,
 }
 
 
@@ -246,12 +251,14 @@ def hardware_agrees(record: Record) -> tuple[str, str]:
 def faster_when_wide(record: Record) -> tuple[str, str]:
     """Judges, from the sweep over the width on a GPU, whether int8 loses on the narrowest layer and wins on the widest."""
     rows = charts.rows_of(record, "crossover")
-    sweep = next((own for _, size, own in charts.sweeps(rows) if size == "k"), None) if rows else None
-    if sweep is None:
+    widths = [own for _, size, own in charts.sweeps(rows) if size == "k"] if rows else []
+    if not widths:
         return "no sweep over the width", UNMEASURED
-    narrow, wide = sweep[0], sweep[-1]
+    # The paper's times are of whole batches of sequences, so the sweep with the most rows of X.
+    narrow, *_, wide = max(widths, key=lambda own: own[0]["m"])
     ratios = [row["contenders"]["int8"]["ratio"] for row in (narrow, wide)]
-    text = "; ".join(f"K = N = {row['k']}: {charts.spread(ratio)}" for row, ratio in zip((narrow, wide), ratios, strict=True))
+    text = f"M = {wide['m']}; "
+    text += "; ".join(f"K = N = {row['k']}: {charts.spread(ratio)}" for row, ratio in zip((narrow, wide), ratios, strict=True))
     holds = ratios[0]["high"] < 1 < ratios[1]["low"]
     return text, verdict(holds, ratios[0]["low"] > 1 or ratios[1]["high"] < 1)
 
