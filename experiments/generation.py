@@ -215,7 +215,7 @@ def section(record: dict[str, Any]) -> str:
     return (
         "\n\n".join(
             [
-                "## A whole model",
+                f"## A whole model on a {'GPU' if settings['device'] == 'cuda' else 'CPU'}",
                 f"{settings['model']}; {where}{records.provenance(record)}; medians of {settings['rounds']} interleaved rounds, quartiles "
                 "in brackets.",
                 f"Prefill: {settings['prompt_tokens']} tokens in one call. Decoding: {settings['new_tokens']} tokens one by one after "
