@@ -53,7 +53,7 @@ def rows_of(x, extreme):
 @pytest.mark.parametrize("side", [CPU, TRITON], ids=str)
 @pytest.mark.parametrize("quantizer", QUANTIZERS)
 @pytest.mark.parametrize("dtype", PATTERNS, ids=str)
-def test_every_pattern_among_every_scale_has_the_same_code(side, dtype, quantizer):
+def test_every_pattern_among_every_scale_has_the_same_code(side, dtype, quantizer, record_property):
     seen = 0
     for extreme in EXTREMES[dtype]:
         patterns = PATTERNS[dtype][PATTERNS[dtype].abs() <= extreme]  # larger ones would set the scale themselves
@@ -62,25 +62,28 @@ def test_every_pattern_among_every_scale_has_the_same_code(side, dtype, quantize
             assert_same(actual, expected)
         seen = max(seen, len(patterns))
     assert seen == sum(PATTERNS[dtype].isfinite())
+    record_property("bit patterns", seen)
 
 
 @pytest.mark.parametrize("side", [CPU, TRITON], ids=str)
 @pytest.mark.parametrize("quantizer", QUANTIZERS)
 @pytest.mark.parametrize("dtype", PATTERNS, ids=str)
-def test_every_pattern_alone_sets_the_same_scale(side, dtype, quantizer):
+def test_every_pattern_alone_sets_the_same_scale(side, dtype, quantizer, record_property):
     x = PATTERNS[dtype][:, None]
     for actual, expected in zip(quantize(side, quantizer, x), quantize(REFERENCE, quantizer, x), strict=True):
         assert_same(actual, expected)
+    record_property("bit patterns", x.numel())
 
 
 @pytest.mark.parametrize("side", [CPU, TRITON], ids=str)
 @pytest.mark.parametrize("dtype", PATTERNS, ids=str)
 @pytest.mark.parametrize("threshold", [0.0, 2.0**-24, 1.0, 6.0, 65504.0, 65520.0, 3e38])
-def test_every_pattern_is_or_is_not_an_outlier_on_both_sides(side, dtype, threshold):
+def test_every_pattern_is_or_is_not_an_outlier_on_both_sides(side, dtype, threshold, record_property):
     x = PATTERNS[dtype][None]
     outliers = side.outlier_columns(x, threshold)
     assert_same(outliers, REFERENCE.outlier_columns(x, threshold))
     assert_same(outliers, x[0].double().abs() >= np.float32(threshold).item())
+    record_property("bit patterns", x.numel())
 
 
 @pytest.mark.parametrize("side", SIDES, ids=str)
