@@ -51,19 +51,25 @@ SECONDS = 600
 
 BACKBONE = ("worked_examples", "errors", "edges", "exhaustive", "pairs", "laws")
 
-#: Which tests run for which files, the quick ones first, and which of the three sides (tests/comparison.py) they run on.
-TESTS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "reference/bounds.py": (("bounds",), ("reference",)),
-    "reference/features.py": (("features",), ("reference",)),
-    "reference/*.py": ((*BACKBONE, "structure"), ("reference", "cpu")),
-    "fast/kernels/*.py": (("worked_examples", "exhaustive", "edges", "kernels", "pairs"), ("triton",)),
-    "fast/cpu*.py": ((*BACKBONE, "cpu"), ("cpu",)),
-    "fast/bitsandbytes_checkpoint.py": (("bitsandbytes_checkpoint",), ("cpu",)),
-    "fast/model.py": (("quantize_model",), ("cpu",)),
-    "fast/linear.py": (("worked_examples", "errors", "linear", "bitsandbytes_checkpoint", "edges", "pairs", "structure"), ("cpu",)),
-    "fast/operators.py": (("worked_examples", "edges", "operators", "pairs"), ("cpu",)),
-    "fast/derived.py": (("derived", "worked_examples", "linear", "operators"), ("cpu",)),
-    "fast/*.py": ((*BACKBONE, "structure"), ("cpu",)),
+KERNELS = ("worked_examples", "exhaustive", "edges", "kernels", "pairs")
+
+#: Which tests run for which files, the quick ones first, which of the three sides (tests/comparison.py) they run on, and which of them
+#: do (pytest's -k): a layer of few rows has one kernel, another has others (ROUTES of tests/test_kernels.py).
+TESTS: dict[str, tuple[tuple[str, ...], tuple[str, ...], str]] = {
+    "reference/bounds.py": (("bounds",), ("reference",), ""),
+    "reference/features.py": (("features",), ("reference",), ""),
+    "reference/*.py": ((*BACKBONE, "structure"), ("reference", "cpu"), ""),
+    "fast/kernels/decode.py": (KERNELS, ("triton",), "not tiled"),
+    "fast/kernels/outliers.py": (KERNELS, ("triton",), "not decode and not single"),
+    "fast/kernels/quantization.py": (KERNELS, ("triton",), "not decode and not single"),
+    "fast/kernels/*.py": (KERNELS, ("triton",), ""),
+    "fast/cpu*.py": ((*BACKBONE, "cpu"), ("cpu",), ""),
+    "fast/bitsandbytes_checkpoint.py": (("bitsandbytes_checkpoint",), ("cpu",), ""),
+    "fast/model.py": (("quantize_model",), ("cpu",), ""),
+    "fast/linear.py": (("worked_examples", "errors", "linear", "bitsandbytes_checkpoint", "edges", "pairs", "structure"), ("cpu",), ""),
+    "fast/operators.py": (("worked_examples", "edges", "operators", "pairs"), ("cpu",), ""),
+    "fast/derived.py": (("derived", "worked_examples", "linear", "operators"), ("cpu",), ""),
+    "fast/*.py": ((*BACKBONE, "structure"), ("cpu",), ""),
 }
 
 #: Left out. configurations.py: its rows change speed and not results; tests/generated_code.py holds them to what compiles without spills.
@@ -216,8 +222,8 @@ def files() -> list[str]:
     return [str(path) for path in found if not any(path.match(pattern) for pattern in LEFT_OUT)]
 
 
-def tests_of(file: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The test files of a file, and the sides that they run on."""
+def tests_of(file: str) -> tuple[tuple[str, ...], tuple[str, ...], str]:
+    """The test files of a file, the sides that they run on, and the expression that chooses among them."""
     return next(chosen for pattern, chosen in TESTS.items() if Path(file).match(pattern))
 
 
@@ -308,8 +314,8 @@ def _run_tests(file: str, copy: Path) -> None:
         os.dup2(output, 2)
         import pytest
 
-        names, sides = tests_of(file)
-        options = ["-x", "-q", "--no-header", "-p", "no:cacheprovider", "-p", "no:xdist", "-m", "not deep and not site"]
+        names, sides, chosen = tests_of(file)
+        options = ["-x", "-q", "--no-header", "-p", "no:cacheprovider", "-p", "no:xdist", "-m", "not deep and not site", "-k", chosen]
         options += ["-W", "ignore:Module already imported so cannot be rewritten"]  # by the parent, on purpose
         code = int(pytest.main([*options, *(f"tests/test_{name}.py" for name in names)], plugins=[OnSides(sides)]))
     except BaseException:
