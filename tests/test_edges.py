@@ -130,6 +130,12 @@ def test_a_nan_is_no_outlier_and_spoils_its_row(side):
     assert y[[0, 2]].isfinite().all()
 
 
+def test_a_nan_hides_no_outlier_in_its_column(side):
+    below = float(np.nextafter(np.float32(6), np.float32(0)))
+    x = torch.tensor([[6.0, below, NAN, NAN, 1.0], [NAN, NAN, -6.0, NAN, 1.0], [1.0, 1.0, NAN, 1.0, 1.0]])
+    assert side.outlier_columns(x).tolist() == [True, False, True, False, False]
+
+
 def test_a_range_past_float32_is_no_number_in_zeropoint_and_one_in_absmax(side):
     x = torch.tensor([[FLOAT32_MAX, -FLOAT32_MAX, 1.0], [FLOAT32_MAX, 0.0, 1.0]])
     codes, scale, zero_point = side.zeropoint_quantize(x, -1)

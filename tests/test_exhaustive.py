@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from fast.weights import absmax_scale
 from tests.comparison import CPU, QUANTIZERS, REFERENCE, SIDES, TRITON, assert_same
 
 PATTERNS = {dtype: torch.arange(2**16, dtype=torch.int32).to(torch.int16).view(dtype) for dtype in (torch.float16, torch.bfloat16)}
@@ -48,6 +49,12 @@ def rows_of(x, extreme):
     rows[:, :-2] = flat.reshape(-1, COLUMNS - 2)
     rows[:, -2], rows[:, -1] = extreme, -extreme
     return rows
+
+
+@pytest.mark.parametrize("dtype", PATTERNS, ids=str)
+def test_the_scale_of_a_kept_absmax_is_that_of_its_slice(dtype):
+    x = PATTERNS[dtype].reshape(-1, 1)
+    assert_same(absmax_scale(x.float().abs()), REFERENCE.absmax_quantize(x, -1).scale)
 
 
 @pytest.mark.parametrize("side", [CPU, TRITON], ids=str)
