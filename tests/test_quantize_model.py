@@ -146,11 +146,12 @@ def test_a_model_of_transformers_says_in_its_config_what_its_layers_are():
     assert (config.threshold, config.skip_modules) == (5.0, ["lm_head"])
 
 
-def test_a_quantized_model_stays_in_the_mode_it_was_in_and_computes_the_same_in_both():
-    model = llama().train()
+@pytest.mark.parametrize("training", [True, False])
+def test_a_quantized_model_stays_in_the_mode_it_was_in_and_computes_the_same_in_both(training):
+    model = llama().train(training)
     fast.quantize_model(model)
-    assert all(module.training for module in model.modules())
-    assert_same(output(model), output(model.eval()))
+    assert {module.training for module in model.modules()} == {training}
+    assert_same(output(model), output(model.train(not training)))
 
 
 def test_only_the_linear_layers_change(model):
@@ -440,8 +441,9 @@ def test_without_tqdm_there_is_no_progress_bar_and_asking_for_one_is_an_error(mo
 )
 def test_a_wrong_argument_is_named_and_the_model_untouched(options, error, message):
     model = llama()
-    with pytest.raises(error, match=message):
-        fast.quantize_model(model, **options)
+    for refused in model, nn.ReLU():  # also where there is no layer that could refuse it
+        with pytest.raises(error, match=message):
+            fast.quantize_model(refused, **options)
     assert int8_layers(model) == []
 
 
