@@ -125,6 +125,29 @@ def test_int8_products_take_any_strides():
     assert_same(kernels.int8_matmul(a, b), reference.int8_matmul(array(a), array(b)))
 
 
+def test_the_copy_engine_reads_rows_that_begin_at_multiples_of_16_bytes():
+    codes = torch.zeros(4, 64, dtype=torch.int8, device=DEVICE)
+    assert product.aligned(codes)
+    assert product.aligned(codes[1:, 16:48])
+    assert not product.aligned(codes[:, 1:])
+    assert not product.aligned(codes[:, ::2])
+    assert not product.aligned(codes.T)
+    assert not product.aligned(torch.zeros(4, 56, dtype=torch.int8, device=DEVICE))
+
+
+@pytest.mark.parametrize(
+    ("x", "float_weight", "has"),
+    [
+        (torch.float16, None, True), (torch.bfloat16, None, True), (torch.float32, None, False),
+        (torch.float16, torch.float16, True), (torch.bfloat16, torch.bfloat16, True), (torch.float16, torch.bfloat16, False),
+        (torch.bfloat16, torch.float32, False), (torch.float32, torch.float32, False), (torch.float32, torch.float16, False),
+    ],
+)  # fmt: skip
+def test_outliers_of_16_bits_have_matrix_instructions(x, float_weight, has):
+    weight = None if float_weight is None else torch.zeros(1, 1, dtype=float_weight)
+    assert product.sixteen_bits(torch.zeros(1, 1, dtype=x), weight) == has
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("limit", [0.0, 2.5, 6.0])
 @pytest.mark.parametrize("shape", [(1, 1), (70, 45), (0, 4), (4, 0)])
