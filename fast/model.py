@@ -153,7 +153,8 @@ def choose_layers(model: nn.Module, skipped: Callable[[str], bool], summary: Sum
         if not (isinstance(module, nn.Linear) or is_conv1d(module)):
             for own, parameter in module.named_parameters(recurse=False):
                 if parameter.ndim > 2 and not isinstance(module, nn.modules.conv._ConvNd):
-                    summary.kept[f"{name}.{own}"] = (_bytes(parameter), f"a {parameter.ndim}-dimensional parameter, not a linear layer")
+                    reason = f"a {parameter.ndim}-dimensional parameter, not a linear layer"
+                    summary.kept[f"{name}.{own}".lstrip(".")] = (_bytes(parameter), reason)
             continue
         weight = module.weight
         tied = [owner for owner in owners[id(weight)] if owner != f"{name}.weight".lstrip(".")] if module not in chosen else []

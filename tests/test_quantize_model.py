@@ -457,3 +457,13 @@ def test_a_layer_too_long_for_int32_is_refused_before_any_is_replaced():
 def test_what_is_no_model_is_refused():
     with pytest.raises(TypeError, match=r"model must be a torch.nn.Module, got Tensor"):
         fast.quantize_model(torch.ones(2, 2))  # type: ignore[arg-type]
+
+
+def test_a_parameter_of_the_model_itself_goes_by_its_own_name():
+    class Experts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weights = nn.Parameter(torch.zeros(2, 3, 4))
+
+    model = fast.quantize_model(Experts())
+    assert model.quantization_summary.kept == {"weights": (96, "a 3-dimensional parameter, not a linear layer")}
