@@ -5,7 +5,8 @@
     python -m tests.mutants --file fast/kernels/product.py --minutes 5 --seed 1
     python -m tests.mutants --list              shows the mutants, and runs nothing
 
-Hypothesis tries fewer examples here than in `make test` (tests/conftest.py), so the score is rather too low than too high.
+Hypothesis tries fewer examples here than in `make test` (tests/conftest.py), and a law that is parametrized is tried on a few of its cases,
+drawn once, so the score is rather too low than too high.
 
 A mutant that no test notices is a line that no test checks, or a change that means the same: tests/equivalent_mutants.toml says which
 and why. The record, experiments/results/mutants.json, holds the counts and each survivor with its diff.
@@ -23,6 +24,7 @@ import datetime
 import difflib
 import hashlib
 import importlib
+import itertools
 import json
 import math
 import os
@@ -48,6 +50,9 @@ PACKAGES = ("torch", "triton", "numpy", "hypothesis", "pytest")
 
 #: One mutant may take this long: many times what its tests take, so that only an endless loop gets there, a fault that was noticed.
 SECONDS = 600
+
+#: Of how many of its parameters a test function is run.
+CASES = 8
 
 BACKBONE = ("worked_examples", "errors", "edges", "exhaustive", "pairs", "laws")
 
@@ -227,22 +232,20 @@ def tests_of(file: str) -> tuple[tuple[str, ...], tuple[str, ...], str]:
     return next(chosen for pattern, chosen in TESTS.items() if Path(file).match(pattern))
 
 
-class OnSides:
-    """A pytest plugin that leaves out the tests of sides that a fault cannot reach, and lets each law of a file be tried once before any is
-    tried again: a fault is found the sooner."""
+class Chosen:
+    """A pytest plugin: of the tests of sides that a fault can reach, at most CASES of each law, and each law once before any again."""
 
     def __init__(self, sides: tuple[str, ...]) -> None:
         self.sides = sides
 
     def pytest_collection_modifyitems(self, items: list) -> None:
-        seen: Counter = Counter()
-        places = {}
-        for item in (item for item in items if str(_side(item)) in (*self.sides, "None")):
-            law = item.nodeid.partition("[")[0]
-            places[item] = law.partition("::")[0], seen[law]
-            seen[law] += 1
-        files = list(dict.fromkeys(file for file, _ in places.values()))
-        items[:] = sorted(places, key=lambda item: (files.index(places[item][0]), places[item][1]))
+        laws: dict[str, list] = {}
+        for item in items:
+            if str(_side(item)) in (*self.sides, "None"):
+                laws.setdefault(item.nodeid.partition("[")[0], []).append(item)
+        draw = random.Random(0)
+        rounds = itertools.zip_longest(*(draw.sample(law, min(len(law), CASES)) for law in laws.values()))
+        items[:] = [item for cases in rounds for item in cases if item is not None]
 
 
 def _side(item: Any) -> Any:
@@ -325,7 +328,7 @@ def _run_tests(file: str, copy: Path) -> None:
         names, sides, chosen = tests_of(file)
         options = ["-x", "-q", "--no-header", "-p", "no:cacheprovider", "-p", "no:xdist", "-m", "not deep and not site", "-k", chosen]
         options += ["-W", "ignore:Module already imported so cannot be rewritten"]  # by the parent, on purpose
-        code = int(pytest.main([*options, *(f"tests/test_{name}.py" for name in names)], plugins=[OnSides(sides)]))
+        code = int(pytest.main([*options, *(f"tests/test_{name}.py" for name in names)], plugins=[Chosen(sides)]))
     except BaseException:
         traceback.print_exc()
     finally:
