@@ -195,6 +195,18 @@ def test_without_outliers_every_bit_is_the_reference_s(m, granularity, quantizer
 
 
 @pytest.mark.parametrize("m", ROUTES.values(), ids=ROUTES)
+def test_results_are_rounded_to_bfloat16_with_ties_to_even(m):
+    # All scales are 1 and the sums integers; from 256 on bfloat16 has the even ones only, so that an odd one lies in the middle.
+    x = torch.tensor([[127.0, 1.0, 0.0]], dtype=torch.bfloat16, device=DEVICE).repeat(m, 1)
+    w = torch.tensor([[2.0, third, 127.0] for third in (1, 3, 5, 7, 9)], dtype=torch.bfloat16, device=DEVICE)  # 255, 257, ..., 263
+    layer = Layer(
+        torch.cat([w, w * torch.tensor([-1.0, -1.0, 1.0], device=DEVICE).bfloat16()]), None, None, "dequantized", "absmax", "vector"
+    )
+    even = [255.0, 256.0, 260.0, 260.0, 264.0]
+    assert layer(x).tolist() == [[*even, *(-y for y in even)]] * m
+
+
+@pytest.mark.parametrize("m", ROUTES.values(), ids=ROUTES)
 @pytest.mark.parametrize("policy", ["dequantized", "float"])
 @pytest.mark.parametrize("quantizer", QUANTIZERS)
 @pytest.mark.parametrize("dtype", DTYPES)
