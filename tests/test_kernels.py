@@ -194,6 +194,41 @@ def test_without_outliers_every_bit_is_the_reference_s(m, granularity, quantizer
     layer.check(normal((m, 70), dtype, seed=1))
 
 
+#: Of X, of the outlier weight (None: its codes); the quantizer; K; whether W's rows begin at multiples of 16 bytes; whether the product
+#: needs a row of the GENERAL table.
+GENERAL = {
+    "16 bits": (torch.float16, None, "absmax", 64, True, False),
+    "16-bit weight": (torch.bfloat16, torch.bfloat16, "zeropoint", 64, True, False),
+    "float32": (torch.float32, None, "absmax", 64, True, True),
+    "float32 weight": (torch.float16, torch.float32, "absmax", 64, True, True),
+    "unaligned W": (torch.float16, None, "absmax", 64, False, True),
+    "unaligned codes": (torch.float16, None, "absmax", 60, True, True),
+    "64-bit correction": (torch.float16, None, "zeropoint", product.WIDE_FROM - product.WIDE_FROM % -64, True, True),
+    "a long product without correction": (torch.float16, None, "absmax", product.WIDE_FROM - product.WIDE_FROM % -64, True, False),
+}
+
+
+@pytest.mark.parametrize("case", GENERAL)
+def test_what_the_tuned_rows_cannot_take_has_the_general_one(case, monkeypatch):
+    x_dtype, w_dtype, quantizer, k, aligned, general = GENERAL[case]
+    chosen: list[bool] = []
+
+    def row(*arguments: Any) -> configurations.Product:
+        chosen.append(arguments[-1])
+        return configurations.Product(16, 16, 4096, 16, 2, 4, 2)
+
+    monkeypatch.setattr(product, "product_configuration", row)
+    codes = torch.ones(2, k, dtype=torch.int8, device=DEVICE)
+    w = torch.ones(3, k + 64, dtype=torch.int8, device=DEVICE)[:, 0 if aligned else 1 :][:, :k]
+    ones, zeros = torch.ones(3, 1, device=DEVICE), torch.zeros(3, 1, dtype=torch.int32, device=DEVICE) if quantizer == "zeropoint" else None
+    weight = quantized_weight(w, None, ones, zeros, None if w_dtype is None else w.to(w_dtype))
+    zero = (None, None) if zeros is None else (zeros[:2], codes.sum(1, dtype=torch.int32))
+    x = codes.to(x_dtype)
+    y = product.launch_product(codes, w, torch.empty(2, 3, dtype=x_dtype, device=DEVICE), x, weight, None, None, ones[:2], *zero)
+    assert (y.float() == torch.tensor(float(k)).to(x_dtype).float()).all()
+    assert chosen == [general]
+
+
 @pytest.mark.parametrize("m", ROUTES.values(), ids=ROUTES)
 def test_results_are_rounded_to_bfloat16_with_ties_to_even(m):
     # All scales are 1 and the sums integers; from 256 on bfloat16 has the even ones only, so that an odd one lies in the middle.
