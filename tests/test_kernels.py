@@ -448,13 +448,13 @@ def far_apart(x: torch.Tensor, stride: tuple[int, int]) -> torch.Tensor:
     return there.as_strided(x.shape, stride).copy_(x)
 
 
-FAR = {"rows": (2**30 + 1, 1), "columns": (1, 2**26 + 1)}  # with 3 rows or 33 columns, more than 2**31 entries apart
+FAR = {"rows": (2**30 + 1, 1), "columns": (1, 2**31 // 31 + 1)}  # with 3 rows, or 32 columns of one block, more than 2**31 entries apart
 
 
-@pytest.mark.parametrize("m", [3, 17])
+@pytest.mark.parametrize("m", [3, 17, 37])
 @pytest.mark.parametrize("which", FAR)
 def test_offsets_beyond_32_bits(m, which):
-    stride = (2**31 // (m - 1) + 1, 1) if which == "rows" else (1, 2**26 + 1)
+    stride = (2**31 // (m - 1) + 1, 1) if which == "rows" else FAR["columns"]
     layer = Layer(normal((3, 33)), None, 6.0, "dequantized", "absmax", "vector")
     layer.weight = layer.weight._replace(codes=far_apart(layer.weight.codes, FAR[which]))
     layer.check(far_apart(normal((m, 33), seed=1, outliers=(32,)), stride))
