@@ -1,7 +1,7 @@
 """Mutation testing: makes small faults in `reference/` and `fast/`, one at a time, and runs the tests on each.
 
     python -m tests.mutants                     a random sample of all mutants, for half an hour
-    python -m tests.mutants --resume            goes on where the last run stopped; what survived is tried again, after the rest
+    python -m tests.mutants --resume            goes on where the last run stopped; what survived is tried again first
     python -m tests.mutants --file fast/kernels/product.py --minutes 5 --seed 1
     python -m tests.mutants --list              shows the mutants, and runs nothing
 
@@ -510,8 +510,8 @@ def try_all(
         if name in old["mutants"]:
             results[name] = _judged(mutant, sources[mutant.file], *old["mutants"][name], known)
     names = {mutant: identity(mutant, sources[mutant.file]) for mutant in chosen}
-    pending = [mutant for mutant in chosen if names[mutant] not in results]
-    pending += [mutant for mutant in chosen if names[mutant] in results and results[names[mutant]]["outcome"] == "survived"]
+    pending = [mutant for mutant in chosen if names[mutant] in results and results[names[mutant]]["outcome"] == "survived"]
+    pending += [mutant for mutant in chosen if names[mutant] not in results]
     pending = pending[: options.sample]
 
     started = time.monotonic()
