@@ -284,6 +284,25 @@ def test_gathered_columns_are_the_first_outlier_columns_of_both_matrices_in_thei
         assert_same(side[:, :whole], expected)
 
 
+def test_every_program_that_gathers_has_a_list_of_its_own(monkeypatch):
+    # One list for several programs would give the same result here, where they run one after the other.
+    lists: list[torch.Tensor] = []
+    empty = torch.empty
+
+    def noted(*shape: Any, **options: Any) -> torch.Tensor:
+        buffer = empty(*shape, **options)
+        if buffer.shape == (5, 8):  # 3 programs for 21 rows of X, 2 for 13 of W
+            lists.append(buffer)
+        return buffer
+
+    gather_with(monkeypatch, configurations.Gather(8, 4, 8))
+    x, w = with_columns_of_outliers((21, 70), GATHERED), torch.ones(13, 70, dtype=torch.int8, device=DEVICE)
+    monkeypatch.setattr(torch, "empty", noted)
+    quantization.quantize_regular(x, 6.0, True, False, False, w)
+    (found,) = lists
+    assert found.tolist() == [list(GATHERED)] * 5
+
+
 @pytest.mark.parametrize("policy", ["dequantized", "float"])
 @pytest.mark.parametrize("quantizer", QUANTIZERS)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
