@@ -112,9 +112,7 @@ def compile_kernels() -> list[dict[str, Any]]:
     rows = []
     for arch, group in itertools.groupby(facts, key=lambda fact: fact["arch"]):
         own = list(group)
-        matrix = {
-            re.split(r"[._]", name)[0 if name.isupper() else 1] for f in own for name in f["instructions"] if re.search("MMA|mfma", name)
-        }
+        matrix = {unit for fact in own for name in fact["instructions"] if (unit := matrix_unit(name))}
         rows.append(
             {
                 "arch": arch,
@@ -125,6 +123,12 @@ def compile_kernels() -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+def matrix_unit(instruction: str) -> str | None:
+    """The family that a matrix instruction belongs to, such as IGMMA of IGMMA.64x128x32.S8.S8; None for any other instruction."""
+    found = re.search("[A-Z]*MMA|mfma", instruction)
+    return found and found[0]
 
 
 def measure_errors(seed: int = 0) -> dict[str, Any]:
@@ -226,7 +230,11 @@ def page_text(record: dict[str, Any], mutants: dict[str, Any] | None) -> str:
         "",
         "| file | laws | tests | cases | date |",
         "| --- | --- | --- | --- | --- |",
-        *(f"| `{name}` | {row['laws']} | {row['tests']} | {row['cases']:,} | {row['date']} |" for name, row in sorted(files.items())),
+        *(
+            f"| `{name}` | {row['laws']} | {row['tests']} | {row['cases']:,} | {row['date']} |"
+            for name, row in sorted(files.items())
+            if row["tests"]
+        ),
     ]
     return "\n".join(lines)
 

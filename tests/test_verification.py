@@ -117,3 +117,14 @@ def test_measured_errors_stay_below_their_bounds_and_the_worst_input_comes_close
 def test_an_unknown_part_is_refused():
     with pytest.raises(InputError, match=r"--only takes files of tests/, compiled or picture, got test_nothing.py"):
         verification.main(["--only", "test_nothing.py"])
+
+
+@pytest.mark.parametrize(
+    ("instruction", "unit"),
+    [
+        ("IGMMA.64x128x32.S8.S8", "IGMMA"), ("HGMMA.64x256x16.F32", "HGMMA"), ("IMMA.16832.S8.S8.SAT", "IMMA"), ("HMMA.16816.F32", "HMMA"),
+        ("UTCHMMA", "UTCHMMA"), ("v_mfma_i32_32x32x16_i8", "mfma"), ("FFMA", None), ("IMAD.WIDE", None), ("v_fma_f32", None),
+    ],
+)  # fmt: skip
+def test_matrix_instructions_are_told_by_their_family(instruction, unit):
+    assert verification.matrix_unit(instruction) == unit
