@@ -416,14 +416,20 @@ def kernel_stages() -> dict[str, Contender]:
     def scan(x: Tensor) -> Tensor:
         return outliers.scan(x, THRESHOLD, extremes=False, zeropoint=False)[0]
 
-    def quantize(limit: float | None) -> Callable[[Tensor], Any]:
-        return lambda x: quantization.quantize_regular(x, limit, True, False, False)[:2]
+    def quantize(limit: float | None) -> Callable[[Tensor], Bind]:
+        """W has a part in it where its outlier columns are gathered."""
+
+        def prepare(w: Tensor) -> Bind:
+            w_codes = fast.absmax_quantize(w, -1).codes
+            return partial(_called, lambda x: quantization.quantize_regular(x, limit, True, False, False, w_codes)[:2])
+
+        return prepare
 
     unmasked, masked = (partial(check_codes, decomposed=d) for d in (False, True))
     return {
         "detect": Contender("detection", _alone(scan), check_mask, detect_work, stage=True),
-        "quantize": Contender("quantization", _alone(quantize(None)), unmasked, quantize_work, stage=True),
-        "detect-quantize": Contender("detection and quantization", _alone(quantize(THRESHOLD)), masked, quantize_work, stage=True),
+        "quantize": Contender("quantization", quantize(None), unmasked, quantize_work, stage=True),
+        "detect-quantize": Contender("detection and quantization", quantize(THRESHOLD), masked, quantize_work, stage=True),
         "product": Contender("product", launch(None), partial(check_int8, threshold=None), product_work, stage=True),
         "product-outliers": Contender("product with outlier columns", launch(THRESHOLD), check_int8, product_work, stage=True),
     }

@@ -94,13 +94,11 @@ def launch_product(device: str, m: int, n: int, dtype: torch.dtype, gathered: in
     """The product with outlier columns, K = N; `gathered`: for how many of them there is place side by side."""
     x, weight = activations(device, m, n, dtype), quantized_weight(device, n)
     codes, scale = filled(device, (m, n), torch.int8), filled(device, (m, 1), torch.float32)
-    listed = outliers.Outliers(filled(device, (n + 1,), torch.int32))
+    x_side, w_side = (filled(device, (m, gathered), dtype), filled(device, (n, gathered), torch.int8)) if gathered else (None, None)
+    listed = outliers.Outliers(filled(device, (n + 1,), torch.int32), x_side, w_side)
     if device != "meta":
         columns = torch.arange(0, n, OUTLIER_EVERY, dtype=torch.int32, device=device)
         listed.columns[: len(columns)], listed.columns[-1] = columns, len(columns)
-    if gathered:
-        sides = filled(device, (m, gathered), dtype), filled(device, (n, gathered), torch.int8)
-        listed = outliers.Outliers(listed.columns, *sides)
     return lambda config: product.launch_product(
         codes, weight.codes, torch.empty(m, n, dtype=dtype, device=device), x, weight, None, listed, scale, config=config
     )

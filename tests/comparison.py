@@ -26,6 +26,8 @@ DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 QUANTIZERS = ("absmax", "zeropoint")
 GRANULARITIES = ("tensor", "row", "vector")
 OUTLIER_WEIGHTS = ("dequantized", "float")
+#: By how many rows X has: the kernel for few rows, with one and with several, and the separate ones.
+ROUTES = {"single": 1, "decode": 5, "tiled": 37}
 
 #: Unit roundoff of float32, and half its smallest subnormal number: the most that one operation is off by, relatively or absolutely.
 U32 = 2.0**-24
@@ -39,13 +41,16 @@ POISON = {torch.bool: True, torch.int8: 0x5A, torch.uint8: 0x5A, torch.int32: 0x
 
 
 @contextmanager
-def poisoned() -> Iterator[None]:
-    """Within this context `torch.empty` gives buffers of NaN (integers: of a pattern): an entry that no program writes is seen."""
+def poisoned(placed: Callable[[Tensor], Tensor] = lambda buffer: buffer) -> Iterator[None]:
+    """Within this context `torch.empty` gives buffers of NaN (integers: of a pattern): an entry that no program writes is seen.
+
+    placed: gives a buffer another place in memory.
+    """
     empty = torch.empty
 
     def filled(*shape: Any, **options: Any) -> Tensor:
         buffer = empty(*shape, **options)
-        return buffer.fill_(POISON.get(buffer.dtype, float("nan")))
+        return placed(buffer.fill_(POISON.get(buffer.dtype, float("nan"))))
 
     with mock.patch.object(torch, "empty", filled):
         yield

@@ -16,6 +16,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Container, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
@@ -44,8 +45,7 @@ POINTERS = {
 KERNELS = {
     k.__name__: k for k in (outliers.scan_columns, quantization.quantize_rows, product.product_kernel, decode.decode_kernel)
 }  # fmt: skip
-OPTIONS = ("num_warps", "num_stages", "enable_fp_fusion")
-NVIDIA_OPTIONS = ("maxnreg",)
+OPTIONS = ("num_warps", "num_stages", "enable_fp_fusion", "maxnreg")
 NVIDIA_TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
 
@@ -128,15 +128,16 @@ def launches(arch: str, wanted: Container[str] | None = None) -> list[Launch]:
     case = ""
 
     def note(kernel: JITFunction, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
-        options = tuple((key, kwargs.pop(key)) for key in OPTIONS)
-        extra = tuple((key, kwargs.pop(key)) for key in NVIDIA_OPTIONS if key in kwargs)
-        options += () if arch == "gfx942" else extra
+        options = tuple((key, kwargs.pop(key)) for key in OPTIONS if key in kwargs)
         launch = specialize(arch, case, kernel, dict(zip(kernel.arg_names, args, strict=False)) | kwargs, options)
         noted.setdefault(launch[2:], launch)
 
     modules = (outliers, quantization, product, decode)
-    patches = [mock.patch.object(module, "architecture", return_value=arch) for module in modules]
-    with mock.patch.object(JITFunction, "run", note), patches[0], patches[1], patches[2], patches[3]:
+    with ExitStack() as patches:
+        patches.enter_context(mock.patch.object(JITFunction, "run", note))
+        patches.enter_context(mock.patch.object(torch.version, "hip", "there" if arch == "gfx942" else None))
+        for module in modules:
+            patches.enter_context(mock.patch.object(module, "architecture", return_value=arch))
         for case, call in cases():
             if wanted is None or case in wanted:
                 call()

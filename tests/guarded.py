@@ -6,16 +6,14 @@ large, mostly meets memory that happens to be there, and the result happens to b
 
 import ctypes
 import mmap
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
-from unittest import mock
+from contextlib import AbstractContextManager
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from tests.comparison import POISON
+from tests.comparison import poisoned
 
 #: Bytes on either side that nobody may touch: more than a row of what the tests here use.
 GUARD = 16 * mmap.PAGESIZE
@@ -38,14 +36,6 @@ def guarded(x: Tensor, at: str) -> Tensor:
     return copy.copy_(x)
 
 
-@contextmanager
-def guarded_buffers(at: str) -> Iterator[None]:
-    """Within this context `torch.empty` gives `guarded` buffers full of `POISON`."""
-    empty = torch.empty
-
-    def bordered(*shape: Any, **options: Any) -> Tensor:
-        buffer = empty(*shape, **options)
-        return guarded(buffer.fill_(POISON.get(buffer.dtype, float("nan"))), at)
-
-    with mock.patch.object(torch, "empty", bordered):
-        yield
+def guarded_buffers(at: str) -> AbstractContextManager[None]:
+    """Within this context `torch.empty` gives `guarded` buffers, `poisoned` as well."""
+    return poisoned(partial(guarded, at=at))

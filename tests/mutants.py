@@ -59,7 +59,7 @@ BACKBONE = ("worked_examples", "errors", "edges", "exhaustive", "pairs", "laws")
 KERNELS = ("worked_examples", "guarded", "exhaustive", "edges", "kernels", "pairs")
 
 #: Which tests run for which files, the quick ones first, which of the three sides (tests/comparison.py) they run on, and which of them
-#: do (pytest's -k): a layer of few rows has one kernel, another has others (ROUTES of tests/test_kernels.py).
+#: do (pytest's -k): a layer of few rows has one kernel, another has others (ROUTES of tests/comparison.py).
 TESTS: dict[str, tuple[tuple[str, ...], tuple[str, ...], str]] = {
     "reference/bounds.py": (("bounds",), ("reference",), ""),
     "reference/features.py": (("features",), ("reference",), ""),

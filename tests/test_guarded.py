@@ -10,14 +10,13 @@ import torch
 from fast import kernels
 from fast.kernels import configurations, decode, quantization
 from fast.weights import QuantizedWeight
-from tests.comparison import DEVICE, assert_same
+from tests.comparison import DEVICE, ROUTES, assert_same
 from tests.guarded import guarded, guarded_buffers
 
 pytestmark = pytest.mark.skipif(DEVICE.type == "cuda", reason="memory of the host")
 
 ROOT = Path(__file__).resolve().parents[1]
 ENDS = ("start", "end")
-ROUTES = {"single": 1, "decode": 5, "tiled": 37}
 
 
 @pytest.mark.parametrize("at", ENDS)

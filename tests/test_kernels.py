@@ -16,9 +16,7 @@ import reference
 from fast import kernels
 from fast.kernels import configurations, decode, outliers, product, quantization
 from fast.operators import quantized_weight
-from tests.comparison import DEVICE, DTYPES, FLOAT32_MAX, GRANULARITIES, QUANTIZERS, array, assert_product, assert_same, poisoned
-
-ROUTES = {"single": 1, "decode": 5, "tiled": 37}  # by how many rows X has
+from tests.comparison import DEVICE, DTYPES, FLOAT32_MAX, GRANULARITIES, QUANTIZERS, ROUTES, array, assert_product, assert_same, poisoned
 
 
 @pytest.fixture(autouse=True)

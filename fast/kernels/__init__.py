@@ -41,7 +41,7 @@ def tiled(x: Tensor, weight: QuantizedWeight, bias: Tensor | None, limit: float 
     zeropoint = weight.zero_point is not None
     outlier_weight = weight.codes if weight.float_weight is None else weight.float_weight
     gathers = sixteen_bits(x, weight.float_weight)
-    quantized = quantize_regular(x, limit, per_row, zeropoint, zeropoint, outlier_weight if gathers else None)
+    quantized = quantize_regular(x, limit, per_row, zeropoint, with_sums=zeropoint, outlier_weight=outlier_weight if gathers else None)
     y = torch.empty(x.shape[0], weight.codes.shape[0], dtype=x.dtype, device=x.device)
     return launch_product(
         quantized.codes, weight.codes, y, x, weight, bias, quantized.outliers, quantized.scale, quantized.zero_point, quantized.code_sum

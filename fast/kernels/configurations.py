@@ -201,8 +201,8 @@ def gather_configuration(arch: str, m: int, k: int) -> Gather | None:
 
     Read in place, an entry of a column costs a sector of 32 bytes in every tile that needs it, m / block_m times for W; gathered, it
     costs one, and afterwards 2 bytes or 1 a tile. With few tiles there is nothing to save, and the gathering takes longer
-    than the quantizing that it hides behind. The buffers hold k / 16 columns, a sixteenth of the bytes of W's codes; further columns are
-    read in place. 64 rows and 32 columns are 2048 sectors on their way at once.
+    than the quantizing that it hides behind. The buffers hold k / 16 columns, a sixteenth of the bytes of X and of the outlier weight;
+    further columns are read in place. 64 rows and 32 columns are 2048 sectors on their way at once.
     """
     if arch == "interpreter":
         return Gather(32, 16, 16) if m >= 24 else None

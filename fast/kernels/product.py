@@ -9,8 +9,8 @@ One program owns a tile of Y, BLOCK_M x BLOCK_N:
 
 The second loop runs over the list that `compact` left in device memory: how often is read there too, so the host never
 waits, and without outliers it costs one load of a zero. It reads the columns that `quantize_rows` has gathered, and those that
-have no place there straight from X and W. An outlier weight is its int8 code, widened in registers to X's 16-bit type, in which
-code / 128 is exact; no weight in 16 bits ever lies in memory. With `outliers` None the loop is not compiled at all.
+have no place there straight from X and W. An outlier weight is a float that the layer keeps, or its int8 code, widened in registers to
+X's 16-bit type, in which code / 128 is exact. With `outliers` None the loop is not compiled at all.
 
 The accumulators are turned into float32 where they are, and the outlier products are added to them: a tile of 128 x 256 fills half of
 the registers, and a second set of sums would not fit beside it.
