@@ -211,6 +211,22 @@ def test_every_kernel_stage_passes_its_check(name: str) -> None:
         own.check(Truth(x, w), result)
 
 
+@pytest.mark.parametrize(("name", "gathers"), [("quantize", False), ("detect-quantize", True)])
+def test_quantization_is_timed_with_the_gathering_that_the_layer_does(name: str, gathers: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    from fast.kernels import quantization
+
+    asked = []
+    chosen = quantization.gather_configuration
+    monkeypatch.setattr(quantization, "gather_configuration", lambda *sizes: asked.append(sizes) or chosen(*sizes))
+    x = contenders.draw_activations(Shape(32, 96, 40, 0.05), "cpu", 0).x.half()
+    own, w = contenders.kernel_stages()[name], contenders.draw_weight(40, 96, "cpu", 0).half()
+    with fast.backend("triton"):
+        call = own.prepare(w)(x)
+        assert asked == []
+        call()
+    assert len(asked) == gathers
+
+
 def spoil_one(y: torch.Tensor) -> torch.Tensor:
     y[7, 100] += y.float().std().item()
     return y
