@@ -9,8 +9,10 @@ RUN = .venv/bin/python
 
 .PHONY: demo test test-deep lint format docs docs-serve docs-test notebooks notebooks-check mutants results bench clean
 
+# Not over the record in experiments/results, whose figures the README and the site repeat.
 demo: .venv/demo
-	$(RUN) -m experiments.perplexity
+	mkdir -p build
+	$(RUN) -m experiments.perplexity --out build/perplexity.json
 
 test: .venv/test lint
 	$(RUN) -m pytest -n $(WORKERS) --dist worksteal -m "not deep and not site"
@@ -52,7 +54,7 @@ bench: .venv/demo
 	$(RUN) -m experiments.speed
 
 clean:
-	rm -rf .venv node_modules site
+	rm -rf .venv build node_modules site
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv

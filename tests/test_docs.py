@@ -1,6 +1,7 @@
 """What README and pages say, against what is there: their code runs, the files and tests that they name exist."""
 
 import re
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +43,13 @@ def test_the_table_of_the_readme_is_the_one_that_the_demo_printed():
     record = records.read("perplexity")
     assert record is not None
     assert records.table(*perplexity.cells(record["rows"])) in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_demo_leaves_the_records_alone_that_the_pages_repeat():
+    # Its times differ from run to run: `make test` after `make demo` would find the README out of date.
+    recipe = subprocess.run(["make", "--dry-run", "demo"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    (command,) = [line for line in recipe.splitlines() if "-m experiments.perplexity" in line]
+    assert command.endswith("--out build/perplexity.json")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
