@@ -120,7 +120,7 @@ pictures.show(
 # as an argument; the next chapters need that.
 
 # %%
-source.show(reference.absmax_quantize, reference.absmax.absolute_maximum, reference.absmax.encode, reference.absmax._inverse_and_scale)
+source.show(reference.absmax_quantize, reference.absmax.absolute_maximum, reference.absmax.encode, reference.absmax.inverse_and_scale)
 
 # %% [markdown]
 # Three details in there are not decoration.

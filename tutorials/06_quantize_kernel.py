@@ -288,15 +288,15 @@ source.beside(
     (r"a = \max \lvert x \rvert", (reference.absmax.absolute_maximum, "return"), (quantization.quantize_blocks, "up = tl.max(all_up")),
     (
         r"\text{usable: } a \ge 2^{-100}",
-        (reference.absmax._inverse_and_scale, "usable ="),
+        (reference.absmax.inverse_and_scale, "usable ="),
         (arithmetic.parameters, "usable ="),
     ),
     (
         r"\mathrm{inverse} = (1 / a) \cdot 127",
-        (reference.absmax._inverse_and_scale, "inverse ="),
+        (reference.absmax.inverse_and_scale, "inverse ="),
         (arithmetic.parameters, "inverse ="),
     ),
-    (r"s = a / 127", (reference.absmax._inverse_and_scale, "scale ="), (arithmetic.parameters, "scale =")),
+    (r"s = a / 127", (reference.absmax.inverse_and_scale, "scale ="), (arithmetic.parameters, "scale =")),
     (r"q = \operatorname{rint}(x \cdot \mathrm{inverse})", (reference.absmax.encode, "codes ="), (arithmetic.encode, "steps =")),
 )
 
