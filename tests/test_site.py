@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+pytest.importorskip("playwright.sync_api")
+
 from tests import browser
 
 pytestmark = pytest.mark.site

@@ -16,11 +16,15 @@ import torch
 from torch import Tensor
 
 from ..weights import QuantizedWeight
+from .arithmetic import INTERPRETED
 from .configurations import DECODE_ROWS
 from .decode import decode_linear
 from .outliers import outlier_columns
 from .product import int8_matmul, launch_product, sixteen_bits
 from .quantization import quantize, quantize_regular
+
+if INTERPRETED.value:
+    from . import interpreter  # noqa: F401, it mends Triton's
 
 __all__ = ["int8_matmul", "linear", "outlier_columns", "quantize"]
 
