@@ -1,6 +1,7 @@
 """fast.huggingface, with the real transformers and accelerate: small models with random weights, saved and loaded in temporary folders."""
 
 import copy
+import importlib.util
 import json
 import os
 import re
@@ -65,6 +66,7 @@ CONFIGS = {
 TOKENS = torch.arange(3, 13)[None]
 #: PEFT asks transformers for an attribute by its old name.
 PEFT_LAGS_BEHIND = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+NEEDS_BITSANDBYTES = pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is None, reason="could not import 'bitsandbytes'")
 #: For a process of its own: it talks to itself, and its layers are computed by the CPU path.
 OWN_LOOPBACK = {"GLOO_SOCKET_IFNAME": "lo", "TRITON_INTERPRET": "0", "OMP_NUM_THREADS": "1"}
 
@@ -482,6 +484,7 @@ def tensor_parallel_while_quantizing(folder: Path) -> None:
 # bitsandbytes, as transformers saves it.
 
 
+@NEEDS_BITSANDBYTES
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "opt"])
 def test_a_checkpoint_that_bitsandbytes_saved_loads_and_is_written_again_bit_for_bit(kind, tmp_path):
     model_class = saved(kind, tmp_path / "float", torch.float16, scale=1.0)
@@ -504,6 +507,7 @@ def test_a_checkpoint_that_bitsandbytes_saved_loads_and_is_written_again_bit_for
     assert_same_model(model_class.from_pretrained(tmp_path / "own"), ours)
 
 
+@NEEDS_BITSANDBYTES
 @pytest.mark.parametrize(("theirs", "ours"), [(6.0, 6.0), (0.0, None), (3.5, 3.5)])
 def test_their_threshold_zero_is_our_none(theirs, ours, tmp_path):
     model_class = saved("llama", tmp_path, torch.float16)
@@ -566,7 +570,7 @@ def test_equal_first_tokens_are_counted_up_to_the_first_that_differs(a, b, equal
 
 
 @PEFT_LAGS_BEHIND
-@pytest.mark.parametrize("page", pages.PAGES)
+@pytest.mark.parametrize("page", [pytest.param(p, marks=NEEDS_BITSANDBYTES) if p == "bitsandbytes" else p for p in pages.PAGES])
 def test_a_page_prints_what_it_shows(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert pages.printed(page) == pages.read(page)
