@@ -1,4 +1,4 @@
-"""What the compiler makes of the kernels, for GPUs that need not be here: read from the machine code (tests/generated_code.py).
+"""What the compiler makes of the kernels, for GPUs that need not be here: read from the machine code (tests/tools/generated_code.py).
 
 The program that compiles runs on its own, because Triton's interpreter, under which this suite runs without a GPU, replaces the
 compiler for good. Triton's cache may answer: its key is the source, the options and the compiler, so what it holds is what would come out.
@@ -28,7 +28,7 @@ Facts = dict[str, Any]
 
 def program(*arguments: str, code: str | None = None) -> str:
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [sys.executable, *(["-c", code] if code else ["-m", "tests.generated_code", *arguments])]
+    command = [sys.executable, *(["-c", code] if code else ["-m", "tests.tools.generated_code", *arguments])]
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True).stdout
 
 
@@ -120,7 +120,7 @@ def test_the_quick_cases_reach_every_row_of_every_table_on_tensors_without_memor
     # The launchers run on meta tensors: a launch that needed a value from the device, or a wait for it, would raise.
     code = """
 import json
-from tests import generated_code as g
+from tests.tools import generated_code as g
 for arch in g.TARGETS:
     print(json.dumps([arch, [[l.kernel, dict(l.constants) | dict(l.options)] for l in g.launches(arch, g.QUICK)]], default=str))
 """

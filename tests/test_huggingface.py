@@ -43,9 +43,9 @@ import fast
 from experiments import generate
 from fast import Int8Linear
 from fast.huggingface import METHOD, Int8Config, bitsandbytes_config, save_bitsandbytes
-from tests import pages
 from tests.comparison import assert_same
 from tests.test_distributed import Processes, both
+from tests.tools import pages
 
 __all__ = ["both"]  # the fixture, which pytest finds by its name
 

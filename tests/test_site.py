@@ -9,7 +9,7 @@ import pytest
 
 pytest.importorskip("playwright.sync_api")
 
-from tests import browser
+from tests.tools import browser
 
 pytestmark = pytest.mark.site
 

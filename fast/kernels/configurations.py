@@ -1,7 +1,7 @@
 """Block shapes, warps and pipeline stages, by architecture and shape: fixed tables, no autotuning at run time.
 
 Nothing here has been timed on a GPU yet: each row follows from the counts beside it and from what the compiler makes of it
-(registers, shared memory, spills: `python -m tests.generated_code --table`). `python -m experiments.tune` times the rows and their
+(registers, shared memory, spills: `python -m tests.tools.generated_code --table`). `python -m experiments.tune` times the rows and their
 neighbours on a machine with a GPU.
 """
 
