@@ -16,7 +16,7 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").r
 RUNNABLE = [ROOT / "README.md", ROOT / "docs" / "index.md"]
 NAMED_FILE = re.compile(r"`((?:reference|fast|tests|tutorials|docs|experiments)/[\w/]+\.\w+)`")
 NAMED_TEST = re.compile(r"`(test_\w+\.py)`")
-NAMED_COMMAND = re.compile(r"python -m (\w+)\.(\w+)")
+NAMED_COMMAND = re.compile(r"python -m (\w+)\.([\w.]+\w)")
 
 
 def name(path: Path) -> str:
@@ -62,4 +62,5 @@ def test_a_file_that_a_page_names_exists(page):
 
 
 def module_exists(package: str, module: str) -> bool:
-    return package not in ("reference", "fast", "experiments", "tutorials", "tests") or (ROOT / package / f"{module}.py").exists()
+    ours = package in ("reference", "fast", "experiments", "tutorials", "tests")
+    return not ours or (ROOT / package / f"{module.replace('.', '/')}.py").exists()

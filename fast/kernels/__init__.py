@@ -12,9 +12,13 @@ Read in this order:
 8. `configurations.py`   block shapes by architecture
 """
 
+from ..interpreter import interpreted
 from .layer import linear, tiled
 from .outliers import outlier_columns
 from .product import int8_matmul
 from .quantization import quantize
+
+if interpreted():
+    from . import triton_3_6  # noqa: F401, it mends Triton's interpreter
 
 __all__ = ["int8_matmul", "linear", "outlier_columns", "quantize", "tiled"]

@@ -1,14 +1,14 @@
 """Mutation testing: makes small faults in `reference/` and `fast/`, one at a time, and runs the tests on each.
 
-    python -m tests.mutants                     a random sample of all mutants, for half an hour
-    python -m tests.mutants --resume            goes on where the last run stopped; what survived is tried again first
-    python -m tests.mutants --file fast/kernels/product.py --minutes 5 --seed 1
-    python -m tests.mutants --list              shows the mutants, and runs nothing
+    python -m tests.tools.mutants                     a random sample of all mutants, for half an hour
+    python -m tests.tools.mutants --resume            goes on where the last run stopped; what survived is tried again first
+    python -m tests.tools.mutants --file fast/kernels/product.py --minutes 5 --seed 1
+    python -m tests.tools.mutants --list              shows the mutants, and runs nothing
 
 Hypothesis tries fewer examples here than in `make test` (tests/conftest.py), and a law that is parametrized is tried on a few of its cases,
 drawn once, so the score is rather too low than too high.
 
-A mutant that no test notices is a line that no test checks, or a change that means the same: tests/equivalent_mutants.toml says which
+A mutant that no test notices is a line that no test checks, or a change that means the same: tests/tools/equivalent_mutants.toml says which
 and why. The record, experiments/results/mutants.json, holds the counts and each survivor with its diff.
 
 Why not an existing tool. mutmut 3.8 leaves out every function with a decorator, which is every Triton kernel and every registered
@@ -42,9 +42,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 RECORD = ROOT / "experiments" / "results" / "mutants.json"
-EQUIVALENT = ROOT / "tests" / "equivalent_mutants.toml"
+EQUIVALENT = Path(__file__).with_name("equivalent_mutants.toml")
 COPIED = ("reference", "fast", "tests", "experiments", "pyproject.toml", "docs/contract.md")
 PACKAGES = ("torch", "triton", "numpy", "hypothesis", "pytest")
 
@@ -77,7 +77,8 @@ TESTS: dict[str, tuple[tuple[str, ...], tuple[str, ...], str]] = {
     "fast/*.py": ((*BACKBONE, "structure"), ("cpu",), ""),
 }
 
-#: Left out. configurations.py: its rows change speed and not results; tests/generated_code.py holds them to what compiles without spills.
+#: Left out. configurations.py: its rows change speed and not results; tests/tools/generated_code.py holds them to what compiles without
+#: spills.
 #: huggingface.py, distributed.py: each of their tests loads a model, seconds to minutes for each mutant.
 LEFT_OUT = ("fast/kernels/configurations.py", "fast/huggingface.py", "fast/distributed.py", "*/__init__.py")
 
@@ -383,7 +384,7 @@ def line_of(source: str, position: int) -> str:
 
 
 def reason(mutant: Mutant, source: str, known: list[dict[str, str]]) -> str | None:
-    """Why the mutant is equivalent, or None where tests/equivalent_mutants.toml does not say that it is."""
+    """Why the mutant is equivalent, or None where tests/tools/equivalent_mutants.toml does not say that it is."""
     before, after = line_of(source, mutant.start), line_of(mutant.apply(source), mutant.start)
     for entry in known:
         if Path(mutant.file).match(entry["file"]) and entry["before"] == before and entry["after"] in ("*", after):
@@ -424,7 +425,7 @@ def summary(results: dict[str, dict[str, Any]], possible: int, options: argparse
     killed = outcomes["killed"] + outcomes["timed out"]
     judged = len(results) - outcomes["equivalent"]
     return {
-        "command": "python -m tests.mutants --resume",
+        "command": "python -m tests.tools.mutants --resume",
         "date": datetime.date.today().isoformat(),
         "versions": {"python": sys.version.split()[0], **{name: metadata.version(name) for name in PACKAGES}},
         "seed": options.seed,
@@ -446,7 +447,7 @@ def summary(results: dict[str, dict[str, Any]], possible: int, options: argparse
 
 def parse() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m tests.mutants", description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m tests.tools.mutants", description=__doc__.partition("\n")[0])
     parser.add_argument("--minutes", type=float, default=28, help="start no mutant after this long (28)")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="how many mutants are tried at a time (one a core)")
     parser.add_argument("--sample", type=int, help="try at most this many, a random sample")
