@@ -6,8 +6,8 @@ PYTHON ?= python3
 WORKERS ?= 2
 VENV ?= .venv
 CONSTRAINTS ?= constraints.txt
-# How many mutants of how many `make mutants-share` tries.
-SHARE ?= 40
+# How many mutants `make mutants-share` tries: other ones each week.
+SHARE ?= 150
 RUN = $(VENV)/bin/python
 PIP = $(RUN) -m pip install --quiet -c $(CONSTRAINTS) $(EXTRA_PIP)
 PYTEST = $(RUN) -m pytest -n $(WORKERS) --dist worksteal
@@ -72,7 +72,8 @@ mutants: $(VENV)/test ## small faults put in on purpose; the suite has to fail o
 	$(RUN) -m tests.tools.mutants
 
 mutants-share: $(VENV)/test ## the same for SHARE of them, drawn anew each week
-	$(RUN) -m tests.tools.mutants --sample $(SHARE)
+	mkdir -p build
+	$(RUN) -m tests.tools.mutants --sample $(SHARE) --seed $$(date +%G%V) --minutes 300 --out build/mutants.json
 
 results: $(VENV)/demo ## write the result pages from the records
 	$(RUN) -m experiments.report

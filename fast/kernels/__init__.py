@@ -19,6 +19,6 @@ from .product import int8_matmul
 from .quantization import quantize
 
 if interpreted():
-    from . import triton_3_6  # noqa: F401, it mends Triton's interpreter
+    from . import old_interpreter  # noqa: F401, it mends Triton 3.6's
 
 __all__ = ["int8_matmul", "linear", "outlier_columns", "quantize", "tiled"]
