@@ -39,7 +39,15 @@ MISTAKES = [(name, hint, mistake) for name, exercise in EXERCISES.items() for hi
 
 CALL = re.compile(r"^((?:kernel_)?checks\.\w+)\((my_\w+)\)$", re.MULTILINE)
 SOLUTION = re.compile(r"<summary>Solution</summary>\s*```python\n(.*?)```", re.DOTALL)
-IMPORTS = "import numpy as np\nimport triton\nimport triton.language as tl\nimport reference\nfrom tutorials import checks\nfrom tutorials.checks import kernel_checks\n\n\n"
+IMPORTS = """import numpy as np
+import triton
+import triton.language as tl
+import reference
+from tutorials import checks
+from tutorials.checks import kernel_checks
+
+
+"""
 
 
 def exercises():
