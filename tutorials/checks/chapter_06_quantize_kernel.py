@@ -38,12 +38,12 @@ def _launch_rows(kernel: Any) -> Callable:
         scale = torch.full((m + 1,), SENTINEL_SCALE, device=DEVICE)
         # Unfused, as the kernels of `fast` are launched: a fused multiply-add would round another way at ties.
         kernel[(m,)](source, codes, scale, k, source.stride(0), BLOCK_K=power_of_two(k), enable_fp_fusion=False)
-        codes, scale = codes.cpu().numpy(), scale.cpu().numpy()
-        if (codes[:m] == SENTINEL_CODE).all() and (scale[:m] == SENTINEL_SCALE).all():
+        written, scales = codes.cpu().numpy(), scale.cpu().numpy()
+        if (written[:m] == SENTINEL_CODE).all() and (scales[:m] == SENTINEL_SCALE).all():
             return NotImplemented
-        if (codes[m] != SENTINEL_CODE).any() or scale[m] != SENTINEL_SCALE:
+        if (written[m] != SENTINEL_CODE).any() or scales[m] != SENTINEL_SCALE:
             raise IndexError("the kernel wrote past the last row of codes or scale: mask the store with columns < K")
-        return codes[:m], scale[:m]
+        return written[:m], scales[:m]
 
     run.__name__ = getattr(kernel, "__name__", "the kernel")
     return run

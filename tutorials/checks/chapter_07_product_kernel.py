@@ -40,12 +40,12 @@ def _launch_product(kernel: Any) -> Callable:
         grid = (-(-m // 16), -(-n // 16))
         scales = [torch.from_numpy(s).to(DEVICE) for s in (scale_a, scale_b)]
         kernel[grid](left, right, y, *scales, m, n, k, left.stride(0), right.stride(0), BLOCK=16, BLOCK_K=32)
-        y = y.cpu().numpy()
-        if (y[:m] == SENTINEL_SCALE).all():
+        written = y.cpu().numpy()
+        if (written[:m] == SENTINEL_SCALE).all():
             return NotImplemented
-        if (y[m] != SENTINEL_SCALE).any():
+        if (written[m] != SENTINEL_SCALE).any():
             raise IndexError("the kernel wrote past the last row of y: mask the store with rows < M and columns < N")
-        return y[:m]
+        return written[:m]
 
     run.__name__ = getattr(kernel, "__name__", "the kernel")
     return run
