@@ -220,7 +220,7 @@ def count(layer: Int8Linear, x: Tensor) -> dict[str, int]:
 
 
 def exchange_of_the_page() -> Callable[..., dict[str, int]]:
-    from tests.pages import python_blocks
+    from tests.tools.pages import python_blocks
 
     scope: dict[str, Any] = {}
     exec(python_blocks("several_devices")[-1], scope)

@@ -14,7 +14,7 @@ import torch
 import fast
 import reference
 from fast import kernels
-from fast.kernels import configurations, decode, outliers, product, quantization
+from fast.kernels import configurations, decode, operands, outliers, product, quantization
 from fast.operators import quantized_weight
 from tests.comparison import DEVICE, DTYPES, FLOAT32_MAX, GRANULARITIES, QUANTIZERS, ROUTES, array, assert_product, assert_same, poisoned
 
@@ -100,23 +100,24 @@ def test_int8_products_are_exact(shape, tma, monkeypatch):
     generator = np.random.default_rng(k)
     a, b = (torch.from_numpy(generator.integers(-128, 128, size, dtype=np.int8)) for size in ((m, k), (n, k)))
     width = -k % 16  # rows at multiples of 16 bytes, as a descriptor needs them
-    a, b = (torch.nn.functional.pad(t, (0, width))[:, :k] for t in (a, b))
+    a, b = (torch.nn.functional.pad(t.to(DEVICE), (0, width))[:, :k] for t in (a, b))
     assert_same(kernels.int8_matmul(a, b), reference.int8_matmul(array(a), array(b)))
 
 
 def test_int8_products_take_any_strides():
-    a, b = torch.randint(-128, 128, (50, 35), dtype=torch.int8).T, torch.randint(-128, 128, (40, 100), dtype=torch.int8)[:, ::2]
+    a, b = (torch.randint(-128, 128, shape, dtype=torch.int8, device=DEVICE) for shape in ((50, 35), (40, 100)))
+    a, b = a.T, b[:, ::2]
     assert_same(kernels.int8_matmul(a, b), reference.int8_matmul(array(a), array(b)))
 
 
 def test_the_copy_engine_reads_rows_that_begin_at_multiples_of_16_bytes():
     codes = torch.zeros(4, 64, dtype=torch.int8, device=DEVICE)
-    assert product.aligned(codes)
-    assert product.aligned(codes[1:, 16:48])
-    assert not product.aligned(codes[:, 1:])
-    assert not product.aligned(codes[:, ::2])
-    assert not product.aligned(codes.T)
-    assert not product.aligned(torch.zeros(4, 56, dtype=torch.int8, device=DEVICE))
+    assert operands.aligned(codes)
+    assert operands.aligned(codes[1:, 16:48])
+    assert not operands.aligned(codes[:, 1:])
+    assert not operands.aligned(codes[:, ::2])
+    assert not operands.aligned(codes.T)
+    assert not operands.aligned(torch.zeros(4, 56, dtype=torch.int8, device=DEVICE))
 
 
 @pytest.mark.parametrize(
@@ -129,7 +130,7 @@ def test_the_copy_engine_reads_rows_that_begin_at_multiples_of_16_bytes():
 )  # fmt: skip
 def test_outliers_of_16_bits_have_matrix_instructions(x, float_weight, has):
     weight = None if float_weight is None else torch.zeros(1, 1, dtype=float_weight)
-    assert product.sixteen_bits(torch.zeros(1, 1, dtype=x), weight) == has
+    assert operands.sixteen_bits(torch.zeros(1, 1, dtype=x), weight) == has
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -144,7 +145,7 @@ def test_outlier_columns_equal_the_reference(shape, limit, dtype):
 def test_infinity_is_an_outlier_and_nan_is_not(limit):
     x = torch.tensor([[float("inf"), float("nan"), 6.0, 5.9990234, -6.0, -float("inf"), float("nan")]] * 2 + [[0.0] * 7])
     x[:, 6] = float("nan")  # a column of nothing else
-    assert_same(kernels.outlier_columns(x, limit), reference.outlier_columns(array(x), limit))
+    assert_same(kernels.outlier_columns(x.to(DEVICE), limit), reference.outlier_columns(array(x), limit))
 
 
 class Layer:

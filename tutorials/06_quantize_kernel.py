@@ -36,7 +36,8 @@ from matplotlib import pyplot as plt
 import fast
 import reference
 from fast.kernels import arithmetic, quantization
-from tutorials import kernel_checks, model_data, pictures, source
+from tutorials import model_data, pictures, source
+from tutorials.checks import kernel_checks
 from tutorials.example import X
 
 np.set_printoptions(precision=4, suppress=True)

@@ -33,7 +33,8 @@ from matplotlib import pyplot as plt
 import fast
 import reference
 from fast.kernels import product
-from tutorials import kernel_checks, model_data, pictures, source
+from tutorials import model_data, pictures, source
+from tutorials.checks import kernel_checks
 from tutorials.example import W, X
 
 np.set_printoptions(precision=4, suppress=True)

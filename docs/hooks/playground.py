@@ -25,8 +25,15 @@ RUNTIME = ("pyodide.js", "pyodide.asm.js", "pyodide.asm.wasm", "python_stdlib.zi
 NUMPY = "numpy-2.0.2-cp312-cp312-pyodide_2024_0_wasm32.whl"
 NUMPY_SHA256 = "ebb61241d962b98b21597d7ce43b67668a6d5bab3acec4fbe958657320d7cd08"
 
+#: The checkers of exercises that need no kernel.
+CHECKERS = [
+    path
+    for path in sorted(ROOT.glob("tutorials/checks/*.py"))
+    if not path.stem.endswith("kernel") and path.stem not in ("kernel_checks", "launches")
+]
+
 #: The Python files that the browser runs, as they stand in the repository.
-SOURCES = (*sorted(ROOT.glob("reference/*.py")), ROOT / "tutorials" / "__init__.py", ROOT / "tutorials" / "checks.py")
+SOURCES = (*sorted(ROOT.glob("reference/*.py")), ROOT / "tutorials" / "__init__.py", *CHECKERS)
 
 STUB = re.compile(r"^checks\.\w+\((my_\w+)\)$", re.MULTILINE)
 

@@ -1,4 +1,4 @@
-"""Compiles every kernel for GPUs that are not here, and reads what came out: `python -m tests.generated_code --table`.
+"""Compiles every kernel for GPUs that are not here, and reads what came out: `python -m tests.tools.generated_code --table`.
 
 Nothing is guessed about how a kernel is called: the real launchers run, on tensors without memory (device "meta"), with the
 architecture looked up by hand and the launch itself replaced by a note of its arguments. Each note is specialized as Triton's
