@@ -61,11 +61,20 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     sources = [path.relative_to(ROOT).as_posix() for path in SOURCES] + ["play.py"]
     markdown = markdown.replace("{{ bars }}", bars(first)).replace("{{ exercises }}", exercises())
     markdown = re.sub(r"\{\{ (\w+) \}\}", lambda match: facts(first)[match[1]], markdown)
-    data = json.dumps({"first": first, "sources": sources}).replace("</", "<\\/")
+    suggestions = {name: play.DEFAULTS | moved for name, moved in play.SUGGESTIONS.items()}
+    computed = {name: facts(play.compute(**settings)) for name, settings in suggestions.items()}
+    markdown = re.sub(r"\{\{ (\w+)\.(\w+) \}\}", lambda match: _computed(match[1], match[2], computed[match[1]]), markdown)
+    data = json.dumps({"first": first, "sources": sources, "suggestions": suggestions}).replace("</", "<\\/")
     return (
         f'{markdown}\n\n<script type="application/json" id="playground-data">{data}</script>\n'
         '<script type="module" src="page.js"></script>\n'
     )
+
+
+def _computed(suggestion: str, fact: str, of_suggestion: dict[str, str]) -> str:
+    """A number of a suggestion, marked with where the page shows it once its controls are set."""
+    element = fact.replace("_", "-")
+    return f'<span class="computed" data-suggestion="{suggestion}" data-shown-in="{element}">{of_suggestion[fact]}</span>'
 
 
 def facts(result: dict) -> dict[str, str]:
