@@ -65,7 +65,7 @@ def on_device(x: Tensor, device: torch.device) -> Tensor:
     """`x` on `device` with its strides and offset, which `Tensor.to` keeps only of dense tensors."""
     if x.device == device:
         return x
-    storage = x.new_empty(0).set_(x.untyped_storage(), 0, (x.untyped_storage().nbytes() // x.element_size(),))
+    storage = x.new_empty(0).set_(x.untyped_storage(), 0, (x.untyped_storage().nbytes() // x.element_size(),), (1,))
     return storage.to(device).as_strided(x.shape, x.stride(), x.storage_offset())
 
 

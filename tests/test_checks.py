@@ -1,4 +1,4 @@
-"""The exercises' checkers (tutorials/checks.py, kernel_checks.py): right answers pass, each known mistake is refused by name."""
+"""The exercises' checkers (tutorials/checks): right answers pass, each known mistake is refused by name."""
 
 import ast
 import importlib.util
@@ -15,8 +15,14 @@ pytest.importorskip("nbclient")
 import fast
 import reference
 from reference import features
-from tutorials import build, checks, kernel_checks
-from tutorials.checks import F32
+from tutorials import build, checks
+from tutorials.checks import kernel_checks
+from tutorials.checks.chapter_01_absmax import ZERO_HINT
+from tutorials.checks.chapter_04_outliers import stacks
+from tutorials.checks.chapter_06_quantize_kernel import rows_of_codes
+from tutorials.checks.chapter_07_product_kernel import scaled_product
+from tutorials.checks.chapter_08_layer import whole_layer
+from tutorials.checks.engine import F32
 
 EXERCISES = {
     "absmax": checks.absmax,
@@ -24,18 +30,24 @@ EXERCISES = {
     "vectorwise": checks.vectorwise,
     "outlier_features": checks.outlier_features,
     "decomposition": checks.decomposition,
-    "layer": checks._layer,
+    "layer": whole_layer,
     "layer_bytes": checks.layer_bytes,
-    "quantize_rows": kernel_checks._quantize_rows,
-    "product": kernel_checks._product,
+    "quantize_rows": rows_of_codes,
+    "product": scaled_product,
 }
 MISTAKES = [(name, hint, mistake) for name, exercise in EXERCISES.items() for hint, mistake in exercise.mistakes]
 
 CALL = re.compile(r"^((?:kernel_)?checks\.\w+)\((my_\w+)\)$", re.MULTILINE)
 SOLUTION = re.compile(r"<summary>Solution</summary>\s*```python\n(.*?)```", re.DOTALL)
-IMPORTS = (
-    "import numpy as np\nimport triton\nimport triton.language as tl\nimport reference\nfrom tutorials import checks, kernel_checks\n\n\n"
-)
+IMPORTS = """import numpy as np
+import triton
+import triton.language as tl
+import reference
+from tutorials import checks
+from tutorials.checks import kernel_checks
+
+
+"""
 
 
 def exercises():
@@ -119,7 +131,7 @@ def _torch(function):
         (checks.zeropoint, fast.zeropoint_quantize),
         (checks.vectorwise, fast.quantized_matmul),
         (checks.decomposition, fast.llm_int8_matmul),
-        (checks._layer, lambda w, x: fast.Int8Linear.from_float(w)(x)),
+        (whole_layer, lambda w, x: fast.Int8Linear.from_float(w)(x)),
     ],
     ids=["absmax", "zeropoint", "vectorwise", "decomposition", "layer"],
 )
@@ -144,7 +156,7 @@ def test_the_counterexample_is_as_small_as_it_gets():
 
 def test_two_mistakes_at_once_are_met_one_by_one():
     # truncation, and no guard for the zero slice: the zero slice is the smaller input
-    assert checks.absmax(truncated).message.endswith(f"Perhaps, among other things: {checks.ZERO_HINT}")
+    assert checks.absmax(truncated).message.endswith(f"Perhaps, among other things: {ZERO_HINT}")
 
 
 @pytest.mark.parametrize(
@@ -210,10 +222,10 @@ def test_the_criterion_is_not_met_by_large_noise_in_one_layer():
     activations = np.zeros((8, 50, 1), F32)
     activations[0] = 9
     assert not features.outlier_features(activations).any()
-    assert any(np.array_equal(case[0], activations) for case in checks._stacks())
+    assert any(np.array_equal(case[0], activations) for case in stacks())
 
 
-# Kernels: the mistakes again, made by real kernels, so that the NumPy models of them in kernel_checks.py are right.
+# Kernels: the mistakes again, made by real kernels, so that the NumPy models of them in tutorials/checks are right.
 
 
 @triton.jit
