@@ -215,9 +215,9 @@ def measured_parts(model: torch.nn.Module, tokens: torch.Tensor) -> dict[str, in
 
 def peak_bytes(run: Callable[[], object]) -> int:
     """The most memory that `run` holds at a time beyond what there was before, as torch's allocator reports it on the CPU."""
-    activities = [torch.profiler.ProfilerActivity.CPU]
-    # Torch 2.11 warns that events are cleared from cycle to cycle unless they are to be kept; there is one cycle here.
-    with torch.inference_mode(), torch.profiler.profile(activities=activities, profile_memory=True, acc_events=True) as profile:
+    cpu = [torch.profiler.ProfilerActivity.CPU]
+    # Without acc_events Torch 2.11 warns that events are cleared between cycles; there is one cycle here.
+    with torch.inference_mode(), torch.profiler.profile(activities=cpu, profile_memory=True, acc_events=True) as profile:
         kept = run()
     events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
     del kept

@@ -161,7 +161,7 @@ def kernel_of(call: Call, device: str) -> str | None:
     None where the profiler sees none.
     """
     activity = torch.profiler.ProfilerActivity
-    # Torch 2.11 warns that events are cleared from cycle to cycle unless they are to be kept; there is one cycle here.
+    # Without acc_events Torch 2.11 warns that events are cleared between cycles; there is one cycle here.
     with torch.profiler.profile(activities=[activity.CUDA if device == "cuda" else activity.CPU], acc_events=True) as profile:
         call()
         stopwatch(device)()

@@ -98,16 +98,16 @@ def counted(report: ElementTree.Element) -> dict[str, Any]:
 
 
 def compile_kernels() -> list[dict[str, Any]]:
-    """Compiles every kernel for every architecture that tests/generated_code.py names; a row each.
+    """Compiles every kernel for every architecture that tests/tools/generated_code.py names; a row each.
 
     Raises:
         InputError: one does not compile.
     """
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [sys.executable, "-m", "tests.generated_code"]
+    command = [sys.executable, "-m", "tests.tools.generated_code"]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     if done.returncode:
-        raise InputError(f"tests.generated_code failed:\n{done.stderr[-3000:]}")
+        raise InputError(f"tests.tools.generated_code failed:\n{done.stderr[-3000:]}")
     facts = sorted((json.loads(line) for line in done.stdout.splitlines()), key=lambda fact: fact["arch"])
     rows = []
     for arch, group in itertools.groupby(facts, key=lambda fact: fact["arch"]):
@@ -249,7 +249,7 @@ def merged_ratios(files: dict[str, Any]) -> dict[str, float]:
 
 
 def mutants_text(mutants: dict[str, Any] | None) -> str:
-    """What the record of tests/mutants.py says, in one line."""
+    """What the record of tests/tools/mutants.py says, in one line."""
     if mutants is None:
         return "no record: run `make mutants`"
     return (

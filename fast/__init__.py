@@ -1,7 +1,7 @@
 """LLM.int8() to run: Triton kernels on a GPU, oneDNN on a CPU, one contract with `reference` (docs/contract.md).
 
 The files have the names of their twins in `reference`, the functions their names and arguments. What only a fast path
-needs has a file of its own: `dispatch.py` chooses between `cpu.py` and `kernels/`, `operators.py` makes the layer known
+needs has a file of its own: `dispatch.py` chooses between `cpu/` and `kernels/`, `operators.py` makes the layer known
 to torch.compile.
 """
 

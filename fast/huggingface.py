@@ -25,8 +25,9 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from . import arguments
 from .bitsandbytes_checkpoint import check_layout, to_bitsandbytes
-from .linear import Int8Linear, is_conv1d
-from .model import Summary, choose_layers, size_of
+from .linear import Int8Linear
+from .selection import Summary, choose_layers, size_of
+from .transformers_traits import is_conv1d
 
 logger = logging.getLogger(__name__)
 
@@ -143,8 +144,12 @@ class Int8Quantizer(HfQuantizer):
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
         for name, parameter in model.named_parameters():
-            layer = model.get_submodule(name.rpartition(".")[0])
+            path, _, own = name.rpartition(".")
+            layer = model.get_submodule(path)
             if isinstance(layer, Int8Linear):
+                # transformers 5.17 compares the shapes of float checkpoints only.
+                if parameter.shape != (expected := _shape(layer, own)):
+                    raise ValueError(f"{name} must have shape {expected}, the checkpoint holds {tuple(parameter.shape)}")
                 if not (parameter.is_meta or getattr(parameter, "_is_hf_initialized", False)):
                     raise ValueError(f"the checkpoint holds no {name}, which a layer in int8 needs; was it saved with other skip_modules?")
                 parameter.requires_grad_(False)  # transformers sets it for whatever is floating
@@ -171,6 +176,13 @@ class Int8Quantizer(HfQuantizer):
     def is_compileable(self) -> bool:
         """Whether `generate` may compile the model."""
         return True
+
+
+def _shape(layer: Int8Linear, name: str) -> tuple[int, ...]:
+    """The shape of a parameter by the sizes and settings of its layer."""
+    n, k = layer.out_features, layer.in_features
+    whole = {"weight": (n, k), "float_weight": (n, k), "bias": (n,)}
+    return whole.get(name) or (n if layer.granularity == "vector" else 1, 1)
 
 
 def _check_layouts(file: str) -> None:

@@ -17,10 +17,13 @@ if not torch.cuda.is_available():
 
 ROOT = Path(__file__).resolve().parents[1]
 
+# Programs that tests start find the packages of this clone, too, whether they are installed or not.
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+
 torch.set_num_threads(1)
 
 if os.environ.get("TRITON_INTERPRET") == "1" and importlib.util.find_spec("triton"):
-    from tests.interpreter import correct_bfloat16
+    from tests.tools.interpreter import correct_bfloat16
 
     correct_bfloat16()
 
@@ -28,7 +31,7 @@ if os.environ.get("TRITON_INTERPRET") == "1" and importlib.util.find_spec("trito
 #: Triton's interpreter: an example is one line as it is, and the blob that is printed reproduces it under any profile.
 NO_SHRINKING = (Phase.explicit, Phase.generate, Phase.target)
 settings.register_profile("default", max_examples=25, derandomize=True, deadline=None, database=None, print_blob=True, phases=NO_SHRINKING)
-#: For tests/mutants.py: one fault after the other, each seen by many tests.
+#: For tests/tools/mutants.py: one fault after the other, each seen by many tests.
 settings.register_profile("mutants", settings.get_profile("default"), max_examples=12)
 #: Other examples on every run, kept in .hypothesis/ where they fail, shrunk; hypothesis prints the seed.
 settings.register_profile("deep", max_examples=1000, deadline=None, print_blob=True)

@@ -5,12 +5,12 @@ import importlib.util
 import re
 import sys
 
-import jupytext
 import numpy as np
 import pytest
 import torch
-import triton
-import triton.language as tl
+
+jupytext, triton, tl = map(pytest.importorskip, ("jupytext", "triton", "triton.language"))
+pytest.importorskip("nbclient")
 
 import fast
 import reference

@@ -14,8 +14,8 @@ import torch
 import fast
 import reference
 from fast import kernels
-from fast.kernels import configurations, decode, outliers, product, quantization
-from fast.operators import quantized_weight
+from fast.kernels import configurations, decode, operands, outliers, product, quantization
+from fast.weights import QuantizedWeight
 from tests.comparison import DEVICE, DTYPES, FLOAT32_MAX, GRANULARITIES, QUANTIZERS, ROUTES, array, assert_product, assert_same, poisoned
 
 
@@ -100,23 +100,24 @@ def test_int8_products_are_exact(shape, tma, monkeypatch):
     generator = np.random.default_rng(k)
     a, b = (torch.from_numpy(generator.integers(-128, 128, size, dtype=np.int8)) for size in ((m, k), (n, k)))
     width = -k % 16  # rows at multiples of 16 bytes, as a descriptor needs them
-    a, b = (torch.nn.functional.pad(t, (0, width))[:, :k] for t in (a, b))
+    a, b = (torch.nn.functional.pad(t.to(DEVICE), (0, width))[:, :k] for t in (a, b))
     assert_same(kernels.int8_matmul(a, b), reference.int8_matmul(array(a), array(b)))
 
 
 def test_int8_products_take_any_strides():
-    a, b = torch.randint(-128, 128, (50, 35), dtype=torch.int8).T, torch.randint(-128, 128, (40, 100), dtype=torch.int8)[:, ::2]
+    a, b = (torch.randint(-128, 128, shape, dtype=torch.int8, device=DEVICE) for shape in ((50, 35), (40, 100)))
+    a, b = a.T, b[:, ::2]
     assert_same(kernels.int8_matmul(a, b), reference.int8_matmul(array(a), array(b)))
 
 
 def test_the_copy_engine_reads_rows_that_begin_at_multiples_of_16_bytes():
     codes = torch.zeros(4, 64, dtype=torch.int8, device=DEVICE)
-    assert product.aligned(codes)
-    assert product.aligned(codes[1:, 16:48])
-    assert not product.aligned(codes[:, 1:])
-    assert not product.aligned(codes[:, ::2])
-    assert not product.aligned(codes.T)
-    assert not product.aligned(torch.zeros(4, 56, dtype=torch.int8, device=DEVICE))
+    assert operands.aligned(codes)
+    assert operands.aligned(codes[1:, 16:48])
+    assert not operands.aligned(codes[:, 1:])
+    assert not operands.aligned(codes[:, ::2])
+    assert not operands.aligned(codes.T)
+    assert not operands.aligned(torch.zeros(4, 56, dtype=torch.int8, device=DEVICE))
 
 
 @pytest.mark.parametrize(
@@ -129,7 +130,7 @@ def test_the_copy_engine_reads_rows_that_begin_at_multiples_of_16_bytes():
 )  # fmt: skip
 def test_outliers_of_16_bits_have_matrix_instructions(x, float_weight, has):
     weight = None if float_weight is None else torch.zeros(1, 1, dtype=float_weight)
-    assert product.sixteen_bits(torch.zeros(1, 1, dtype=x), weight) == has
+    assert operands.sixteen_bits(torch.zeros(1, 1, dtype=x), weight) == has
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -144,7 +145,7 @@ def test_outlier_columns_equal_the_reference(shape, limit, dtype):
 def test_infinity_is_an_outlier_and_nan_is_not(limit):
     x = torch.tensor([[float("inf"), float("nan"), 6.0, 5.9990234, -6.0, -float("inf"), float("nan")]] * 2 + [[0.0] * 7])
     x[:, 6] = float("nan")  # a column of nothing else
-    assert_same(kernels.outlier_columns(x, limit), reference.outlier_columns(array(x), limit))
+    assert_same(kernels.outlier_columns(x.to(DEVICE), limit), reference.outlier_columns(array(x), limit))
 
 
 class Layer:
@@ -157,8 +158,7 @@ class Layer:
         self.reference = reference.Int8Linear.from_float(
             array(w), None if bias is None else array(bias.float()), threshold, policy, quantizer, granularity
         )
-        stored = (self.fast.weight, self.fast.weight_absmax, self.fast.weight_scale, self.fast.weight_zero_point, self.fast.float_weight)
-        self.weight = quantized_weight(*stored)
+        self.weight = QuantizedWeight.of_layer(self.fast)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         return kernels.linear(x, self.weight, self.fast.bias, self.threshold, self.per_row)
@@ -219,7 +219,7 @@ def test_what_the_tuned_rows_cannot_take_has_the_general_one(case, monkeypatch):
     codes = torch.ones(2, k, dtype=torch.int8, device=DEVICE)
     w = torch.ones(3, k + 64, dtype=torch.int8, device=DEVICE)[:, 0 if aligned else 1 :][:, :k]
     ones, zeros = torch.ones(3, 1, device=DEVICE), torch.zeros(3, 1, dtype=torch.int32, device=DEVICE) if quantizer == "zeropoint" else None
-    weight = quantized_weight(w, None, ones, zeros, None if w_dtype is None else w.to(w_dtype))
+    weight = QuantizedWeight(w, None, ones, zeros, None if w_dtype is None else w.to(w_dtype))
     zero = (None, None) if zeros is None else (zeros[:2], codes.sum(1, dtype=torch.int32))
     x = codes.to(x_dtype)
     y = product.launch_product(codes, w, torch.empty(2, 3, dtype=x_dtype, device=DEVICE), x, weight, None, None, ones[:2], *zero)

@@ -7,9 +7,10 @@ import copy
 import json
 import re
 
-import jupytext
-import nbformat
 import pytest
+
+jupytext, nbformat, _ = map(pytest.importorskip, ("jupytext", "nbformat", "nbclient"))
+
 from nbformat.v4 import new_code_cell, new_notebook, new_output
 
 import reference

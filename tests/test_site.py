@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tests import browser
+pytest.importorskip("playwright.sync_api")
+
+from tests.tools import browser
 
 pytestmark = pytest.mark.site
 

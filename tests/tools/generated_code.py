@@ -1,4 +1,4 @@
-"""Compiles every kernel for GPUs that are not here, and reads what came out: `python -m tests.generated_code --table`.
+"""Compiles every kernel for GPUs that are not here, and reads what came out: `python -m tests.tools.generated_code --table`.
 
 Nothing is guessed about how a kernel is called: the real launchers run, on tensors without memory (device "meta"), with the
 architecture looked up by hand and the launch itself replaced by a note of its arguments. Each note is specialized as Triton's
@@ -114,9 +114,9 @@ def linear(
     scale = (n, 1) if per_row else (1, 1)
     weight = QuantizedWeight(
         meta((n, k), torch.int8),
+        None,
         meta(scale, torch.float32),
         meta(scale, torch.int32) if zeropoint else None,
-        meta((n,), torch.int32) if zeropoint else None,
         None if float_weight is None else meta((n, k), float_weight),
     )
     return kernels.linear(meta((m, k), dtype), weight, meta((n,), dtype), limit, per_row)

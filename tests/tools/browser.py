@@ -1,4 +1,4 @@
-"""A headless Chromium on the built site; `python -m tests.browser FOLDER [PAGE ...]` takes pictures of its pages.
+"""A headless Chromium on the built site; `python -m tests.tools.browser FOLDER [PAGE ...]` takes pictures of its pages.
 
 The browser is the system's (`apt-get install chromium`, or CHROMIUM=/path/to/chrome); no request may leave this machine.
 """
@@ -15,7 +15,7 @@ from pathlib import Path
 
 from playwright.sync_api import Browser, Page, sync_playwright
 
-SITE = Path(__file__).parents[1] / "site"
+SITE = Path(__file__).parents[2] / "site"
 FLAGS = [
     "--no-sandbox",
     "--disable-gpu",
@@ -89,7 +89,9 @@ class Listener:
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m tests.browser", description="Pictures of the site's pages: light, dark, and phone.")
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.tools.browser", description="Pictures of the site's pages: light, dark, and phone."
+    )
     parser.add_argument("folder", type=Path, help="where the pictures go")
     parser.add_argument("pages", nargs="*", help="paths such as playground/; all pages if none is given")
     arguments = parser.parse_args()
