@@ -54,13 +54,14 @@ def absolute_maximum(x: NDArray[np.float32], axis: int | None) -> NDArray[np.flo
 
 def encode(x: NDArray[np.float32], absmax: NDArray[np.float32]) -> Absmax:
     """Codes and scale of `x`, given the largest magnitude of each of its slices."""
-    inverse, scale = _inverse_and_scale(absmax)
+    inverse, scale = inverse_and_scale(absmax)
     with np.errstate(invalid="ignore"):  # NaN and infinity times 0, in the slices that are discarded below
         codes = np.rint(x * inverse)
     return Absmax(np.where(inverse > 0, codes, 0).astype(np.int8), scale)
 
 
-def _inverse_and_scale(absmax: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+def inverse_and_scale(absmax: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """127 / absmax and absmax / 127 of slices by their largest magnitude; 0 where a slice counts as zero."""
     usable = np.isfinite(absmax) & (absmax >= ZERO_SLICE)
     safe = np.where(usable, absmax, np.float32(1))
     # A reciprocal, then a multiply: x * 127 / absmax rounds differently in the last place, and so near ties.

@@ -111,12 +111,13 @@ class Int8Linear:
             y = zeropoint_product(*zeropoint_quantize(regular, axis), self.weight, self.weight_scale, self.weight_zero_point)
         with np.errstate(over="ignore", invalid="ignore"):  # as in any float sum
             if outliers.any():
-                y = y + outlier_product(rows, self._outlier_weight(), outliers)
+                y = y + outlier_product(rows, self.weight_of_outliers(), outliers)
             if self.bias is not None:
                 y = y + self.bias
         return y.reshape(*x.shape[:-1], self.weight.shape[0])
 
-    def _outlier_weight(self) -> NDArray[np.float32]:
+    def weight_of_outliers(self) -> NDArray[np.float32]:
+        """(N, K), the weight that the outlier columns meet: the float weight if it was kept, else the codes dequantized."""
         if self.float_weight is not None:
             return self.float_weight
         if self.weight_zero_point is None:

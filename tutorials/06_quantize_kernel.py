@@ -356,17 +356,17 @@ source.beside(
     ),
     (
         r"\text{usable: } a \ge 2^{-100}",
-        (reference.absmax._inverse_and_scale, "usable ="),
+        (reference.absmax.inverse_and_scale, "usable ="),
         (arithmetic.parameters, "usable ="),
     ),
     (
         r"\mathrm{inverse} = (1 / a) \cdot 127",
-        (reference.absmax._inverse_and_scale, "inverse ="),
+        (reference.absmax.inverse_and_scale, "inverse ="),
         (arithmetic.parameters, "inverse ="),
     ),
     (
         r"s = a / 127",
-        (reference.absmax._inverse_and_scale, "scale ="),
+        (reference.absmax.inverse_and_scale, "scale ="),
         (arithmetic.parameters, "scale ="),
     ),
     (

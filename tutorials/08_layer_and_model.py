@@ -91,7 +91,7 @@ pictures.show(
 source.show(
     reference.Int8Linear.from_float,
     reference.Int8Linear.__call__,
-    reference.Int8Linear._outlier_weight,
+    reference.Int8Linear.weight_of_outliers,
 )
 
 # %% [markdown]
