@@ -352,7 +352,7 @@ source.beside(
     (
         r"a = \max \lvert x \rvert",
         (reference.absmax.absolute_maximum, "return"),
-        (quantization._quantize_blocks, "up = tl.max(all_up"),
+        (quantization.quantize_blocks, "up = tl.max(all_up"),
     ),
     (
         r"\text{usable: } a \ge 2^{-100}",
@@ -396,7 +396,7 @@ source.show(
 # columns left out (`flags`), one scale for the whole tensor (`above`, `below` given), and zeropoint.
 
 # %%
-source.show(quantization._quantize_blocks)
+source.show(quantization.quantize_blocks)
 
 # %% [markdown]
 # ## The same call on `fast`
