@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
+pytest.importorskip("triton")
+
 from fast import kernels, weights
 from fast.kernels import configurations, decode, quantization
 from fast.weights import QuantizedWeight

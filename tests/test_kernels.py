@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 import torch
 
+pytest.importorskip("triton")
+
 import fast
 import reference
 from fast import kernels

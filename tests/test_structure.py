@@ -188,3 +188,55 @@ def test_importing_asks_no_device_anything():
     count, seen = run(code).split()
     assert int(count) > 10
     assert seen == "seen"
+
+
+OURS = ("reference", "fast", "experiments", "tutorials", "tests")
+
+
+def private_reaches(source):
+    """Names with an underscore of modules of this repository that `source` imports, reads or replaces."""
+    tree = ast.parse(source)
+    found, imported = [], set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            imported |= {(a.asname or a.name).split(".")[0] for a in node.names if a.name.split(".")[0] in OURS}
+        elif isinstance(node, ast.ImportFrom) and (node.level or (node.module or "").split(".")[0] in OURS):
+            imported |= {a.asname or a.name for a in node.names}
+            found += [a.name for a in node.names if private(a.name)]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and private(node.attr) and root_of(node) in imported:
+            found.append(ast.unparse(node))
+        elif isinstance(node, ast.Call) and len(node.args) > 1 and root_of(node.args[0]) in imported:  # setattr, patch.object
+            found += [str(a.value) for a in node.args[1:2] if isinstance(a, ast.Constant) and private(str(a.value))]
+    return found
+
+
+def private(name):
+    return name.startswith("_") and not name.startswith("__")
+
+
+def root_of(node):
+    while isinstance(node, ast.Attribute):
+        node = node.value
+    return getattr(node, "id", None)
+
+
+@pytest.mark.parametrize("folder", ["tests", "tutorials", "experiments", "docs/hooks"])
+def test_nobody_reaches_for_the_private_name_of_another_module(folder):
+    reaches = [(path.name, name) for path in files(folder) for name in private_reaches(path.read_text(encoding="utf-8"))]
+    assert reaches == []
+
+
+@pytest.mark.parametrize(
+    ("source", "reaches"),
+    [
+        ("from fast import cpu\ncpu._quantize(1)", ["cpu._quantize"]),
+        ("import fast.cpu\nfast.cpu.product._best", ["fast.cpu.product._best"]),
+        ("from fast.cpu import _quantize", ["_quantize"]),
+        ("from . import checks\nchecks._layer", ["checks._layer"]),
+        ("from fast import derived\nmonkeypatch.setattr(derived, '_now', None)", ["_now"]),
+        ("import torch\ntorch._int_mm\nfrom fast import cpu\ncpu.__name__\nself._x", []),
+    ],
+)
+def test_a_reach_for_a_private_name_is_seen(source, reaches):
+    assert private_reaches(source) == reaches
