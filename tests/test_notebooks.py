@@ -35,6 +35,8 @@ PARTS = (
     "**Read on:**",
 )
 LONGEST = 20  # minutes
+#: What the site's column shows of a line of code without scrolling.
+COLUMNS = 88
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.stem)
@@ -59,6 +61,12 @@ def test_a_link_of_a_chapter_leads_to_a_file(script):
             # a notebook comes from its script; the pages of the docs are checked when the site is built
             path = (script.parent / target).with_suffix(".py") if target.endswith(".ipynb") else script.parent / target
             assert path.exists() or "docs" in path.parts, target
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.stem)
+def test_a_page_shows_the_lines_of_a_code_cell_whole(script):
+    cells = [cell.source for cell in jupytext.read(script, fmt="py:percent").cells if cell.cell_type == "code"]
+    assert [line for cell in cells for line in cell.split("\n") if len(line) > COLUMNS] == []
 
 
 def prose(script):
