@@ -14,7 +14,7 @@ jupytext, nbformat, _ = map(pytest.importorskip, ("jupytext", "nbformat", "nbcli
 from nbformat.v4 import new_code_cell, new_notebook, new_output
 
 import reference
-from tutorials import build, source
+from tutorials import build, learn, source
 
 SCRIPTS = build.scripts([])
 
@@ -201,3 +201,20 @@ def test_a_line_shown_beside_its_formula_is_the_line_of_the_file():
 def test_a_line_that_is_no_longer_there_is_noticed():
     with pytest.raises(LookupError, match="encode has no statement that begins with 'kodes ='"):
         source.statement(reference.absmax.encode, "kodes =")
+
+
+def test_a_reader_works_on_copies_that_nothing_overwrites(tmp_path):
+    names = [script.with_suffix(".ipynb").name for script in SCRIPTS]
+    assert learn.copy(tmp_path) == (names, [])
+    answer = tmp_path / names[0]
+    answer.write_text("my answer")
+    (tmp_path / names[1]).unlink()
+    assert learn.copy(tmp_path) == ([names[1]], [name for name in names if name != names[1]])
+    assert answer.read_text() == "my answer"
+    assert (tmp_path / names[1]).read_bytes() == SCRIPTS[1].with_suffix(".ipynb").read_bytes()
+
+
+def test_the_copies_are_out_of_the_reach_of_git_and_of_the_builder():
+    assert "/work/" in (learn.FOLDER.parent / ".gitignore").read_text(encoding="utf-8").split("\n")
+    assert learn.WORK.parent == learn.FOLDER.parent
+    assert not learn.WORK.is_relative_to(build.FOLDER)
