@@ -36,7 +36,7 @@ def implementation(x: Tensor) -> ModuleType:
     """Returns the module that computes for `x`.
 
     Raises:
-        RuntimeError: the kernels are asked for where they cannot run.
+        RuntimeError: the kernels were chosen where they cannot run.
     """
     choice = _chosen.get()
     if choice == "auto":

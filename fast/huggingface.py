@@ -32,7 +32,7 @@ from .transformers_traits import is_conv1d
 logger = logging.getLogger(__name__)
 
 #: The method's name in config.json. Where this module is not imported, transformers warns that it does not know a method of this
-#: name, and goes on, with codes in the place of weights. So the name says what to do.
+#: name, and goes on, with codes instead of weights. So the name says what to do.
 METHOD = "llm_int8: `import fast.huggingface` before loading this model"
 
 
@@ -48,7 +48,7 @@ class Int8Config(QuantizationConfigMixin):
         checkpoint: whose names a quantized checkpoint has, "own" or "bitsandbytes"; `bitsandbytes_config` sets it.
 
     Raises:
-        TypeError, ValueError: an argument is none of these; the message names it.
+        TypeError, ValueError: an argument has the wrong type, or is not one of the allowed values; the message names it.
     """
 
     def __init__(
@@ -130,7 +130,7 @@ class Int8Quantizer(HfQuantizer):
         return not self.pre_quantized and name == "weight" and isinstance(model.get_submodule(layer), Int8Linear)
 
     def param_element_size(self, model: PreTrainedModel, param_name: str, param: Tensor) -> float:
-        """Bytes an entry, for `device_map="auto"`."""
+        """Bytes per entry, for `device_map="auto"`."""
         return 1 if self.param_needs_quantization(model, param_name) else super().param_element_size(model, param_name, param)
 
     def get_quantize_ops(self) -> ConversionOps:
@@ -215,7 +215,7 @@ class _Quantize(ConversionOps):
 
 
 class _Column(ConversionOps):
-    """One number a row, (N,), to a column, (N, 1)."""
+    """One number per row, (N,), to a column, (N, 1)."""
 
     def convert(  # type: ignore[override]
         self, input_dict: dict[str, Any], source_patterns: list[str], target_patterns: list[str], **kwargs: Any
@@ -258,7 +258,7 @@ def bitsandbytes_config(path: str | os.PathLike[str], **kwargs: Any) -> Pretrain
         kwargs: for `AutoConfig.from_pretrained`.
 
     Raises:
-        ValueError: the checkpoint is none, or holds float weights (llm_int8_has_fp16_weight).
+        ValueError: path is not an 8-bit bitsandbytes checkpoint, or holds float weights (llm_int8_has_fp16_weight).
     """
     config = AutoConfig.from_pretrained(path, **kwargs)
     found = getattr(config, "quantization_config", None) or {}
@@ -279,7 +279,7 @@ def save_bitsandbytes(model: PreTrainedModel, folder: str | os.PathLike[str], **
         kwargs: for `save_pretrained`.
 
     Raises:
-        ValueError: bitsandbytes has no counterpart: zeropoint, one scale a tensor, a kept float weight, or the threshold 0.
+        ValueError: bitsandbytes has no counterpart: zeropoint, one scale per tensor, a kept float weight, or the threshold 0.
     """
     ours = model.config.quantization_config
     if ours.threshold == 0:

@@ -27,8 +27,8 @@ def quantize_model(
 
     torch.nn.Linear and transformers' Conv1D are replaced. What stays as it was, and why, is in the summary: it is logged
     (logger "fast.model", level INFO) and kept as `model.quantization_summary`. Layers are replaced one after another, so that
-    no more than one layer's float and int8 weights exist together. All arguments are checked before the first. If one fails all
-    the same (no memory), each layer is either the float one or the int8 one and the model works; calling again goes on.
+    no more than one layer's float and int8 weights exist together. All arguments are checked before the first. If a
+    layer still fails (out of memory), every layer is either float or int8, the model works, and calling again resumes.
 
     Args:
         model: any module; a bare linear layer is replaced and returned.
@@ -41,7 +41,8 @@ def quantize_model(
         The same model.
 
     Raises:
-        TypeError, ValueError: an argument is none of these, or a layer cannot be quantized (K too large); nothing was changed.
+        TypeError, ValueError: an argument has the wrong type or is not one of the allowed values, or a layer cannot be quantized (K too
+            large); nothing was changed.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
@@ -61,7 +62,7 @@ def quantize_model(
     chosen.clear()
     with _progress_bar(len(pending), progress) as advance:
         while pending:
-            module, names = pending.pop(0)  # so that the float layer goes as soon as the model lets go of it
+            module, names = pending.pop(0)  # so that the float layer is freed as soon as the model drops it
             try:
                 layer = Int8Linear.from_float(module, None, threshold, outlier_weight, quantizer, granularity)
             except Exception as error:

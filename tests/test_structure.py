@@ -116,6 +116,24 @@ def test_triton_is_imported_by_the_kernels_alone():
     assert importers == {"kernels"}
 
 
+def functions(package):
+    """Name, number of lines, number of arguments, and whether it is compiled by Triton, of every function of a package."""
+    for path in files(package):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef):
+                arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+                compiled = any(ast.unparse(decorator) == "triton.jit" for decorator in node.decorator_list)
+                yield f"{path.name}: {node.name}", node.end_lineno - node.lineno + 1, len(arguments), compiled
+
+
+@pytest.mark.parametrize("package", MAY_IMPORT)
+def test_functions_are_short_and_take_few_arguments(package):
+    found = list(functions(package))
+    assert ("product.py: product_kernel", True) in {(name, compiled) for name, _, _, compiled in functions("fast")}
+    assert {name: lines for name, lines, _, compiled in found if lines > 60 and not compiled} == {}
+    assert {name: count for name, _, count, _ in found if count > 18} == {}
+
+
 def run(code, **environment):
     """Runs `code` in a fresh interpreter, in the root of the repository."""
     clean = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"} | environment
