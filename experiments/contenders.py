@@ -384,7 +384,6 @@ def stages() -> dict[str, Contender]:
 def kernel_stages() -> dict[str, Contender]:
     """The launches of our layer, one by one and together, as `fast.kernels.tiled` makes them."""
     from fast.kernels import outliers, product, quantization
-    from fast.kernels.operands import Side
     from fast.weights import QuantizedWeight
 
     def launch(threshold: float | None) -> Callable[[Tensor], Bind]:
@@ -393,8 +392,8 @@ def kernel_stages() -> dict[str, Contender]:
 
             def bind(x: Tensor) -> Call:
                 quantized = quantization.quantize_regular(x, threshold, outlier_weight=weight.codes)
-                y, outliers = x.new_empty(x.shape[0], w.shape[0]), quantized.outliers
-                return lambda: product.launch_product(Side.of(quantized), Side.of(weight), y, x, outliers=outliers)
+                y = x.new_empty(x.shape[0], w.shape[0])
+                return lambda: product.launch_product(quantized, weight, y, x)
 
             return bind
 

@@ -88,11 +88,7 @@ pictures.show(
 # ## The code
 
 # %%
-source.show(
-    reference.Int8Linear.from_float,
-    reference.Int8Linear.__call__,
-    reference.Int8Linear.weight_of_outliers,
-)
+source.show(reference.Int8Linear.from_float, reference.Int8Linear.__call__)
 
 # %% [markdown]
 # ## By hand
@@ -404,7 +400,7 @@ print(
 
 # %%
 def bytes_of_linears(model):
-    """Without lm_head; a float weight counts as the 2 bytes per entry of a checkpoint."""
+    """Without lm_head; float weights count 2 bytes per entry, as in a checkpoint."""
     total = 0
     for layer, module in model.named_modules():
         if isinstance(module, torch.nn.Linear) and layer != "lm_head":

@@ -359,7 +359,7 @@ points = [
     for row in of_absmax
 ]
 for figure in perplexity.pictures(sweep):
-    alt = "Over the threshold: left, perplexity against float32; right, products in 16 bits"
+    alt = "By threshold: left, perplexity against float32; right, products in 16 bits"
     pictures.show(figure, f"{alt}. {'; '.join(points)}")
 recorded.say(
     f"{recorded.source(sweep)} LLM.int8() with absmax, by threshold:\n\n"

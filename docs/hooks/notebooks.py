@@ -28,7 +28,8 @@ KINDS = {"Predict": "question", "Note": "note", "Warning": "warning", "Careful":
 DETAILS = re.compile(r"<details>\s*<summary>(.*?)</summary>\n(.*?)\n\s*</details>", re.DOTALL)
 QUOTE = re.compile(r"(?:^>.*\n?)+", re.MULTILINE)
 SOURCE_OUTPUT = re.compile(r"# \w[\w/]*\.py\n")
-SETTING_UP = re.compile(r"(import|from|np\.set_printoptions|torch\.set_grad_enabled|os\.environ\[|#|\)|\s|$)")
+#: A line of a cell that only imports and sets options.
+PREPARES = re.compile(r"(import|from|np\.set_printoptions|torch\.set_grad_enabled|os\.environ\[|#|\)|\s|$)")
 CHECKER = re.compile(r"^\s*(?:print\()?(kernel_checks|checks)\.\w+\(", re.MULTILINE)
 
 
@@ -122,7 +123,7 @@ def code(source: str, draws: bool) -> str:
     fence = _fence(source.strip("\n"), "python")
     if draws and not checker:
         return f'??? code "Code of this figure"\n\n{textwrap.indent(fence, "    ")}'
-    if all(SETTING_UP.match(line) for line in source.splitlines()):
+    if all(PREPARES.match(line) for line in source.splitlines()):
         return f'??? code "Imports"\n\n{textwrap.indent(fence, "    ")}'
     if checker and checker[1] == "checks" and "NotImplemented" in source:
         return f"{fence}\n\n[Run this exercise in the browser](../playground/index.md#exercises){{ .try-it }}"

@@ -156,7 +156,7 @@ def decode_linear(
     x: Tensor, weight: QuantizedWeight, bias: Tensor | None, threshold: float | None, per_row: bool, config: Decode | None = None
 ) -> Tensor:
     """(M, N) of x's dtype, for 0 < M <= DECODE_ROWS, N > 0; arguments as in `linear`."""
-    (m, k), n = x.shape, weight.codes.shape[0]
+    (m, k), n, float_weight = x.shape, weight.codes.shape[0], weight.float_weight
     config = config or decode_configuration(architecture(x.device), m, n, not aligned(weight.codes))
     y = torch.empty(m, n, dtype=x.dtype, device=x.device)
     rows = triton.next_power_of_2(m)
@@ -165,7 +165,7 @@ def decode_linear(
             Matrix.of(x),
             Side.of(weight),
             y,
-            Matrix.of_optional(weight.float_weight),
+            None if float_weight is None else Matrix.of(float_weight),
             bias,
             0.0 if threshold is None else threshold,
             m,

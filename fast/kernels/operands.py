@@ -23,11 +23,6 @@ class Matrix(NamedTuple):
         """The record of a tensor (rows, columns)."""
         return cls(matrix, *matrix.stride())
 
-    @classmethod
-    def of_optional(cls, matrix: Tensor | None) -> "Matrix | None":
-        """The same, or None of None."""
-        return None if matrix is None else cls.of(matrix)
-
 
 class Outliers(NamedTuple):
     """The outlier columns of X, kept on the device; the host never reads them.
@@ -48,14 +43,14 @@ class Quantized(NamedTuple):
     """X without its outlier columns, in int8, and what else the product needs of it.
 
     codes: (M, K) int8, contiguous.
-    scale: (M, 1) or (1, 1) float32.
+    scale: (M, 1) or (1, 1) float32; None for bare codes.
     zero_point: int32, as scale; None for absmax.
     code_sum: (M,) int32, the sums of the rows of codes; None if not asked for.
     outliers: None if they were not looked for.
     """
 
     codes: Any
-    scale: Any
+    scale: Any = None
     zero_point: Any = None
     code_sum: Any = None
     outliers: Any = None
@@ -80,10 +75,11 @@ class Side(NamedTuple):
     per_row: Any = 0
 
     @classmethod
-    def of(cls, operand: Quantized | QuantizedWeight) -> "Side":
-        """The record of a quantized X or W."""
+    def of(cls, operand: "Quantized | QuantizedWeight", tiles: Any = None) -> "Side":
+        """The record of a quantized X or W, or of one that has codes only."""
         scale = operand.scale
-        return cls(Matrix.of(operand.codes), None, scale, operand.zero_point, operand.code_sum, int(scale.numel() > 1))
+        per_row = 0 if scale is None else int(scale.numel() > 1)
+        return cls(Matrix.of(operand.codes), tiles, scale, operand.zero_point, operand.code_sum, per_row)
 
 
 def aligned(codes: Tensor) -> bool:

@@ -25,7 +25,6 @@ from torch import Tensor
 
 from .arithmetic import NO_FUSION, magnitudes
 from .configurations import Scan, architecture, scan_configuration
-from .operands import Matrix
 
 
 class Scanned(NamedTuple):
@@ -47,11 +46,25 @@ class Scanned(NamedTuple):
 
 
 @triton.jit
-def scan_columns(x, scanned, threshold, M, K, rows_per_split, ZEROPOINT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr):
+def scan_columns(
+    x,
+    stride_row,
+    stride_column,
+    flags,
+    above,
+    below,
+    threshold,
+    M,
+    K,
+    rows_per_split,
+    ZEROPOINT: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
     """Program (i, s): columns i * BLOCK_K onwards, rows s * rows_per_split onwards.
 
-    x: Matrix (M, K), float16, bfloat16 or float32.
-    scanned: Scanned, to be filled.
+    x: (M, K) float16, bfloat16 or float32, by strides in entries.
+    flags, above, below: as in `Scanned`, to be filled. Not as a record: this kernel has few arguments, and each record costs the host time.
     threshold: float32, not negative.
     rows_per_split: rows that one split owns, the last one fewer; no split is empty.
     """
@@ -61,7 +74,7 @@ def scan_columns(x, scanned, threshold, M, K, rows_per_split, ZEROPOINT: tl.cons
     last = tl.minimum(first + rows_per_split, M)
     inside = columns < K
     lanes = tl.arange(0, BLOCK_M)
-    source = x.pointer + columns.to(tl.int64)[None, :] * x.stride_column
+    source = x + columns.to(tl.int64)[None, :] * stride_column
 
     hit = tl.zeros((BLOCK_M, BLOCK_K), tl.int32)
     up = tl.zeros((BLOCK_M, BLOCK_K), tl.int32)
@@ -70,23 +83,23 @@ def scan_columns(x, scanned, threshold, M, K, rows_per_split, ZEROPOINT: tl.cons
     for row in range(first, last, BLOCK_M):
         # Past the end the last row is read again: it changes no maximum, and needs no mask.
         rows = tl.minimum(row + lanes, last - 1).to(tl.int64)
-        value = tl.load(source + rows[:, None] * x.stride_row, mask=inside[None, :], other=0.0).to(tl.float32)
-        if scanned.flags is not None:
+        value = tl.load(source + rows[:, None] * stride_row, mask=inside[None, :], other=0.0).to(tl.float32)
+        if flags is not None:
             hit = tl.where(tl.abs(value) >= threshold, 1, hit)  # NaN is none
         # --8<-- [end:walk]
-        if scanned.above is not None:
+        if above is not None:
             value_up, value_down = magnitudes(value, ZEROPOINT)
             up = tl.maximum(up, value_up)
             if ZEROPOINT:
                 down = tl.maximum(down, value_down)
 
     line = split.to(tl.int64) * K + columns
-    if scanned.flags is not None:
-        tl.store(scanned.flags + line, tl.max(hit, axis=0).to(tl.uint8), mask=inside)
-    if scanned.above is not None:
-        tl.store(scanned.above + line, tl.max(up, axis=0), mask=inside)
+    if flags is not None:
+        tl.store(flags + line, tl.max(hit, axis=0).to(tl.uint8), mask=inside)
+    if above is not None:
+        tl.store(above + line, tl.max(up, axis=0), mask=inside)
         if ZEROPOINT:
-            tl.store(scanned.below + line, tl.max(down, axis=0), mask=inside)
+            tl.store(below + line, tl.max(down, axis=0), mask=inside)
 
 
 @triton.jit
@@ -165,8 +178,9 @@ def scan(x: Tensor, threshold: float | None, extremes: bool, zeropoint: bool, co
     )
     with torch.cuda.device_of(x):
         scan_columns[(triton.cdiv(k, config.block_k), splits)](
-            Matrix.of(x),
-            scanned,
+            x,
+            *x.stride(),
+            *scanned,
             0.0 if threshold is None else threshold,
             m,
             k,

@@ -28,7 +28,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from ..weights import QuantizedWeight
 from .arithmetic import INTERPRETED, NO_FUSION, rounded
 from .configurations import Product, architecture, product_configuration
-from .operands import Matrix, Outliers, Quantized, Side, aligned, sixteen_bits
+from .operands import Matrix, Quantized, Side, aligned, sixteen_bits
 
 #: From here on the corrected zeropoint accumulator may leave int32: each of K terms is at most 255 * 255.
 WIDE_FROM = (2**31 - 1) // 255**2 + 1
@@ -241,34 +241,34 @@ def corrected(acc, x_zero_point, w_zero_point, x_code_sum, w_code_sum, K, WIDE: 
 
 
 def launch_product(
-    x_side: Side,
-    w_side: Side,
+    quantized: Quantized,
+    weight: QuantizedWeight | Quantized,
     y: Tensor,
     x: Tensor | None = None,
     float_weight: Tensor | None = None,
     bias: Tensor | None = None,
-    outliers: Outliers | None = None,
     config: Product | None = None,
 ) -> Tensor:
-    """Fills `y` (M, N), neither of them 0, from x_side (M, K) and w_side (N, K); tensors as in `product_kernel`, without tiles."""
-    codes, w = x_side.codes.pointer, w_side.codes.pointer
+    """Fills `y` (M, N), neither of them 0, from a quantized X (M, K) and W (N, K); the other tensors as in `product_kernel`."""
+    codes, w = quantized.codes, weight.codes
     (m, k), n = codes.shape, w.shape[0]
-    wide = x_side.zero_point is not None and k >= WIDE_FROM
+    wide = quantized.zero_point is not None and k >= WIDE_FROM
     if config is None:
         general = wide or not (aligned(codes) and aligned(w)) or not (x is None or sixteen_bits(x, float_weight))
         config = product_configuration(architecture(codes.device), m, n, general)
+    x_tiles = w_tiles = None
     if config.tma and k > 0:
-        x_side = x_side._replace(tiles=TensorDescriptor.from_tensor(codes, [config.block_m, config.block_k]))
-        w_side = w_side._replace(tiles=TensorDescriptor.from_tensor(w, [config.block_n, config.block_k]))
+        x_tiles = TensorDescriptor.from_tensor(codes, [config.block_m, config.block_k])
+        w_tiles = TensorDescriptor.from_tensor(w, [config.block_n, config.block_k])
     with torch.cuda.device_of(codes):
         product_kernel[(triton.cdiv(m, config.block_m) * triton.cdiv(n, config.block_n),)](
-            x_side,
-            w_side,
+            Side.of(quantized, x_tiles),
+            Side.of(weight, w_tiles),
             y,
-            Matrix.of_optional(x),
-            Matrix.of_optional(float_weight),
+            None if x is None else Matrix.of(x),
+            None if float_weight is None else Matrix.of(float_weight),
             bias,
-            outliers,
+            quantized.outliers,
             m,
             n,
             k,
@@ -291,10 +291,10 @@ def quantized_product(
 ) -> Tensor:
     """(M, N) of x's dtype, neither of them 0: the product of the quantized x (M, K) and a weight, with outlier columns and bias."""
     y = torch.empty(x.shape[0], weight.codes.shape[0], dtype=x.dtype, device=x.device)
-    return launch_product(Side.of(quantized), Side.of(weight), y, x, weight.float_weight, bias, quantized.outliers, config)
+    return launch_product(quantized, weight, y, x, weight.float_weight, bias, config)
 
 
 def int8_matmul(a: Tensor, b: Tensor) -> Tensor:
     """a (M, K) @ b (N, K).T in int32, exact."""
     y = torch.empty(a.shape[0], b.shape[0], dtype=torch.int32, device=a.device)
-    return y if y.numel() == 0 else launch_product(Side(Matrix.of(a)), Side(Matrix.of(b)), y)
+    return y if y.numel() == 0 else launch_product(Quantized(a), Quantized(b), y)

@@ -208,32 +208,34 @@ def quantize_regular(
         outlier_weight: (N, K) codes or floats; its outlier columns and those of x are gathered, where that pays. None gathers nothing.
         config: instead of the one that the tables have.
     """
-    quantized = _allocated(x, threshold is not None, per_row, zeropoint, code_sums)
-    if x.numel() == 0:
-        return quantized
-    scanned = Scanned() if threshold is None and per_row else scan(x, threshold, not per_row, zeropoint)
-    gathering = None if threshold is None else gather_configuration(architecture(x.device), *x.shape)
-    if gathering is None or outlier_weight is None:
-        _launch(x, None, quantized, scanned, Gather(1, 1, 0), config)
-        return quantized
-    capacity = gathering.columns
-    x_outliers, w_outliers = (torch.empty(len(t), capacity, dtype=t.dtype, device=x.device) for t in (x, outlier_weight))
-    quantized = quantized._replace(outliers=Outliers(quantized.outliers.columns, x_outliers, w_outliers, capacity))
-    _launch(x, outlier_weight, quantized, scanned, gathering, config)
-    return quantized
-
-
-def _allocated(x: Tensor, outliers: bool, per_row: bool, zeropoint: bool, code_sums: bool) -> Quantized:
-    """Buffers for what `quantize_rows` stores of `x` (M, K); zeros where nothing will be stored."""
-    (m, k), allocate = x.shape, torch.empty if x.numel() else torch.zeros
+    m, k = x.shape
+    gathering = None
+    if threshold is not None and outlier_weight is not None and x.numel():
+        gathering = gather_configuration(architecture(x.device), m, k)
+    w = None if gathering is None else outlier_weight
+    allocate = torch.empty if x.numel() else torch.zeros  # of which nothing will be stored
     slices = (m, 1) if per_row else (1, 1)
-    return Quantized(
+    quantized = Quantized(
         allocate(m, k, dtype=torch.int8, device=x.device),
         allocate(slices, dtype=torch.float32, device=x.device),
         allocate(slices, dtype=torch.int32, device=x.device) if zeropoint else None,
         allocate(m, dtype=torch.int32, device=x.device) if code_sums else None,
-        Outliers(allocate(k + 1, dtype=torch.int32, device=x.device)) if outliers else None,
+        None if threshold is None else _outlier_buffers(x, w, gathering.columns if gathering else 0),
     )
+    if x.numel():
+        scanned = Scanned() if threshold is None and per_row else scan(x, threshold, not per_row, zeropoint)
+        _launch(x, w, quantized, scanned, gathering or Gather(rows=1, block_o=1, columns=0), config)
+    return quantized
+
+
+def _outlier_buffers(x: Tensor, w: Tensor | None, capacity: int) -> Outliers:
+    """Buffers for the outlier columns of `x` (M, K), and for `capacity` of them side by side where `w` is the outlier weight."""
+    columns = (torch.empty if x.numel() else torch.zeros)(x.shape[1] + 1, dtype=torch.int32, device=x.device)
+    if w is None:
+        return Outliers(columns)
+    x_gathered = torch.empty(x.shape[0], capacity, dtype=x.dtype, device=x.device)
+    w_gathered = torch.empty(w.shape[0], capacity, dtype=w.dtype, device=x.device)
+    return Outliers(columns, x_gathered, w_gathered, capacity)
 
 
 def _launch(x: Tensor, w: Tensor | None, quantized: Quantized, scanned: Scanned, gathering: Gather, config: Rows | None) -> None:
@@ -242,14 +244,14 @@ def _launch(x: Tensor, w: Tensor | None, quantized: Quantized, scanned: Scanned,
     config = config or rows_configuration(architecture(x.device), m, k)
     n, lists, programs = 0, None, triton.cdiv(m, config.rows * config.repeat) + (scanned.flags is not None)
     if w is not None:
-        n = len(w)
+        n = w.shape[0]
         gathering_programs = triton.cdiv(m, gathering.rows) + triton.cdiv(n, gathering.rows)
         programs += gathering_programs
         lists = torch.empty(gathering_programs, gathering.columns, dtype=torch.int32, device=x.device)
     with torch.cuda.device_of(x):
         quantize_rows[(programs,)](
             Matrix.of(x),
-            Matrix.of_optional(w),
+            None if w is None else Matrix.of(w),
             quantized,
             scanned,
             lists,

@@ -6,7 +6,7 @@ import numpy as np
 
 import reference
 
-from .engine import F32, SEEDS, SHAPES, Exercise, array, one_scale
+from .engine import F32, SEEDS, SHAPES, Exercise, array
 
 
 def one_tensor() -> Iterator[tuple]:
@@ -62,6 +62,27 @@ def _absmax_128(x: np.ndarray) -> tuple:
     return np.clip(np.rint(x * inverse_of(top, 128)), -128, 127).astype(np.int8), np.full((1,) * x.ndim, top / F32(128))
 
 
+def _absmax_scale_of(scale: Callable[[np.ndarray], np.ndarray]) -> Callable:
+    """The right codes with another scale."""
+
+    def mistaken(x: np.ndarray) -> tuple:
+        codes, right = reference.absmax_quantize(x)
+        return codes, np.full(right.shape, scale(np.abs(x).max()) if right.item() else F32(0), F32)
+
+    return mistaken
+
+
+def within_half_a_step(results: tuple, wanted: tuple, args: tuple) -> bool:
+    """Whether codes and scale dequantize to x within half a step (absmax, or zeropoint where there is a third result).
+
+    A slice below 2**-100 may also come back as itself: it is off by less than that.
+    """
+    codes, scale, zero_point = (np.float64(np.asarray(r)) for r in (*results, 0)[:3])
+    step = np.float64(wanted[1])
+    back = (codes - zero_point) * np.reshape(scale, step.shape if np.size(scale) == 1 else np.shape(scale))
+    return bool((np.abs(back - args[0]) <= step * (0.5 + 2.0**-12) + 2.0**-100).all())
+
+
 ZERO_HINT = (
     "an all-zero tensor (anything below 2**-100) divides by zero here. Give it scale 0 and codes 0, which dequantizes to the zeros it was."
 )
@@ -73,7 +94,8 @@ absmax = Exercise(
     outputs=("codes", "scale"),
     cases=one_tensor,
     shared_axes=([(0, 0)], [(0, 1)]),
-    compare=one_scale,
+    plain=("scale",),
+    idea=("within half a step", within_half_a_step),
     mistakes=(
         (
             "truncation. `astype(np.int8)` cuts the fraction off; np.rint first, or the error doubles.",
@@ -100,6 +122,11 @@ absmax = Exercise(
             "place, so near ties.",
             _absmax_by(lambda x, t: np.rint(x * (F32(127) / t))),
         ),
+        (
+            "the scale is the value of one step, absmax / 127. 127 / absmax is its reciprocal, by which you multiply x.",
+            _absmax_scale_of(lambda top: F32(127) / top),
+        ),
+        ("the scale is the value of one step, absmax / 127: the largest magnitude has 127 of them.", _absmax_scale_of(lambda top: top)),
         ("you scale to 128. int8 has -128 and no +128: use 127, so that -x always has the negated codes.", _absmax_128),
         (
             "you took the largest value, not the largest magnitude: take np.abs first, or large negative entries wrap around.",
@@ -107,6 +134,6 @@ absmax = Exercise(
         ),
         (ZERO_HINT, _absmax_unguarded),
         (NARROW_HINT, lambda x: tuple(reference.absmax_quantize(x.astype(np.float16)))),
-        ("a scale for each row is chapter 03. Here the whole tensor has one.", lambda x: tuple(reference.absmax_quantize(x, axis=-1))),
+        ("one scale per row is chapter 03. Here the whole tensor has one.", lambda x: tuple(reference.absmax_quantize(x, axis=-1))),
     ),
 )

@@ -1,13 +1,12 @@
 """The exercise of chapter 03: the vector-wise product."""
 
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import numpy as np
 
 import reference
 
-from .engine import F32, ROUNDOFF, SEEDS, Exercise, array, within
+from .engine import F32, ROUNDOFF, SEEDS, Exercise, array
 
 
 def products() -> Iterator[tuple]:
@@ -24,9 +23,18 @@ def products() -> Iterator[tuple]:
             yield (rng.normal(size=(m, k)) * rng.uniform(0.1, 9, size=(m, 1))).astype(F32), rng.normal(size=(n, k)).astype(F32)
 
 
-def _rescaled(name: str, got: Any, want: np.ndarray, args: tuple) -> str | None:
+def _rescaled(want: np.ndarray, args: tuple) -> np.ndarray:
     # acc -> float32, times one scale, times the other: three roundings on either side, whichever scale comes first.
-    return within(name, got, want, 6 * ROUNDOFF * np.abs(want.astype(np.float64)))
+    return 6 * ROUNDOFF * np.abs(want.astype(np.float64))
+
+
+def _up_to_float_sums(results: tuple, wanted: tuple, args: tuple) -> bool:
+    """Whether y is the product of the dequantized factors, in any float32 arithmetic.
+
+    Each factor was rounded once, each product once, and a sum of K terms K times, on either side: 2 (K + 3) roundings.
+    """
+    x, w = (np.abs(reference.absmax_dequantize(*reference.absmax_quantize(a, -1)).astype(np.float64)) for a in args)
+    return bool((np.abs(results[0].astype(np.float64) - wanted[0]) <= 2 * (x.shape[1] + 3) * ROUNDOFF * (x @ w.T)).all())
 
 
 def _vectorwise_by(rescale: Callable) -> Callable:
@@ -35,6 +43,16 @@ def _vectorwise_by(rescale: Callable) -> Callable:
         return rescale(xq, wq, sx, sw).astype(F32)
 
     return mistaken
+
+
+def _dequantized(a: np.ndarray) -> np.ndarray:
+    return reference.absmax_dequantize(*reference.absmax_quantize(a, -1))
+
+
+def _by_columns(x: np.ndarray, w: np.ndarray) -> np.ndarray:
+    """Scales by column, multiplied as if they belonged to rows; it raises where K is neither M nor N nor 1."""
+    (xq, sx), (wq, sw) = reference.absmax_quantize(x.T, -1), reference.absmax_quantize(w.T, -1)
+    return (_exact_product(xq.T, wq.T) * sx * sw.T).astype(F32)
 
 
 def _exact_product(xq: np.ndarray, wq: np.ndarray) -> np.ndarray:
@@ -47,7 +65,8 @@ vectorwise = Exercise(
     outputs=("y",),
     cases=products,
     shared_axes=([(0, 0)], [(1, 0)], [(0, 1), (1, 1)]),
-    compare=_rescaled,
+    bound=_rescaled,
+    idea=("equal up to the roundings of a float32 product", _up_to_float_sums),
     mistakes=(
         (
             "the product ran in int8 and wrapped around at 128. Widen the codes before you multiply: xq.astype(np.int32) "
@@ -65,6 +84,21 @@ vectorwise = Exercise(
         (
             "the scales of both sides run along the wrong axis: x's down the rows of y, w's along its columns.",
             _vectorwise_by(lambda xq, wq, sx, sw: _exact_product(xq, wq) * sx.T * sw),
+        ),
+        (
+            "you dequantized both sides and multiplied floats, whose sums round. Multiply the codes, in int32, and scale the sums.",
+            lambda x, w: _dequantized(x) @ _dequantized(w).T,
+        ),
+        ("the scales are missing: multiply the sums by both of them.", _vectorwise_by(lambda xq, wq, sx, sw: _exact_product(xq, wq))),
+        ("the scales of w are missing.", _vectorwise_by(lambda xq, wq, sx, sw: _exact_product(xq, wq) * sx)),
+        ("the scales of x are missing.", _vectorwise_by(lambda xq, wq, sx, sw: _exact_product(xq, wq) * sw.T)),
+        (
+            "the sums ran in int16 and wrapped around at 32,768, which two products of codes can pass. Use int32.",
+            _vectorwise_by(lambda xq, wq, sx, sw: (xq.astype(np.int16) @ wq.astype(np.int16).T) * sx * sw.T),
+        ),
+        (
+            "one scale per column cannot be factored out of the sum over k: quantize by rows, axis=1.",
+            lambda x, w: _by_columns(x, w),
         ),
         (
             "that is y transposed: rows are tokens (x), columns are output features (w).",

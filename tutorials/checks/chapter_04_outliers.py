@@ -24,7 +24,7 @@ def stacks() -> Iterator[tuple]:
     yield planted(4, 50, 5.99)
     x = base.copy()
     for layer in range(4):
-        x[layer, layer] = 7.0  # one position a layer, but another one each time: 8 % of the positions
+        x[layer, layer] = 7.0  # one position per layer, but another one each time: 8 % of the positions
     yield (x,)
     wide = np.zeros((8, 50, 1), F32)
     wide[0] = 9.0  # every position, but one layer of eight
@@ -42,8 +42,20 @@ outlier_features = Exercise(
     inputs=("activations",),
     outputs=("mask",),
     cases=stacks,
-    shared_axes=([(0, 2)],),
+    shared_axes=([(0, 2)], [(0, 1)], [(0, 0)]),
     mistakes=(
+        (
+            "the two axes are exchanged: .any(axis=1) over the positions gives the layers, .any(axis=0) over the layers the positions.",
+            lambda a: ((np.abs(a) >= 6).any(0).mean(0) >= 0.25) & ((np.abs(a) >= 6).any(1).mean(0) >= 0.06),
+        ),
+        (
+            "a share is a mean, between 0 and 1. A sum counts, and one layer already counts as more than 25 %.",
+            lambda a: ((np.abs(a) >= 6).any(1).sum(0) >= 0.25) & ((np.abs(a) >= 6).any(0).sum(0) >= 0.06),
+        ),
+        (
+            "both limits have to be met: & (and), not | (or).",
+            lambda a: ((np.abs(a) >= 6).any(1).mean(0) >= 0.25) | ((np.abs(a) >= 6).any(0).mean(0) >= 0.06),
+        ),
         (
             "the limit is reached at magnitude 6: >=, not >.",
             lambda a: ((np.abs(a) > 6).any(1).mean(0) >= 0.25) & ((np.abs(a) > 6).any(0).mean(0) >= 0.06),

@@ -4,12 +4,12 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
-import torch
 
 import reference
 
-from .engine import F32, SEEDS, Exercise, Verdict, array
-from .launches import DEVICE, SENTINEL_CODE, SENTINEL_SCALE, padded, power_of_two
+from .chapter_01_absmax import within_half_a_step
+from .engine import F32, SEEDS, Exercise, Stopped, Verdict, array
+from .launches import SENTINEL_CODE, SENTINEL_SCALE, Memory, power_of_two
 
 
 def _rows() -> Iterator[tuple]:
@@ -33,17 +33,16 @@ def _rows() -> Iterator[tuple]:
 def _launch_rows(kernel: Any) -> Callable:
     def run(x: np.ndarray) -> Any:
         m, k = x.shape
-        source = padded(x, 3, 1e30)
-        codes = torch.full((m + 1, k), SENTINEL_CODE, dtype=torch.int8, device=DEVICE)
-        scale = torch.full((m + 1,), SENTINEL_SCALE, device=DEVICE)
+        memory = Memory()
+        source = memory.rows("x", x, 3, 1e30)
+        codes = memory.result("codes", (m, k), np.int8, SENTINEL_CODE)
+        scale = memory.result("scale", (m,), np.float32, SENTINEL_SCALE)
         # Unfused, as the kernels of `fast` are launched: a fused multiply-add would round another way at ties.
-        kernel[(m,)](source, codes, scale, k, source.stride(0), BLOCK_K=power_of_two(k), enable_fp_fusion=False)
-        written, scales = codes.cpu().numpy(), scale.cpu().numpy()
-        if (written[:m] == SENTINEL_CODE).all() and (scales[:m] == SENTINEL_SCALE).all():
+        memory.launch(kernel, (m,), source, codes, scale, k, source.stride(0), BLOCK_K=power_of_two(k), enable_fp_fusion=False)
+        results = codes.cpu().numpy(), scale.cpu().numpy()
+        if (results[0] == SENTINEL_CODE).all() and (results[1] == SENTINEL_SCALE).all():
             return NotImplemented
-        if (written[m] != SENTINEL_CODE).any() or scales[m] != SENTINEL_SCALE:
-            raise IndexError("the kernel wrote past the last row of codes or scale: mask the store with columns < K")
-        return written[:m], scales[:m]
+        return results
 
     run.__name__ = getattr(kernel, "__name__", "the kernel")
     return run
@@ -66,7 +65,7 @@ def _unguarded(x: np.ndarray) -> tuple:
 
 
 def _signed(x: np.ndarray) -> tuple:
-    """What the largest value in place of the largest magnitude gives, with the zeros of the padding among the values."""
+    """What the largest value instead of the largest magnitude gives, with the zeros of the padding among the values."""
     top = np.maximum(x.max(axis=1, keepdims=True), F32(0))
     safe = np.where(top < 2.0**-100, F32(1), top)
     inverse = np.where(top < 2.0**-100, F32(0), (F32(1) / safe) * F32(127))
@@ -93,6 +92,27 @@ def _packed(x: np.ndarray) -> tuple:
     return _right_rows(flat[: m * k].reshape(m, k).astype(F32))
 
 
+def _columns(results: tuple) -> tuple:
+    """Codes (M, K) and scale (M,) as the quantizers of NumPy give them: scale (M, 1)."""
+    return results[0], np.asarray(results[1])[:, None]
+
+
+def _stops(outside: Callable[[int, int], bool]) -> Callable:
+    """What a store outside of codes gives: the launch is stopped wherever `outside(M, K)`."""
+
+    def mistaken(x: np.ndarray) -> tuple:
+        if outside(*x.shape):
+            raise Stopped
+        return _right_rows(x)
+
+    return mistaken
+
+
+def _other_scale(x: np.ndarray, other: Callable[[np.ndarray], np.ndarray]) -> tuple:
+    codes, scale = _right_rows(x)
+    return codes, np.where(scale == 0, F32(0), other(scale)).astype(F32)
+
+
 _INVERSE = F32(127)
 rows_of_codes = Exercise(
     right=_right_rows,
@@ -100,6 +120,7 @@ rows_of_codes = Exercise(
     outputs=("codes", "scale"),
     cases=_rows,
     shared_axes=([(0, 0)], [(0, 1)]),
+    idea=("within half a step", lambda results, wanted, args: within_half_a_step(*(_columns(r) for r in (results, wanted)), args)),
     mistakes=(
         (
             "truncation. `.to(tl.int8)` cuts the fraction off. Add and subtract 1.5 * 2**23 first.",
@@ -124,13 +145,17 @@ rows_of_codes = Exercise(
             "the load reads beyond column K: mask it with columns < K, other=0.0, or the next row takes part in the maximum.",
             _neighbours_read,
         ),
+        ("codes is packed: its rows are K apart, not stride: codes + row * K + columns.", _stops(lambda m, k: m > 1)),
+        ("the store of codes writes beyond column K: mask it with columns < K.", _stops(lambda m, k: k != power_of_two(k))),
+        ("the scale is the value of one step, absmax / 127, not its reciprocal.", lambda x: _other_scale(x, lambda scale: 1 / scale)),
+        ("the scale is the value of one step, absmax / 127.", lambda x: _other_scale(x, lambda scale: scale * F32(127))),
         ("rows of x are `stride` apart, not K: x + row * stride + columns. (codes is packed: row * K.)", _packed),
     ),
 )
 
 
 def quantize_rows(kernel: Any) -> Verdict:
-    """Checks a kernel `(x, codes, scale, K, stride, BLOCK_K: tl.constexpr)`, launched with a program a row.
+    """Checks a kernel `(x, codes, scale, K, stride, BLOCK_K: tl.constexpr)`, launched with one program per row.
 
     x: (M, K) float32, rows `stride` apart. codes: (M, K) int8, packed. scale: (M,) float32. BLOCK_K: a power of two, at
     least K.

@@ -3,19 +3,31 @@
 An answer is compared with `reference`: integers and scales bit for bit, products within a bound that is derived where it is used.
 """
 
+import contextlib
+import io
+import traceback
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from . import comparing, showing
+from .comparing import ROUNDOFF, Fault
+
+__all__ = ["F32", "ROUNDOFF", "SEEDS", "SHAPES", "Exercise", "Stopped", "Verdict", "array", "call"]
+
 F32 = np.float32
-#: The unit roundoff of float32: one rounded operation is off by at most this, relative to its result.
-ROUNDOFF = 2.0**-24
 
 #: Rows and columns of the generated inputs: single rows and columns, odd sizes, more columns than rows and the reverse.
 SHAPES = ((1, 1), (1, 7), (5, 1), (3, 5), (4, 4), (17, 9), (2, 129))
 SEEDS = (0, 1, 2)
+
+#: A known mistake is named only if it gives what the answer gives on the input shown and on this share of the failing inputs.
+EXPLAINED = 0.8
+
+#: How many entries of smaller inputs are tried to shrink a counterexample: hundreds of small inputs, a few large ones.
+SHRINKING = 50_000
 
 
 @dataclass(frozen=True)
@@ -29,6 +41,10 @@ class Verdict:
         return self.message
 
 
+class Stopped(Exception):
+    """An answer was stopped; the text says where and why, and stands by itself."""
+
+
 @dataclass
 class Exercise:
     """One exercise: the right answer, inputs from small to large, and the mistakes that are known.
@@ -38,7 +54,9 @@ class Exercise:
         cases: makes the argument tuples, smallest first.
         mistakes: (what to say, a function that makes the mistake).
         shared_axes: groups of (argument, axis) that lose an index together while a counterexample is made smaller.
-        compare: fault of one output, as `exact`; the default of every output.
+        plain: names of results of one entry that may come as a plain number.
+        bound: for a result that need not be equal bit for bit, how far it may be off: (right result, arguments) to an array.
+        idea: (in words, (results, right results, arguments) to bool): when the idea is right although bits are not.
     """
 
     right: Callable
@@ -47,148 +65,137 @@ class Exercise:
     inputs: Sequence[str]
     mistakes: Sequence[tuple[str, Callable]] = ()
     shared_axes: Sequence[Sequence[tuple[int, int]]] = ()
-    compare: Callable[..., str | None] = field(default=lambda name, got, want, args: exact(name, got, want))
+    plain: Sequence[str] = ()
+    bound: Callable[[np.ndarray, tuple], np.ndarray] | None = None
+    idea: tuple[str, Callable[[tuple, tuple, tuple], bool]] | None = None
 
     def __call__(self, candidate: Callable) -> Verdict:
-        """Runs `candidate` on every case and reports on the first that fails, made as small as it gets."""
+        """Runs `candidate` on every case; reports a fault of form first, then the first case that fails, as small as it gets."""
         name = getattr(candidate, "__name__", "your function")
         cases = list(self.cases())
-        if call(candidate, cases[0]) is NotImplemented:
+        first = call(candidate, cases[0])
+        if first is NotImplemented:
             return Verdict(False, f"not yet: {name} returns NotImplemented. Write it, then run this cell again.")
-        for args in cases:
-            if self.fault(candidate, args):
-                smallest = self._shrink(candidate, args)
-                return Verdict(False, self._report(name, candidate, smallest, self._diagnose(candidate, cases, smallest)))
-        return Verdict(True, f"right: {name} agrees with the reference on {len(cases)} inputs, edges included.")
+        answers = [first, *(call(candidate, args) for args in cases[1:])]
+        faults = [self._fault_of(answer, args, candidate) for answer, args in zip(answers, cases, strict=True)]
+        wrong = [index for index, fault in enumerate(faults) if fault]
+        if not wrong:
+            return Verdict(True, f"right: {name} agrees with the reference on {len(cases)} inputs, edges included.")
+        shown = next((index for index in wrong if faults[index].form), wrong[0])
+        smallest = self._shrink(candidate, cases[shown], faults[shown].form)
+        fault = self.fault(candidate, smallest)
+        alike = [index for index in wrong if faults[index].form == fault.form]
+        hint = fault.advice or self._hint(candidate, smallest, cases, answers, alike)
+        grade = self._grade(name, answers, cases, faults)
+        return Verdict(False, "\n".join([grade, *self._report(candidate, smallest, fault), *([f"Hint: {hint}"] if hint else [])]))
 
-    def fault(self, candidate: Callable, args: tuple) -> str | None:
-        """What is wrong with the candidate's answer to `args`, in a line or two, or None."""
-        got = call(candidate, args)
-        if isinstance(got, Exception):
-            return f"it raised {type(got).__name__}: {got}"
-        results = got if isinstance(got, tuple) else (got,)
-        if len(results) != len(self.outputs):
-            return f"it returned {_count(len(results), 'value')}; expected {len(self.outputs)}: {', '.join(self.outputs)}"
+    def fault(self, candidate: Callable, args: tuple) -> Fault | None:
+        """What is wrong with the candidate's answer to `args`, or None."""
+        return self._fault_of(call(candidate, args), args, candidate)
+
+    def _fault_of(self, answer: Any, args: tuple, candidate: Callable) -> Fault | None:
+        if isinstance(answer, Stopped):
+            return Fault(str(answer))
+        if isinstance(answer, Exception):
+            return Fault(f"it raised {type(answer).__name__}{_line(answer, candidate)}: {answer}")
         wanted = _tuple(self.right(*args))
-        faults = (self.compare(n, g, w, args) for n, g, w in zip(self.outputs, results, wanted, strict=True))
-        return next((fault for fault in faults if fault), None)
+        fault = comparing.form(self.outputs, answer, wanted, self.plain)
+        if fault:
+            return fault
+        for name, got, want in zip(self.outputs, _tuple(answer), wanted, strict=True):
+            fault = comparing.value(name, got, want, self.bound and self.bound(want, args), self.plain)
+            if fault:
+                return fault
+        return None
 
-    def _diagnose(self, candidate: Callable, cases: list[tuple], smallest: tuple) -> str | None:
-        """The known mistake that gives what the candidate gives: on every case; or here, and wherever else it explains most."""
+    def _grade(self, name: str, answers: list, cases: list[tuple], faults: list[Fault | None]) -> str:
+        """The first line: whether the idea is right, and on how many inputs the answer is."""
+        passed = sum(fault is None for fault in faults)
+        if self.idea and not any(fault and fault.form for fault in faults):
+            words, holds = self.idea
+            with np.errstate(all="ignore"):  # an answer may hold infinities
+                close = [
+                    not isinstance(answer, Exception) and holds(_tuple(answer), _tuple(self.right(*args)), args)
+                    for answer, args in zip(answers, cases, strict=True)
+                ]
+            if all(close):
+                exactly = "within its bound" if self.bound else "bit for bit"
+                grades = f"{words} on {len(cases)} of {len(cases)} inputs, {exactly} on {passed}"
+                return f"the idea is right: {grades}. The smallest input where not:"
+        return f"not right yet: {name} is right on {passed} of {len(cases)} inputs. The smallest input found where it is wrong:"
+
+    def _hint(self, candidate: Callable, smallest: tuple, cases: list[tuple], answers: list, wrong: list[int]) -> str | None:
+        """The known mistake that gives what the candidate gives here and on most of the failing inputs; of several the best."""
+        here = call(candidate, smallest)
+        best, most = None, (0.0, 0)
         for hint, mistake in self.mistakes:
-            if all(_same(call(candidate, args), call(mistake, args)) for args in [smallest, *cases]):
-                return f"Hint: {hint}"
-        wrong = [args for args in cases if self.fault(candidate, args)]
-        here = [(hint, mistake) for hint, mistake in self.mistakes if _same(call(candidate, smallest), call(mistake, smallest))]
-        if not here:
-            return None
-        explained = [sum(_same(call(candidate, args), call(mistake, args)) for args in wrong) for _, mistake in here]
-        return f"Perhaps, among other things: {here[explained.index(max(explained))][0]}"
+            if not comparing.same(here, call(mistake, smallest)):
+                continue
+            explained = [comparing.same(answer, call(mistake, args)) for args, answer in zip(cases, answers, strict=True)]
+            share = sum(explained[index] for index in wrong) / len(wrong)
+            if share >= EXPLAINED and (share, sum(explained)) > most:
+                best, most = hint, (share, sum(explained))
+        return best
 
-    def _shrink(self, candidate: Callable, args: tuple) -> tuple:
-        """Removes rows and columns for as long as the answer stays wrong."""
+    def _shrink(self, candidate: Callable, args: tuple, form: bool) -> tuple:
+        """Removes rows and columns, many at once at first, for as long as the answer stays wrong in the same way."""
+        left = SHRINKING
         shrunk = True
         while shrunk:
             shrunk = False
             for group in self.shared_axes:
                 argument, axis = group[0]
-                for index in range(args[argument].shape[axis]):
-                    smaller = list(args)
-                    for a, ax in group:
-                        smaller[a] = np.delete(smaller[a], index, axis=ax)
-                    if smaller[argument].size and self.fault(candidate, tuple(smaller)):
-                        args, shrunk = tuple(smaller), True
-                        break
+                size = args[argument].shape[axis]
+                step = size // 2
+                while step >= 1:
+                    start = 0
+                    while start < args[argument].shape[axis] and left > 0:
+                        smaller = list(args)
+                        for a, ax in group:
+                            smaller[a] = np.delete(smaller[a], slice(start, start + step), axis=ax)
+                        left -= 50 + sum(np.size(value) for value in smaller)
+                        fault = self.fault(candidate, tuple(smaller)) if smaller[argument].size else None
+                        if fault and fault.form == form:
+                            args, shrunk = tuple(smaller), True
+                        else:
+                            start += step
+                    step //= 2
         return args
 
-    def _report(self, name: str, candidate: Callable, args: tuple, hint: str | None) -> str:
-        lines = [f"not right yet. The smallest input found where {name} is wrong:"]
-        lines += [f"  {label} = {_show(value)}" for label, value in zip(self.inputs, args, strict=True)]
-        lines.append(f"  {self.fault(candidate, args)}")
-        if hint:
-            lines.append(hint)
-        return "\n".join(lines)
+    def _report(self, candidate: Callable, args: tuple, fault: Fault) -> list[str]:
+        """The input as code to paste, the fault, and what the answer printed on this input."""
+        lines = [line for label, value in zip(self.inputs, args, strict=True) for line in showing.assignment(label, value).split("\n")]
+        lines.append(fault.text)
+        printed = io.StringIO()
+        call(candidate, args, printed)
+        if printed.getvalue().strip():
+            lines += ["printed on this input:", *(f"  {line}" for line in printed.getvalue().rstrip("\n").split("\n"))]
+        return [f"  {line}" for line in lines]
 
 
-def exact(name: str, got: Any, want: np.ndarray) -> str | None:
-    """Fault of a result that has to have the dtype, shape and values of `want`, bit for bit; NaN equals NaN."""
-    got = np.asarray(got)
-    if got.dtype != want.dtype:
-        return f"{name} has dtype {got.dtype}; expected {want.dtype}"
-    if got.shape != want.shape:
-        return f"{name} has shape {got.shape}; expected {want.shape}"
-    if not np.array_equal(got, want, equal_nan=got.dtype.kind == "f"):
-        return f"{name}: got {_show(got)}; expected {_show(want)}"
-    return None
+def call(f: Callable, args: tuple, printed: io.StringIO | None = None) -> Any:
+    """f(*args) on copies, so that an answer that writes into its input is not believed; what it raises is the result.
 
-
-def one_scale(name: str, got: Any, want: np.ndarray, args: tuple) -> str | None:
-    """As `exact`; a result of one entry may come as a plain number."""
-    if want.size == 1 and np.size(got) == 1 and name in ("scale", "zero_point"):
-        got = np.asarray(got).reshape(want.shape)
-        got = got.astype(want.dtype) if name == "zero_point" and got.dtype.kind in "iu" else got
-    return exact(name, got, want)
-
-
-def within(name: str, got: Any, want: np.ndarray, bound: np.ndarray) -> str | None:
-    """Fault of a float32 result that has to lie within `bound` of `want`, entry by entry."""
-    got = np.asarray(got)
-    if got.dtype != want.dtype or got.shape != want.shape:
-        return exact(name, got, want)
-    off = ~(np.abs(got.astype(np.float64) - want) <= bound)
-    if off.any():
-        return f"{name}: got {_show(got)}; expected {_show(want)}"
-    return None
-
-
-def call(f: Callable, args: tuple) -> Any:
-    """f(*args) on copies, so that an answer that writes into its input is not believed; what it raises is the result."""
-    with np.errstate(all="ignore"):
+    What it prints goes to `printed`, or nowhere: an answer runs on many inputs, of which the reader sees one.
+    """
+    with np.errstate(all="ignore"), contextlib.redirect_stdout(printed or io.StringIO()):
         try:
             return f(*(a.copy() if isinstance(a, np.ndarray) else a for a in args))
         except Exception as error:
             return error
 
 
+def _line(error: Exception, candidate: Callable) -> str:
+    """Where in the candidate's own file it happened, if it did."""
+    own = getattr(getattr(candidate, "__code__", None), "co_filename", None)
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == own]
+    return f" in line {lines[-1]}" if lines else ""
+
+
 def _tuple(result: Any) -> tuple:
     return tuple(result) if isinstance(result, tuple) else (result,)
 
 
-def _same(a: Any, b: Any) -> bool:
-    if isinstance(a, Exception) or isinstance(b, Exception):
-        return type(a) is type(b)
-    a, b = _tuple(a), _tuple(b)
-    return len(a) == len(b) and all(_equal(p, q) for p, q in zip(a, b, strict=True))
-
-
-def _equal(p: Any, q: Any) -> bool:
-    """Whether two answers are one and the same: whole numbers exactly, floats up to a few roundings, in whatever order they came."""
-    p, q = np.asarray(p), np.asarray(q)
-    if p.shape != q.shape and not p.size == q.size == 1:
-        return False
-    if p.dtype.kind == q.dtype.kind == "f":
-        return np.allclose(p.ravel(), q.ravel(), rtol=16 * ROUNDOFF, atol=0, equal_nan=True)
-    return np.array_equal(p.ravel(), q.ravel())
-
-
-def _show(value: Any) -> str:
-    if not isinstance(value, np.ndarray):
-        return repr(value)
-    if value.size > 64:
-        return f"an array of shape {value.shape} {value.dtype}"
-    if value.dtype.kind == "f":
-        digits = 5 if value.size > 4 else 9
-        return _nested(value.astype(np.float64).tolist(), digits)
-    return str(value.tolist())
-
-
-def _nested(value: Any, digits: int) -> str:
-    return "[" + ", ".join(_nested(v, digits) for v in value) + "]" if isinstance(value, list) else f"{value:.{digits}g}"
-
-
-def _count(n: int, noun: str) -> str:
-    return f"{n} {noun}{'' if n == 1 else 's'}"
-
-
 def array(*rows: Sequence[float]) -> np.ndarray:
+    """Rows of float32."""
     return np.array(rows, F32)
