@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from . import arguments, bitsandbytes_checkpoint
+from .guard import HoldsCodes
 from .operators import int8_linear
 from .transformers_traits import initialized, is_conv1d
 from .vectorwise import quantize_weight
@@ -17,7 +18,7 @@ SCALES = ("weight_absmax", "weight_scale")
 
 
 @initialized
-class Int8Linear(nn.Linear):
+class Int8Linear(HoldsCodes, nn.Linear):
     """A linear layer whose weight is held in int8. Make one with `Int8Linear.from_float`, or load a state dict into an empty one.
 
     It keeps 1 byte a weight and 4 bytes a row, and 2 or 4 more bytes a weight with `outlier_weight="float"`. The weight is
@@ -139,7 +140,7 @@ class Int8Linear(nn.Linear):
         """Returns x @ weight.T + bias, (..., N) for x (..., K), by mixed-precision decomposition."""
         y = int8_linear(
             x,
-            self.weight,
+            self._parameters["weight"],  # type: ignore[arg-type]  # past the guard of `self.weight`
             self.weight_absmax,
             self.weight_scale,
             self.weight_zero_point,
