@@ -10,10 +10,16 @@ from . import arguments, bitsandbytes_checkpoint
 from .operators import int8_linear
 from .transformers_traits import initialized, is_conv1d
 from .vectorwise import quantize_weight
-from .weights import absolute_maximum
+from .weights import absolute_maximum, dequantized
 
 #: float32 whatever the model is cast to: half precision would round them, and with them every output.
 SCALES = ("weight_absmax", "weight_scale")
+
+#: What the codes are and mean; never cast.
+STORED = ("weight", *SCALES, "weight_zero_point")
+
+#: All parameters of a layer, in the order of `int8_linear`'s arguments; None where a layer has no such thing.
+PARAMETERS = (*STORED, "float_weight", "bias")
 
 
 @initialized
@@ -40,6 +46,7 @@ class Int8Linear(nn.Linear):
         weight_zero_point: int32, the shape of weight_scale; None with the quantizer "absmax".
         float_weight: (N, K), the original weight; None with the outlier weight "dequantized".
         bias: (N,), or None.
+        float_dtype: the dtype that `dequantize` gives: that of the float weight, or what the module was cast to since.
 
     Raises:
         TypeError, ValueError: an argument is none of these; the message names it.
@@ -68,18 +75,20 @@ class Int8Linear(nn.Linear):
         self.outlier_weight = outlier_weight
         self.quantizer = quantizer
         self.granularity = granularity
+        self.float_dtype = dtype or torch.get_default_dtype()
 
         def zeros(*shape: int, of: torch.dtype | None) -> nn.Parameter:
             return nn.Parameter(torch.zeros(*shape, dtype=of, device=device), requires_grad=False)
 
         n, absmax = out_features, quantizer == "absmax"
         slices = n if granularity == "vector" else 1
-        self.weight = zeros(n, in_features, of=torch.int8)
-        self.weight_absmax = zeros(slices, 1, of=torch.float32) if absmax else None
-        self.weight_scale = None if absmax else zeros(slices, 1, of=torch.float32)
-        self.weight_zero_point = None if absmax else zeros(slices, 1, of=torch.int32)
-        self.float_weight = zeros(n, in_features, of=dtype) if outlier_weight == "float" else None
-        self.bias = zeros(n, of=dtype) if bias else None  # type: ignore[assignment]
+        # Each is registered, also where it is None, so that `_stored` finds all of them in one place.
+        self.register_parameter("weight", zeros(n, in_features, of=torch.int8))
+        self.register_parameter("weight_absmax", zeros(slices, 1, of=torch.float32) if absmax else None)
+        self.register_parameter("weight_scale", None if absmax else zeros(slices, 1, of=torch.float32))
+        self.register_parameter("weight_zero_point", None if absmax else zeros(slices, 1, of=torch.int32))
+        self.register_parameter("float_weight", zeros(n, in_features, of=dtype) if outlier_weight == "float" else None)
+        self.register_parameter("bias", zeros(n, of=dtype) if bias else None)
 
     @classmethod
     def from_float(
@@ -132,22 +141,52 @@ class Int8Linear(nn.Linear):
             layer._set("bias", bias.detach())
         return layer
 
+    def dequantize(self, dtype: torch.dtype | None = None) -> nn.Linear:
+        """Returns a float layer with the weight that the codes stand for (with "float", the weight that is kept), and a copy of the bias.
+
+        Args:
+            dtype: of weight and bias; None for `float_dtype`, and for the bias for its own.
+        """
+        weight, bias = self.dequantized_weight(dtype), self._stored()[-1]
+        layer = nn.Linear(self.in_features, self.out_features, bias is not None, device="meta")
+        layer.weight = nn.Parameter(weight, requires_grad=False)
+        if bias is not None:
+            layer.bias = nn.Parameter(bias.detach().to(dtype or bias.dtype, copy=True), requires_grad=bias.requires_grad)
+        return layer.train(self.training)
+
+    def dequantized_weight(self, dtype: torch.dtype | None = None) -> Tensor:
+        """Returns the weight of `dequantize`, (N, K), a new tensor."""
+        *stored, kept, _ = self._stored()
+        return dequantized(*stored, kept).detach().to(dtype or self.float_dtype, copy=kept is not None)
+
+    def requantize(self, weight: Tensor) -> None:
+        """Takes the float weight (N, K) in the place of its own: quantizes it with its settings and writes into its parameters."""
+        made = Int8Linear.from_float(weight, None, self.threshold, self.outlier_weight, self.quantizer, self.granularity)
+        for own, new in zip(self._stored()[:-1], made._stored()[:-1], strict=True):
+            if own is not None:
+                own.data.copy_(new)  # type: ignore[arg-type]
+
+    def _stored(self) -> tuple[Tensor | None, ...]:
+        """weight, weight_absmax, weight_scale, weight_zero_point, float_weight and bias, as they are now."""
+        own = self._parameters  # a tenth of the time of an attribute, which a module looks up in Python
+        try:
+            return (
+                own["weight"],
+                own["weight_absmax"],
+                own["weight_scale"],
+                own["weight_zero_point"],
+                own["float_weight"],
+                own["bias"],
+            )
+        except KeyError:  # what copies or flattens parameters (DataParallel, FSDP1) keeps them as attributes
+            return tuple(getattr(self, name) for name in PARAMETERS)
+
     def _set(self, name: str, value: Tensor | None) -> None:
         setattr(self, name, None if value is None else nn.Parameter(value, requires_grad=False))
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns x @ weight.T + bias, (..., N) for x (..., K), by mixed-precision decomposition."""
-        y = int8_linear(
-            x,
-            self.weight,
-            self.weight_absmax,
-            self.weight_scale,
-            self.weight_zero_point,
-            self.float_weight,
-            self.bias,
-            self.threshold,
-            self.granularity,
-        )
+        y = int8_linear(x, *self._stored(), self.threshold, self.granularity)
         return self._as_autocast(y)
 
     def _as_autocast(self, y: Tensor) -> Tensor:
@@ -165,7 +204,10 @@ class Int8Linear(nn.Linear):
         return ", ".join(shown)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Int8Linear":
-        kept = [id(getattr(self, name)) for name in ("weight", *SCALES, "weight_zero_point")]
+        codes, absmax, scale, zero_point, _, _ = self._stored()
+        kept = [id(tensor) for tensor in (codes, absmax, scale, zero_point)]
+        empty = (scale if absmax is None else absmax).detach()[:0]  # type: ignore[union-attr]
+        self.float_dtype = fn(empty.to(self.float_dtype)).dtype
 
         def apply(tensor: Tensor) -> Tensor:
             applied = fn(tensor)
@@ -185,9 +227,9 @@ class Int8Linear(nn.Linear):
 
     def _check_state(self, state_dict: dict[str, Any], prefix: str) -> None:
         """Checks what copying into the parameters would silently accept."""
-        for name in ("weight", *SCALES, "weight_zero_point"):
-            own, given = getattr(self, name), state_dict.get(prefix + name)
-            if own is None or given is None:
+        for name, own in zip(PARAMETERS, self._stored(), strict=True):
+            given = state_dict.get(prefix + name)
+            if name not in STORED or own is None or given is None:
                 continue
             if given.dtype != own.dtype:
                 hint = "; quantize a float weight with Int8Linear.from_float" if name == "weight" else ""

@@ -39,3 +39,15 @@ def absmax_scale(absmax: Tensor) -> Tensor:
     """The scale that belongs to each largest magnitude: absmax / 127, 0 for a zero slice, NaN for a non-finite one."""
     scale = torch.where(absmax < ZERO_SLICE, 0.0, absmax / INT8_MAX)
     return torch.where(absmax.isinf(), torch.nan, scale)
+
+
+def dequantized(codes: Tensor, absmax: Tensor | None, scale: Tensor | None, zero_point: Tensor | None, kept: Tensor | None) -> Tensor:
+    """(N, K), the weight that a layer stands for: the float weight that it kept, else what its codes mean, in float32.
+
+    Args:
+        codes, absmax, scale, zero_point, kept: as in `int8_linear`, where `kept` is the float weight.
+    """
+    if kept is not None:
+        return kept
+    scale = absmax_scale(absmax) if scale is None else scale  # type: ignore[arg-type]
+    return (codes if zero_point is None else codes - zero_point) * scale
