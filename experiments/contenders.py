@@ -402,7 +402,7 @@ def kernel_stages() -> dict[str, Contender]:
 
     def launch(limit: float | None) -> Callable[[Tensor], Bind]:
         def prepare(w: Tensor) -> Bind:
-            weight = QuantizedWeight(*fast.absmax_quantize(w, -1))
+            weight = QuantizedWeight.from_float(w)
 
             def bind(x: Tensor) -> Call:
                 codes, scale, _, _, listed = quantization.quantize_regular(x, limit, True, False, False, weight.codes)

@@ -135,7 +135,7 @@ def activations(device: str, m: int, k: int, dtype: torch.dtype) -> Tensor:
 
 def quantized_weight(device: str, n: int) -> QuantizedWeight:
     """A random weight (n, n)."""
-    return QuantizedWeight(filled(device, (n, n), torch.int8), filled(device, (n, 1), torch.float32))
+    return QuantizedWeight(filled(device, (n, n), torch.int8), kept_scale=filled(device, (n, 1), torch.float32))
 
 
 def filled(device: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:

@@ -9,17 +9,13 @@ from torch import Tensor, nn
 from . import arguments, bitsandbytes_checkpoint
 from .operators import int8_linear
 from .transformers_traits import initialized, is_conv1d
-from .vectorwise import quantize_weight
-from .weights import absolute_maximum, dequantized
+from .weights import QuantizedWeight, absmax_scale, absolute_maximum
 
 #: float32 whatever the model is cast to: half precision would round them, and with them every output.
 SCALES = ("weight_absmax", "weight_scale")
 
-#: What the codes are and mean; never cast.
+#: The codes and what they mean.
 STORED = ("weight", *SCALES, "weight_zero_point")
-
-#: All parameters of a layer, in the order of `int8_linear`'s arguments; None where a layer has no such thing.
-PARAMETERS = (*STORED, "float_weight", "bias")
 
 
 @initialized
@@ -42,11 +38,12 @@ class Int8Linear(nn.Linear):
         weight: (N, K) int8 codes.
         weight_absmax: (N, 1) float32, or (1, 1) if the granularity is "tensor" or "row": the largest magnitudes, from
             which the scales follow. None with the quantizer "zeropoint".
-        weight_scale: (N, 1) or (1, 1) float32; None with the quantizer "absmax".
+        weight_scale: float32, the shape of weight_absmax, for either quantizer. With "absmax" it is computed from weight_absmax; with
+            "zeropoint" it is a parameter.
         weight_zero_point: int32, the shape of weight_scale; None with the quantizer "absmax".
         float_weight: (N, K), the original weight; None with the outlier weight "dequantized".
         bias: (N,), or None.
-        float_dtype: the dtype that `dequantize` gives: that of the float weight, or what the module was cast to since.
+        float_dtype: what `dequantize` gives: the dtype of the float weight, or what the module was cast to since.
 
     Raises:
         TypeError, ValueError: an argument is none of these; the message names it.
@@ -82,10 +79,11 @@ class Int8Linear(nn.Linear):
 
         n, absmax = out_features, quantizer == "absmax"
         slices = n if granularity == "vector" else 1
-        # Each is registered, also where it is None, so that `_stored` finds all of them in one place.
+        # Each is among the parameters, also where it is None: `QuantizedWeight.of_layer` takes them from there.
         self.register_parameter("weight", zeros(n, in_features, of=torch.int8))
         self.register_parameter("weight_absmax", zeros(slices, 1, of=torch.float32) if absmax else None)
-        self.register_parameter("weight_scale", None if absmax else zeros(slices, 1, of=torch.float32))
+        # Not by registering: `weight_scale` is a property, and a parameter for zeropoint only.
+        self._parameters["weight_scale"] = None if absmax else zeros(slices, 1, of=torch.float32)
         self.register_parameter("weight_zero_point", None if absmax else zeros(slices, 1, of=torch.int32))
         self.register_parameter("float_weight", zeros(n, in_features, of=dtype) if outlier_weight == "float" else None)
         self.register_parameter("bias", zeros(n, of=dtype) if bias else None)
@@ -128,13 +126,13 @@ class Int8Linear(nn.Linear):
         layer = cls(k, n, bias is not None, threshold, outlier_weight, quantizer, granularity, "meta", weight.dtype)
         if weight.is_meta:
             return layer
-        codes, scale, zero_point = quantize_weight(weight, granularity, quantizer)
-        layer._set("weight", codes)
+        quantized = QuantizedWeight.from_float(weight, granularity, quantizer)
+        layer._set("weight", quantized.codes)
         if quantizer == "absmax":
             layer._set("weight_absmax", absolute_maximum(weight, granularity == "vector"))
         else:
-            layer._set("weight_scale", scale)
-            layer._set("weight_zero_point", zero_point)
+            layer._set("weight_scale", quantized.scale)
+            layer._set("weight_zero_point", quantized.zero_point)
         if outlier_weight == "float":
             layer._set("float_weight", weight.contiguous())
         if bias is not None:
@@ -142,52 +140,46 @@ class Int8Linear(nn.Linear):
         return layer
 
     def dequantize(self, dtype: torch.dtype | None = None) -> nn.Linear:
-        """Returns a float layer with the weight that the codes stand for (with "float", the weight that is kept), and a copy of the bias.
+        """Returns a float layer: the weight that the codes stand for (with "float", the weight that is kept) and a copy of the bias.
 
         Args:
             dtype: of weight and bias; None for `float_dtype`, and for the bias for its own.
         """
-        weight, bias = self.dequantized_weight(dtype), self._stored()[-1]
+        bias = self.bias
         layer = nn.Linear(self.in_features, self.out_features, bias is not None, device="meta")
-        layer.weight = nn.Parameter(weight, requires_grad=False)
+        layer.weight = nn.Parameter(self.dequantized_weight(dtype), requires_grad=False)
         if bias is not None:
             layer.bias = nn.Parameter(bias.detach().to(dtype or bias.dtype, copy=True), requires_grad=bias.requires_grad)
         return layer.train(self.training)
 
     def dequantized_weight(self, dtype: torch.dtype | None = None) -> Tensor:
         """Returns the weight of `dequantize`, (N, K), a new tensor."""
-        *stored, kept, _ = self._stored()
-        return dequantized(*stored, kept).detach().to(dtype or self.float_dtype, copy=kept is not None)
+        weight = QuantizedWeight.of_layer(self)
+        if weight.float_weight is not None:
+            return weight.float_weight.detach().to(dtype or self.float_dtype, copy=True)
+        return weight.dequantized().detach().to(dtype or self.float_dtype)
 
     def requantize(self, weight: Tensor) -> None:
-        """Takes the float weight (N, K) in the place of its own: quantizes it with its settings and writes into its parameters."""
-        made = Int8Linear.from_float(weight, None, self.threshold, self.outlier_weight, self.quantizer, self.granularity)
-        for own, new in zip(self._stored()[:-1], made._stored()[:-1], strict=True):
-            if own is not None:
-                own.data.copy_(new)  # type: ignore[arg-type]
+        """Quantizes `weight` (N, K), of floats, with the layer's settings, and writes codes and scales into the layer's own tensors."""
+        made = Int8Linear.from_float(weight.detach(), None, self.threshold, self.outlier_weight, self.quantizer, self.granularity)
+        for name in (*STORED, "float_weight"):
+            if (own := self._parameters[name]) is not None:
+                own.data.copy_(made._parameters[name])  # type: ignore[arg-type]
 
-    def _stored(self) -> tuple[Tensor | None, ...]:
-        """weight, weight_absmax, weight_scale, weight_zero_point, float_weight and bias, as they are now."""
-        own = self._parameters  # a tenth of the time of an attribute, which a module looks up in Python
-        try:
-            return (
-                own["weight"],
-                own["weight_absmax"],
-                own["weight_scale"],
-                own["weight_zero_point"],
-                own["float_weight"],
-                own["bias"],
-            )
-        except KeyError:  # what copies or flattens parameters (DataParallel, FSDP1) keeps them as attributes
-            return tuple(getattr(self, name) for name in PARAMETERS)
+    @property
+    def weight_scale(self) -> Tensor:  # noqa: D102, among the attributes
+        kept = self._parameters["weight_scale"]
+        if kept is not None:
+            return kept
+        assert self.weight_absmax is not None
+        return absmax_scale(self.weight_absmax)
 
     def _set(self, name: str, value: Tensor | None) -> None:
         setattr(self, name, None if value is None else nn.Parameter(value, requires_grad=False))
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns x @ weight.T + bias, (..., N) for x (..., K), by mixed-precision decomposition."""
-        y = int8_linear(x, *self._stored(), self.threshold, self.granularity)
-        return self._as_autocast(y)
+        return self._as_autocast(int8_linear(x, QuantizedWeight.of_layer(self), self.bias, self.threshold, self.granularity))
 
     def _as_autocast(self, y: Tensor) -> Tensor:
         device = y.device.type
@@ -204,10 +196,10 @@ class Int8Linear(nn.Linear):
         return ", ".join(shown)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Int8Linear":
-        codes, absmax, scale, zero_point, _, _ = self._stored()
-        kept = [id(tensor) for tensor in (codes, absmax, scale, zero_point)]
-        empty = (scale if absmax is None else absmax).detach()[:0]  # type: ignore[union-attr]
-        self.float_dtype = fn(empty.to(self.float_dtype)).dtype
+        kept = [id(self._parameters.get(name)) for name in STORED]
+        scale = self._parameters.get(SCALES[self.quantizer != "absmax"])
+        if scale is not None:
+            self.float_dtype = fn(scale.detach()[:0].to(self.float_dtype)).dtype  # what a float weight would become
 
         def apply(tensor: Tensor) -> Tensor:
             applied = fn(tensor)
@@ -227,9 +219,9 @@ class Int8Linear(nn.Linear):
 
     def _check_state(self, state_dict: dict[str, Any], prefix: str) -> None:
         """Checks what copying into the parameters would silently accept."""
-        for name, own in zip(PARAMETERS, self._stored(), strict=True):
-            given = state_dict.get(prefix + name)
-            if name not in STORED or own is None or given is None:
+        for name in STORED:
+            own, given = self._parameters.get(name), state_dict.get(prefix + name)
+            if own is None or given is None:
                 continue
             if given.dtype != own.dtype:
                 hint = "; quantize a float weight with Int8Linear.from_float" if name == "weight" else ""

@@ -114,9 +114,9 @@ def linear(
     scale = (n, 1) if per_row else (1, 1)
     weight = QuantizedWeight(
         meta((n, k), torch.int8),
+        None,
         meta(scale, torch.float32),
         meta(scale, torch.int32) if zeropoint else None,
-        meta((n,), torch.int32) if zeropoint else None,
         None if float_weight is None else meta((n, k), float_weight),
     )
     return kernels.linear(meta((m, k), dtype), weight, meta((n,), dtype), limit, per_row)

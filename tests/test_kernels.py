@@ -15,7 +15,7 @@ import fast
 import reference
 from fast import kernels
 from fast.kernels import configurations, decode, operands, outliers, product, quantization
-from fast.operators import quantized_weight
+from fast.weights import QuantizedWeight
 from tests.comparison import DEVICE, DTYPES, FLOAT32_MAX, GRANULARITIES, QUANTIZERS, ROUTES, array, assert_product, assert_same, poisoned
 
 
@@ -157,8 +157,7 @@ class Layer:
         self.reference = reference.Int8Linear.from_float(
             array(w), None if bias is None else array(bias.float()), threshold, policy, quantizer, granularity
         )
-        stored = (self.fast.weight, self.fast.weight_absmax, self.fast.weight_scale, self.fast.weight_zero_point, self.fast.float_weight)
-        self.weight = quantized_weight(*stored)
+        self.weight = QuantizedWeight.of_layer(self.fast)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         return kernels.linear(x, self.weight, self.fast.bias, self.threshold, self.per_row)
@@ -219,7 +218,7 @@ def test_what_the_tuned_rows_cannot_take_has_the_general_one(case, monkeypatch):
     codes = torch.ones(2, k, dtype=torch.int8, device=DEVICE)
     w = torch.ones(3, k + 64, dtype=torch.int8, device=DEVICE)[:, 0 if aligned else 1 :][:, :k]
     ones, zeros = torch.ones(3, 1, device=DEVICE), torch.zeros(3, 1, dtype=torch.int32, device=DEVICE) if quantizer == "zeropoint" else None
-    weight = quantized_weight(w, None, ones, zeros, None if w_dtype is None else w.to(w_dtype))
+    weight = QuantizedWeight(w, None, ones, zeros, None if w_dtype is None else w.to(w_dtype))
     zero = (None, None) if zeros is None else (zeros[:2], codes.sum(1, dtype=torch.int32))
     x = codes.to(x_dtype)
     y = product.launch_product(codes, w, torch.empty(2, 3, dtype=x_dtype, device=DEVICE), x, weight, None, None, ones[:2], *zero)

@@ -19,11 +19,11 @@ def linear(x: Tensor, weight: QuantizedWeight, bias: Tensor | None, limit: float
     if zero_point is not None:
         acc = corrected(acc, codes, zero_point, weight)
     outlier_part = None if outliers is None else (x.index_select(1, outliers).float(), _outlier_weight(weight, outliers, outlier_codes).T)
-    scale = scale.expand(len(x), 1)
+    scale, weight_scale = scale.expand(len(x), 1), weight.scale.T
     bias = None if bias is None else bias.float()
 
     def finish(rows: slice) -> Tensor:
-        y = acc[rows].float().mul_(scale[rows]).mul_(weight.scale.T)
+        y = acc[rows].float().mul_(scale[rows]).mul_(weight_scale)
         if outlier_part is not None:
             y += outlier_part[0][rows] @ outlier_part[1]
         if bias is not None:
