@@ -123,14 +123,19 @@ class HoldsCodes(nn.Module):
     def _read_weight(self) -> Tensor | None:
         try:
             codes = self._parameters["weight"]
-        except KeyError:
+        except KeyError:  # copies of a module for several devices (DataParallel, FSDP1) keep parameters as attributes
+            if "weight" in self.__dict__:
+                return self.__dict__["weight"]
             raise AttributeError("weight") from None
         if type(codes) is not nn.Parameter or codes.dtype != torch.int8 or not _read_by_another_module(self):
             return codes
         return GuardedCodes.of(codes)
 
+    def _write_weight(self, value: Tensor) -> None:
+        self.__dict__["weight"] = value  # torch.nn.Module takes parameters before they come here
+
     #: (N, K) int8 codes. Code of another module that reads them gets `GuardedCodes`.
-    weight: Tensor = property(_read_weight)  # type: ignore[assignment]
+    weight: Tensor = property(_read_weight, _write_weight)  # type: ignore[assignment]
 
     def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
         """As torch.nn.Module's."""
