@@ -68,15 +68,15 @@ def mark(model: PreTrainedModel) -> None:
     """Leaves the marks of transformers on a model and on those inside it; takes them away where there is no int8 layer."""
     holders: dict[int, PreTrainedModel] = {}
     for inside in _pretrained(model):
+        if not int8_layers(inside):
+            unmark(inside)
+            continue
         loader = getattr(inside, "hf_quantizer", None)
         if _is_float_gguf(loader):
             # The weights came from a GGUF file as floats; transformers would refuse to save them all the same.
             loader.remove_quantization_config(inside)  # type: ignore[union-attr]
         elif loader is not None and loader.quantization_config.quant_method != METHOD:
             continue  # quantized by another method; saving is refused
-        if not int8_layers(inside):
-            unmark(inside)
-            continue
         config = declaration(inside)
         inside.is_quantized = True  # type: ignore[assignment]
         inside.quantization_method = METHOD  # type: ignore[assignment]
@@ -149,7 +149,8 @@ def declared(model: PreTrainedModel) -> Iterator[None]:
     mark(model)
     loader = getattr(model, "hf_quantizer", None)
     if int8_layers(model) and (loader is None or loader.quantization_config.quant_method != METHOD):
-        other = loader.quantization_config.quant_method if loader is not None else "another method"
+        method = loader.quantization_config.quant_method if loader is not None else "another method"
+        other = getattr(method, "value", method)
         raise ValueError(
             f"a model quantized with {other} that also holds Int8Linear layers ({next(iter(int8_layers(model)))}) cannot be saved: "
             "config.json has room for one method"
@@ -215,6 +216,27 @@ def _refusing_codes(resize: Callable) -> Callable:
     return get_resized_lm_head
 
 
+def _refusing_codes_for_floats(finalize: Callable) -> Callable:
+    @functools.wraps(finalize)
+    def finalize_model_loading(model: PreTrainedModel, load_config: Any, loading_info: Any) -> Any:
+        loader = load_config.hf_quantizer
+        ours = loader is not None and loader.quantization_config.quant_method == METHOD  # which looks itself
+        modules = dict(model.named_modules())
+        for key in () if ours else sorted(loading_info.unexpected_keys):
+            name, _, last = key.rpartition(".")
+            if last in ("weight_absmax", "weight_zero_point") and is_float_linear(modules.get(name, model)):
+                raise ValueError(
+                    f"the checkpoint holds int8 codes for {name}.weight, which goes into a float layer: its config.json has no "
+                    "quantization_config. Save the model with save_pretrained, which writes one"
+                )
+        return finalize(model, load_config, loading_info)
+
+    return finalize_model_loading
+
+
+PreTrainedModel._finalize_model_loading = staticmethod(  # type: ignore[method-assign]
+    _refusing_codes_for_floats(PreTrainedModel._finalize_model_loading)
+)
 PreTrainedModel.save_pretrained = _declaring(PreTrainedModel.save_pretrained)  # type: ignore[method-assign]
 PreTrainedModel.num_parameters = _without_scales(PreTrainedModel.num_parameters)  # type: ignore[method-assign]
 PreTrainedModel._get_resized_lm_head = _refusing_codes(PreTrainedModel._get_resized_lm_head)  # type: ignore[method-assign]

@@ -35,6 +35,9 @@ __all__ = ["METHOD", "Int8Config", "Int8Quantizer", "bitsandbytes_config", "decl
 
 logger = logging.getLogger(__name__)
 
+#: Why a layer stays float that transformers will refuse, or initialize anew where it is told to ignore sizes.
+OTHER_SHAPE = "of another shape in the checkpoint"
+
 
 @register_quantizer(METHOD)
 class Int8Quantizer(HfQuantizer):
@@ -118,7 +121,7 @@ class Int8Quantizer(HfQuantizer):
         for name, tensor in model.state_dict(keep_vars=True).items():
             layer = model.get_submodule(name.rpartition(".")[0])
             if tensor.shape != self.shapes.get(name, tensor.shape):  # transformers 5.17 does not look where a model is quantized
-                raise ValueError(
+                raise RuntimeError(
                     f"size mismatch for {name}: the checkpoint holds {tuple(tensor.shape)}, the model takes {tuple(self.shapes[name])}"
                 )
             if isinstance(layer, Int8Linear):
@@ -186,12 +189,18 @@ def _skipped(model: PreTrainedModel, config: Int8Config, checkpoint: stored.Stor
             )
         if config.skips(name):
             return True
-        if name in left_alone:
-            return "an output head; write skip_modules=[] to quantize it, too"
         tied = any(parameter in model.all_tied_weights_keys for parameter in own)
-        return not tied and checkpoint is not None and not checkpoint.present.issuperset(own) and "the checkpoint does not hold it"
+        if not tied and checkpoint is not None and not checkpoint.present.issuperset(own):
+            return "the checkpoint does not hold it"
+        if checkpoint is not None and any(checkpoint.shapes.get(each, shape) != shape for each, shape in _shapes(name, module).items()):
+            return OTHER_SHAPE
+        return name in left_alone and "an output head; write skip_modules=[] to quantize it, too"
 
     return skipped
+
+
+def _shapes(name: str, module: nn.Module) -> dict[str, torch.Size]:
+    return {f"{name}.{own}": parameter.shape for own, parameter in module.named_parameters(recurse=False)}
 
 
 def _as_stored(model: PreTrainedModel, checkpoint: stored.Stored, summary: Summary) -> dict[nn.Module, list[str]]:
@@ -212,8 +221,8 @@ def _as_stored(model: PreTrainedModel, checkpoint: stored.Stored, summary: Summa
         features = (module.nf, module.nx) if is_conv1d(module) else (module.out_features, module.in_features)
         if checkpoint.shapes.get(f"{name}.weight", features) == features:
             chosen.setdefault(module, []).append(name)
-        else:  # it stays float: transformers refuses it, or initializes it anew where it is told to
-            summary.kept[name] = (size_of(module), "of another shape in the checkpoint")
+        else:
+            summary.kept[name] = (size_of(module), OTHER_SHAPE)
     return chosen
 
 

@@ -266,14 +266,6 @@ def test_a_weight_of_another_shape_is_refused(tmp_path):
         model_class.from_pretrained(tmp_path, quantization_config=Int8Config())
 
 
-def test_layers_with_different_settings_are_not_declared_as_one(caplog):
-    model = fresh("llama")
-    fast.quantize_model(model.model.layers[0], quantizer="zeropoint")
-    fast.quantize_model(model)
-    assert "different settings; save_pretrained will write a model that cannot be loaded" in caplog.text
-    assert not hasattr(model.config, "quantization_config")
-
-
 def test_a_model_that_came_from_gguf_as_floats_can_be_saved_once_it_is_int8(tmp_path):
     model = fresh("llama")
     model.hf_quantizer = GgufHfQuantizer(GgufConfig())  # what from_pretrained leaves behind, and why save_pretrained refuses
