@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from .float_layers import is_float_linear, obstacle
 from .linear import Int8Linear
@@ -97,7 +98,9 @@ def choose_layers(model: nn.Module, skipped: Callable[[str], bool | str], summar
 
 def _note_large_parameters(name: str, module: nn.Module, summary: Summary) -> None:
     for own, parameter in module.named_parameters(recurse=False):
-        if parameter.ndim > 2 and not isinstance(module, (nn.modules.conv._ConvNd, Int8Linear)):
+        if is_lazy(parameter) or isinstance(module, (nn.modules.conv._ConvNd, Int8Linear)):
+            continue
+        if parameter.ndim > 2:
             reason = f"a {parameter.ndim}-dimensional parameter, not a linear layer"
             summary.kept[f"{name}.{own}".lstrip(".")] = (_bytes(parameter), reason)
 
@@ -108,6 +111,8 @@ def named_in(names: Sequence[str]) -> Callable[[str], bool]:
 
 
 def _bytes(tensor: Tensor) -> int:
+    if is_lazy(tensor):  # of a lazy module, whose shape its first input tells
+        return 0
     return tensor.numel() * tensor.element_size()
 
 
