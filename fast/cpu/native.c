@@ -20,6 +20,7 @@
    One library is compiled for each set of instructions, from this one file: the compiler's -m flags choose the section.
 
    -ffp-contract=off is part of the meaning: x * r + c has to round twice. */
+#include <limits.h>
 #include <math.h>
 #include <pthread.h>
 #include <stdint.h>
@@ -243,7 +244,7 @@ typedef struct { float inverse, scale; int32_t zero_point; } Slice;
 /* A call and its scratch memory. Rows of X come in groups of LANES, the last filled up with rows of zeros. */
 typedef struct {
     const Call *call;
-    int along, given, sums; /* sums run along K; X is codes already; the sum of each row of W is needed */
+    int along, given, sums, scans; /* sums run along K; X is codes already; the sum of each row of W is needed; pieces of a scan */
     long count;             /* of outlier columns */
     int32_t *outliers;      /* (K,): the first `count` are their indices */
     int32_t *kept;          /* (K,), filled up to whole registers: -1, and 0 in outlier columns */
@@ -308,22 +309,34 @@ static float entry(const void *x, long i, int dtype) { return number(BY_DTYPE(dt
 INLINE const void *row_of(const Call *c, long r) { return (const char *)c->x + r * c->x_stride * size_of(c->x_dtype); }
 
 /* ---- outlier_columns ------------------------------------------------------------------------------------------------------------ */
-/* Magnitudes as integers have the order of the numbers, a NaN lies above infinity. It is no outlier: it counts as -1, below zero. */
+/* Magnitudes as integers have the order of the numbers; a NaN lies above infinity. Four rows per walk along the maxima. */
 INLINE void column_maxima(const Call *c, long first, long last, int32_t *largest, int dtype) {
-    for (long r = first; r < last; r++) {
-        const void *x = row_of(c, r);
+    for (; first < last; first += 4) {
+        const void *x[4];
+        for (int r = 0; r < 4; r++) x[r] = row_of(c, least(first + r, last - 1));
         for (long i = 0; i < c->k; i += LANES) {
-            vi magnitude = widen(x, i, c->k, dtype) & MAGNITUDE;
-            store(largest + i, larger(load(largest + i), magnitude | (magnitude > INFINITE)));
+            vi most = load(largest + i);
+            UNROLL for (int r = 0; r < 4; r++) most = larger(most, widen(x[r], i, c->k, dtype) & MAGNITUDE);
+            store(largest + i, most);
         }
     }
+}
+
+/* The largest magnitude of column k, -1 if it has none: a NaN is no outlier, but may hide one. */
+static int32_t largest_number(const Call *c, long k) {
+    int32_t largest = -1;
+    for (long r = 0; r < c->m; r++) {
+        int32_t magnitude = bits_of(entry(row_of(c, r), k, c->x_dtype)) & MAGNITUDE;
+        if (magnitude <= INFINITE && magnitude > largest) largest = magnitude;
+    }
+    return largest;
 }
 
 enum { SCANS = 16 }; /* pieces of the rows in a scan by several threads, each with maxima of its own */
 
 static void scan(Layer *l, long piece) {
     const Call *c = l->call;
-    long rows = (c->m + SCANS - 1) / SCANS, first = piece * rows, last = least(c->m, first + rows);
+    long rows = (c->m + l->scans - 1) / l->scans, first = piece * rows, last = least(c->m, first + rows);
     int32_t *largest = l->kept + piece * round_up(c->k, LANES);
     memset(largest, -1, round_up(c->k, LANES) * 4);
     BY_DTYPE(c->x_dtype, column_maxima, c, first, last, largest);
@@ -331,16 +344,14 @@ static void scan(Layer *l, long piece) {
 
 static void outlier_columns(Layer *l, int threads) {
     const Call *c = l->call;
-    long padded = round_up(c->k, LANES), pieces = threads > 1 && c->m >= 4 * SCANS ? SCANS : 1;
-    if (pieces == 1) {
-        memset(l->kept, -1, padded * 4);
-        BY_DTYPE(c->x_dtype, column_maxima, c, 0, c->m, l->kept);
-    } else run(l, scan, pieces, threads);
+    long padded = round_up(c->k, LANES);
     int32_t limit = bits_of(c->limit + 0.0f); /* -0.0 becomes 0.0 */
-    for (long piece = 1; piece < pieces; piece++)
+    run(l, scan, l->scans, threads);
+    for (long piece = 1; piece < l->scans; piece++)
         for (long i = 0; i < padded; i += LANES) store(l->kept + i, larger(load(l->kept + i), load(l->kept + piece * padded + i)));
     for (long i = 0; i < c->k; i++) {
-        int outlier = l->kept[i] >= limit;
+        int32_t largest = l->kept[i] > INFINITE ? largest_number(c, i) : l->kept[i];
+        int outlier = largest >= limit;
         l->outliers[l->count] = (int32_t)i;
         l->count += outlier;
         l->kept[i] = outlier - 1;
@@ -388,27 +399,66 @@ static Slice slice_of(const int32_t *extremes, int zeropoint) {
     return s;
 }
 
-/* WIDTH codes of a row from column i on, plus OFFSET. */
-INLINE void encode(const Call *c, const int32_t *kept, const void *x, long i, Slice s, uint8_t *codes, int dtype) {
-    if (s.inverse == 0) { memset(codes, OFFSET, WIDTH); return; } /* an infinity times 0 would be no code */
-    UNROLL for (int j = 0; j < WIDTH; j += LANES) {
-        vb narrow = {0};
-        if (i + j < c->k) {
-            vi bits = widen(x, i + j, c->k, dtype);
-            if (kept) bits &= load(kept + i + j);
-            vi q = (vi)((vf)bits * s.inverse + ROUND) - bits_of(ROUND);
-            if (c->zeropoint) q = ~larger(~larger(q + s.zero_point, broadcast(-128)), broadcast(~127));
-            narrow = __builtin_convertvector(q + OFFSET, vb);
+/* LANES codes of a row from column i on, plus OFFSET. */
+INLINE vb encode(const void *x, const int32_t *kept, long i, long k, Slice s, int zeropoint, int masked, int dtype) {
+    vi bits = widen(x, i, k, dtype);
+    if (masked) bits &= load(kept + i);
+    vi q = (vi)((vf)bits * s.inverse + ROUND) - bits_of(ROUND);
+    if (zeropoint) q = ~larger(~larger(q + s.zero_point, broadcast(-128)), broadcast(~127));
+    return __builtin_convertvector(q + OFFSET, vb);
+}
+
+/* Codes of a row from column i on, WIDTH to each of some blocks. */
+INLINE void encode_row(const Call *c, const int32_t *kept, const void *x, long i, int blocks, Slice s, uint8_t *codes, int zeropoint, int masked, int dtype) {
+    const long k = c->k;
+    for (; blocks--; i += WIDTH, codes += LANES * WIDTH) {
+        vb narrow;
+        if (k - i >= WIDTH) UNROLL for (int j = 0; j < WIDTH; j += LANES) {
+            narrow = encode(x, kept, i + j, LONG_MAX, s, zeropoint, masked, dtype);
+            memcpy(codes + j, &narrow, LANES);
+        } else for (int j = 0; j < WIDTH; j += LANES) {
+            narrow = (vb){0};
+            if (i + j < k) narrow = encode(x, kept, i + j, k, s, zeropoint, masked, dtype);
+            memcpy(codes + j, &narrow, LANES);
         }
-        memcpy(codes + j, &narrow, LANES);
     }
 }
 
-/* The same of codes that are given. */
+/* Once compiled for each dtype, quantizer, and with or without outlier columns. */
+#define ENCODE_ROW(name, zeropoint, masked, dtype)                                                                                          \
+    static __attribute__((noinline)) void name(const Call *c, const int32_t *kept, const void *x, long i, int blocks, Slice s, uint8_t *codes) { \
+        encode_row(c, kept, x, i, blocks, s, codes, zeropoint, masked, dtype);                                                              \
+    }
+#define ENCODE_ROWS(dtype)                                                                                \
+    ENCODE_ROW(absmax_##dtype, 0, 0, dtype) ENCODE_ROW(absmax_masked_##dtype, 0, 1, dtype)                \
+    ENCODE_ROW(zeropoint_##dtype, 1, 0, dtype) ENCODE_ROW(zeropoint_masked_##dtype, 1, 1, dtype)
+ENCODE_ROWS(FLOAT32) ENCODE_ROWS(BFLOAT16) ENCODE_ROWS(FLOAT16)
+
+typedef void (*EncodeRow)(const Call *, const int32_t *, const void *, long, int, Slice, uint8_t *);
+static const EncodeRow encode_rows[3][2][2] = {
+    [FLOAT32] = {{absmax_FLOAT32, absmax_masked_FLOAT32}, {zeropoint_FLOAT32, zeropoint_masked_FLOAT32}},
+    [BFLOAT16] = {{absmax_BFLOAT16, absmax_masked_BFLOAT16}, {zeropoint_BFLOAT16, zeropoint_masked_BFLOAT16}},
+    [FLOAT16] = {{absmax_FLOAT16, absmax_masked_FLOAT16}, {zeropoint_FLOAT16, zeropoint_masked_FLOAT16}},
+};
+
+/* WIDTH codes that are given, plus OFFSET. */
 INLINE void take_codes(const Call *c, const void *x, long i, uint8_t *codes) {
     vi given = load_part((const char *)x + i, c->k - i);
     store(codes, OFFSET ? given ^ (vi)((vu){0} + 0x80808080u) : given);
 }
+
+/* X[:, O] of a group. */
+INLINE void take_entries(Layer *l, long first, int rows, int dtype) {
+    const Call *c = l->call;
+    const long size = size_of(dtype);
+    for (long o = 0; o < l->count; o++) {
+        _Alignas(64) char column[WIDTH] = {0};
+        for (int r = 0; r < rows; r++) memcpy(column + r * size, (const char *)c->x + ((first + r) * c->x_stride + l->outliers[o]) * size, size);
+        store(l->entries + first * l->count + o * LANES, widen(column, 0, LANES, dtype));
+    }
+}
+
+enum { CHUNK = 4 };
 
 static void quantize_piece(Layer *l, long piece) {
     const Call *c = l->call;
@@ -423,28 +473,35 @@ static void quantize_piece(Layer *l, long piece) {
             l->slices[first + r] = slice_of(extremes, c->zeropoint);
         }
     }
-    for (long i = 0; i < l->row_bytes; i += WIDTH) {
-        _Alignas(64) uint8_t block[LANES][WIDTH];
+    for (long from = 0; from < l->row_bytes; from += CHUNK * WIDTH) {
+        const int blocks = (int)least(CHUNK, (l->row_bytes - from) / WIDTH);
+        /* Some blocks are written before the first is read: four stores that a load spans make it wait until they reach the cache. */
+        _Alignas(64) uint8_t codes[CHUNK][LANES][WIDTH];
         for (int r = 0; r < LANES; r++) {
-            if (r >= rows) memset(block[r], OFFSET, WIDTH);
-            else if (l->given) take_codes(c, row_of(c, first + r), i, block[r]);
-            else BY_DTYPE(c->x_dtype, encode, c, kept, row_of(c, first + r), i, l->slices[first + r], block[r]);
+            const Slice s = r < rows && !l->given ? l->slices[first + r] : (Slice){0, 0, 0};
+            if (r < rows && l->given)
+                for (int b = 0; b < blocks; b++) take_codes(c, row_of(c, first + r), from + b * WIDTH, codes[b][r]);
+            else if (s.inverse == 0) /* no row, or codes of 0: an infinity times 0 would be none */
+                for (int b = 0; b < blocks; b++) memset(codes[b][r], OFFSET, WIDTH);
+            else encode_rows[c->x_dtype][c->zeropoint != 0][kept != NULL](c, kept, row_of(c, first + r), from, blocks, s, codes[0][r]);
         }
-        long width = least(WIDTH, c->k - i);
-        if (c->zeropoint || c->x_codes)
-            for (int r = 0; r < rows; r++)
+        for (int b = 0; b < blocks; b++) {
+            const long i = from + b * WIDTH, width = least(WIDTH, c->k - i);
+            for (int r = 0; r < rows && (c->zeropoint || c->x_codes); r++)
                 for (long j = 0; j < width; j++) {
-                    total[r] += block[r][j] - (OFFSET ? OFFSET : 2 * (block[r][j] & 128));
-                    if (c->x_codes) c->x_codes[(first + r) * c->k + i + j] = (int8_t)(block[r][j] - OFFSET);
+                    const int8_t code = (int8_t)(codes[b][r][j] - OFFSET);
+                    total[r] += code;
+                    if (c->x_codes) c->x_codes[(first + r) * c->k + i + j] = code;
                 }
-        if (!l->codes) continue;
-        if (l->along)
-            for (int r = 0; r < rows; r++) memcpy(l->codes + (first + r) * l->row_bytes + i, block[r], WIDTH);
-        else {
-            vi v[LANES];
-            UNROLL for (int r = 0; r < LANES; r++) v[r] = load(block[r]);
-            transpose(v);
-            UNROLL for (int r = 0; r < LANES; r++) store(l->codes + first * l->row_bytes + i * LANES + r * WIDTH, v[r]);
+            if (!l->codes) continue;
+            if (l->along)
+                for (int r = 0; r < rows; r++) memcpy(l->codes + (first + r) * l->row_bytes + i, codes[b][r], WIDTH);
+            else {
+                vi v[LANES];
+                UNROLL for (int r = 0; r < LANES; r++) v[r] = load(codes[b][r]);
+                transpose(v);
+                UNROLL for (int r = 0; r < LANES; r++) store(l->codes + first * l->row_bytes + i * LANES + r * WIDTH, v[r]);
+            }
         }
     }
     for (int r = 0; r < LANES; r++) {
@@ -452,9 +509,8 @@ static void quantize_piece(Layer *l, long piece) {
         l->row_scale[first + r] = s.scale;
         l->row_zero[first + r] = s.zero_point + OFFSET;
         l->row_sum[first + r] = (int32_t)(total[r] - c->k * s.zero_point);
-        for (long o = 0; o < l->count && l->entries; o++)
-            l->entries[(first * l->count) + o * LANES + r] = r < rows ? entry(row_of(c, first + r), l->outliers[o], c->x_dtype) : 0;
     }
+    if (l->entries) BY_DTYPE(c->x_dtype, take_entries, l, first, rows);
 }
 
 static void extremes_piece(Layer *l, long piece) {
@@ -497,11 +553,17 @@ static void weight_scales(const Call *c, long n, long width, vf *scale, vi *zero
     *zero = load(zeros);
 }
 
-/* What row n of W brings to outlier column k. */
-INLINE float outlier_weight(const Call *c, long n, long k, float scale, int32_t zero) {
-    if (c->float_weight) return entry(c->float_weight, n * c->float_stride + k, c->float_dtype);
-    return (float)(c->codes[n * c->codes_stride + k] - zero) * scale;
+/* What row n of W has in `some` outlier columns, to every step-th place. */
+static void outlier_weights(const Call *c, long n, const int32_t *columns, long some, float scale, int32_t zero, float *to, long step) {
+    if (c->float_weight)
+        for (long o = 0; o < some; o++) to[o * step] = entry(c->float_weight, n * c->float_stride + columns[o], c->float_dtype);
+    else {
+        const int8_t *w = c->codes + n * c->codes_stride;
+        for (long o = 0; o < some; o++) to[o * step] = (float)(w[columns[o]] - zero) * scale;
+    }
 }
+
+enum { SOME = 64 }; /* outlier columns at a time */
 
 /* The sum of (Xq - zx)(Wq - zw) as float32, rounded once: acc - zx * sum Wq - zw * sum (Xq - zx). From K = 33,026 on it may leave
    int32. */
@@ -559,7 +621,11 @@ INLINE void dots(const Layer *l, const uint8_t *x, const int8_t *w, int rows, in
         }                                                                                                    \
         if (sums) UNROLL for (int c = 0; c < columns; c++) s[rows][c][d] = dot(s[rows][c][d], ones, wv[c]);  \
     }
-    for (; i + depth * WIDTH <= k; i += depth * WIDTH) UNROLL for (int d = 0; d < depth; d++) STEP(d, load(w + c * stride + i + d * WIDTH))
+    for (; i + depth * WIDTH <= k; i += depth * WIDTH) {
+        UNROLL for (int c = 0; c < columns; c++) /* the next rows: the processor's own prefetching ends with each page of 4096 bytes */
+            UNROLL for (int d = 0; d < depth; d++) __builtin_prefetch(w + (columns + c) * stride + i + d * WIDTH);
+        UNROLL for (int d = 0; d < depth; d++) STEP(d, load(w + c * stride + i + d * WIDTH))
+    }
     for (; i < k; i += WIDTH) STEP(0, load_part(w + c * stride + i, k - i))
 #undef STEP
     UNROLL for (int r = 0; r < rows + sums; r++)
@@ -627,13 +693,15 @@ static void along(const Layer *l, long first, int rows, long begin, long end) {
             if (l->given) y[r] = (vf)((vu)acc - (vu)total * OFFSET);
             else y[r] = corrected(l, acc, broadcast(l->row_zero[row]), broadcast(l->row_sum[row]), zero, total) * l->row_scale[row] * scale;
         }
-        for (long o = 0; o < l->count; o++) {
-            vf weight = {0};
-            for (long j = 0; j < width; j++) weight[j] = outlier_weight(c, n + j, l->outliers[o], scale[j], zero[j]);
-            for (int r = 0; r < rows; r++) {
-                float entry = l->entries[((first + r) / LANES * l->count + o) * LANES + (first + r) % LANES];
-                y[r] = multiply_add(weight, broadcast_float(entry), y[r]);
-            }
+        for (long from = 0; from < l->count; from += SOME) {
+            const long some = least(SOME, l->count - from);
+            float weights[SOME][LANES];
+            for (long j = 0; j < width; j++) outlier_weights(c, n + j, l->outliers + from, some, scale[j], zero[j], weights[0] + j, LANES);
+            for (long o = 0; o < some; o++)
+                for (int r = 0; r < rows; r++) {
+                    const float *x = l->entries + ((first + r) / LANES * l->count + from + o) * LANES;
+                    y[r] = multiply_add(load_floats(weights[o]), broadcast_float(x[(first + r) % LANES]), y[r]);
+                }
         }
         for (int r = 0; r < rows; r++) {
             if (c->bias) y[r] += (vf)BY_DTYPE(c->bias_dtype, widen, c->bias, n, end);
@@ -656,7 +724,7 @@ enum { STRIPE = 48, BLOCK = 64 / LANES }; /* rows of W whose results are turned 
 /* The sums of a tile, height x vectors, become results: to tile[row of W][vector][lane]. */
 static __attribute__((noinline)) void finish(const Layer *l, vi (*sums)[WIDE], long group, int vectors, long n, int height, vi (*tile)[WIDE]) {
     const Call *c = l->call;
-    float weights[256];
+    float weights[SOME];
     for (int row = 0; row < height; row++, n++) {
         int32_t total = OFFSET || l->sums ? row_sum(c->codes + n * c->codes_stride, c->k) : 0;
         if (l->given) {
@@ -671,11 +739,11 @@ static __attribute__((noinline)) void finish(const Layer *l, vi (*sums)[WIDE], l
             vf acc = corrected(l, sums[row][v], load(l->row_zero + r), load(l->row_sum + r), broadcast(zero), broadcast(total));
             y[v] = acc * load_floats(l->row_scale + r) * scale;
         }
-        for (long first = 0; first < l->count; first += 256) {
-            long some = least(256, l->count - first);
-            for (long o = 0; o < some; o++) weights[o] = outlier_weight(c, n, l->outliers[first + o], scale, zero);
+        for (long from = 0; from < l->count; from += SOME) {
+            const long some = least(SOME, l->count - from);
+            outlier_weights(c, n, l->outliers + from, some, scale, zero, weights, 1);
             for (int v = 0; v < vectors; v++) {
-                const float *x = l->entries + ((group + v) * l->count + first) * LANES;
+                const float *x = l->entries + ((group + v) * l->count + from) * LANES;
                 for (long o = 0; o < some; o++) y[v] = multiply_add(broadcast_float(weights[o]), load_floats(x + o * LANES), y[v]);
             }
         }
@@ -795,8 +863,9 @@ static int layer_of(const Call *c, int steps) {
     /* Along K one more register apart: rows a multiple of 4096 bytes apart would share a set of the cache. */
     l.row_bytes = round_up(c->k, WIDTH) + (l.along ? WIDTH : 0);
     int threads = threads_for(c, (double)c->m * c->k * (steps & MULTIPLY ? (double)c->n : 16));
+    l.scans = threads > 1 && c->m >= 4 * SCANS ? SCANS : 1;
     size_t sizes[] = {
-        detect ? 4 * columns * (threads > 1 ? SCANS : 1) : 0, detect ? 4 * columns + 4 : 0, 8 * rows, sizeof(Slice) * rows,
+        detect ? 4 * columns * l.scans : 0, detect ? 4 * columns + 4 : 0, 8 * rows, sizeof(Slice) * rows,
         4 * rows, 4 * rows, 4 * rows, steps & MULTIPLY ? rows * l.row_bytes : 0,
     };
     enum { ARRAYS = sizeof sizes / sizeof *sizes };
