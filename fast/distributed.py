@@ -151,11 +151,11 @@ class RowParallelInt8Linear(_Sharded):
         return self._as_autocast(y.to(x.dtype).reshape(*x.shape[:-1], self.out_features))
 
     def _product(self, x: Tensor, weight: QuantizedWeight, bias: Tensor | None, group: Group) -> Tensor:
-        limit = arguments.threshold(self.threshold)
-        outliers = torch.ops.llm_int8.outlier_columns(x, limit)
+        threshold = arguments.threshold(self.threshold)
+        outliers = torch.ops.llm_int8.outlier_columns(x, threshold)
         codes, scale, zero_point = quantize_shard(x.masked_fill(outliers, 0), self.granularity != "tensor", self.quantizer, group)
         y = (accumulate(codes, zero_point, weight, group).float() * scale) * weight.scale.T
-        product = None if limit is None else outlier_product(x, outliers, weight, group)
+        product = None if threshold is None else outlier_product(x, outliers, weight, group)
         y = y if product is None else y + product
         return y if bias is None else y + bias.float()
 
