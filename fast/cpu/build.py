@@ -99,7 +99,9 @@ def _check_owner(folder: Path) -> None:
         found = place.stat()
         others_write = found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
         # In a sticky folder, such as /tmp, nobody can rename what belongs to another.
-        if found.st_uid not in ({own} if place == folder else {own, 0}) or (others_write and (place == folder or not found.st_mode & stat.S_ISVTX)):
+        if found.st_uid not in ({own} if place == folder else {own, 0}) or (
+            others_write and (place == folder or not found.st_mode & stat.S_ISVTX)
+        ):
             raise PermissionError(f"others than user {own} can write to {place}")
 
 
@@ -115,7 +117,9 @@ def _compile(command: list[str], target: Path) -> None:
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".compiling-") as private:
         made = Path(private) / "native.so"
         try:
-            done = subprocess.run([*command, "-o", str(made), "-lm"], capture_output=True, text=True, timeout=TIME_LIMIT, stdin=subprocess.DEVNULL)
+            done = subprocess.run(
+                [*command, "-o", str(made), "-lm"], capture_output=True, text=True, timeout=TIME_LIMIT, stdin=subprocess.DEVNULL
+            )
         except (subprocess.TimeoutExpired, OSError) as error:
             raise BuildError(f"{command[0]} did not compile native.c: {error}") from error
         if done.returncode or not made.exists():

@@ -12,11 +12,12 @@ import subprocess
 import threading
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
-from . import build
+from .. import cpu
+from . import build, product
 from .native import Native
 
 log = logging.getLogger(__name__)
@@ -41,7 +42,13 @@ INSTRUCTIONS = {
     "portable": Instructions(frozenset(), ()),
 }
 
-TORCH = "torch"
+TORCH, NATIVE = "torch", "native"
+
+#: What `fast.backend` can force.
+CHOICES = (TORCH, NATIVE, *INSTRUCTIONS)
+
+#: Where the processor has AMX, oneDNN multiplies more rows than this faster: its unit holds 16 rows.
+AMX_ROWS = 8
 
 
 class Engine(NamedTuple):
@@ -61,9 +68,39 @@ def cpu_engine() -> Engine:
     return _choose()[0]
 
 
-def native_engine() -> Native | None:
-    """The native engine of this machine, or None where Torch operations compute."""
-    return _choose()[1]
+def implementation(choice: str, rows: int) -> Any:
+    """What computes on the CPU for `rows` rows of X: an object with the functions of `fast.cpu`.
+
+    Args:
+        choice: "cpu" for the best, or one of CHOICES.
+
+    Raises:
+        RuntimeError: the engine cannot run here; says why.
+    """
+    if choice == "cpu":
+        native = _choose()[1]
+        return cpu if native is None or (rows > AMX_ROWS and _packs()) else native
+    if choice == TORCH:
+        return cpu
+    if choice == NATIVE:
+        engine, native = _choose()
+        if native is None:
+            raise RuntimeError(f"the native engine cannot run here: {engine.reason}")
+        return native
+    try:
+        return forced(choice)
+    except (build.BuildError, ValueError) as error:
+        raise RuntimeError(f"the native engine with the instructions {choice} cannot run here: {error}") from error
+
+
+def for_all_rows() -> Native | None:
+    """The native engine, if it is what computes for any number of rows."""
+    return None if _packs() else _choose()[1]
+
+
+def _packs() -> bool:
+    """Whether many rows are oneDNN's, with a packed weight: where there is AMX, unless another route was chosen."""
+    return product.chosen_route() == "packed"
 
 
 @cache

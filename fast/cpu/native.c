@@ -20,7 +20,6 @@
    One library is compiled for each set of instructions, from this one file: the compiler's -m flags choose the section.
 
    -ffp-contract=off is part of the meaning: x * r + c has to round twice. */
-#include <limits.h>
 #include <math.h>
 #include <pthread.h>
 #include <stdint.h>
@@ -414,7 +413,7 @@ INLINE void encode_row(const Call *c, const int32_t *kept, const void *x, long i
     for (; blocks--; i += WIDTH, codes += LANES * WIDTH) {
         vb narrow;
         if (k - i >= WIDTH) UNROLL for (int j = 0; j < WIDTH; j += LANES) {
-            narrow = encode(x, kept, i + j, LONG_MAX, s, zeropoint, masked, dtype);
+            narrow = encode(x, kept, i + j, i + WIDTH, s, zeropoint, masked, dtype);
             memcpy(codes + j, &narrow, LANES);
         } else for (int j = 0; j < WIDTH; j += LANES) {
             narrow = (vb){0};

@@ -46,7 +46,7 @@ class Native:
         Raises:
             ValueError: shapes that do not belong together.
         """
-        codes, absmax, scale, zero_point, floats = weight
+        codes, absmax, _, zero_point, floats = weight
         n, k = codes.shape
         shape = x.shape
         x, x_stride = rows_of(x, k)
