@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from . import arguments, bitsandbytes_checkpoint
+from .eager import engine_for
 from .guard import HoldsCodes
 from .operators import int8_linear
 from .transformers_traits import initialized, is_conv1d
@@ -180,7 +181,11 @@ class Int8Linear(HoldsCodes, nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns x @ weight.T + bias, (..., N) for x (..., K), by mixed-precision decomposition."""
-        return self._as_autocast(int8_linear(x, QuantizedWeight.of_layer(self), self.bias, self.threshold, self.granularity))
+        weight = QuantizedWeight.of_layer(self)
+        native = engine_for(x, weight, self.bias)
+        if native is not None and x.shape[-1] == self.in_features:
+            return native.linear(x, weight, self.bias, arguments.threshold(self.threshold), self.granularity != "tensor")
+        return self._as_autocast(int8_linear(x, weight, self.bias, self.threshold, self.granularity))
 
     def _as_autocast(self, y: Tensor) -> Tensor:
         device = y.device.type
