@@ -25,7 +25,7 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from fast.linear import is_conv1d
+from fast.transformers_traits import is_conv1d
 from reference import features
 
 from . import models, outliers, perplexity, records

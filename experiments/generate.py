@@ -20,7 +20,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from fast.huggingface import Int8Config
-from fast.model import size_of
+from fast.selection import size_of
 
 from . import models, numpy_llama, perplexity, records
 from .models import InputError

@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 import fast
 import reference
-from fast.linear import is_conv1d
+from fast.transformers_traits import is_conv1d
 
 from . import models, numpy_llama, records
 from .models import InputError

@@ -8,10 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .codes import CODE_MIN, INT8_MAX
+
 INT32_MAX = torch.iinfo(torch.int32).max
 
 #: The largest K whose int32 accumulator cannot overflow, by the largest magnitude of a code.
-MAX_K = {"absmax": INT32_MAX // 127**2, "zeropoint": INT32_MAX // 128**2}
+MAX_K = {"absmax": INT32_MAX // INT8_MAX**2, "zeropoint": INT32_MAX // CODE_MIN**2}
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32)
 GRANULARITIES = ("tensor", "row", "vector")

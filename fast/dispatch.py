@@ -4,7 +4,6 @@ A CUDA tensor goes to the kernels. A CPU tensor goes to the CPU path, except und
 kernels on CPU tensors: slow, and exactly what a GPU-less machine needs to check them.
 """
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -13,6 +12,7 @@ from types import ModuleType
 from torch import Tensor
 
 from . import arguments, cpu
+from .interpreter import interpreted
 
 CHOICES = ("auto", "triton", "cpu")
 _chosen: ContextVar[str] = ContextVar("backend", default="auto")
@@ -38,13 +38,12 @@ def implementation(x: Tensor) -> ModuleType:
     Raises:
         RuntimeError: the kernels are asked for where they cannot run.
     """
-    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
     choice = _chosen.get()
     if choice == "auto":
-        choice = "triton" if x.is_cuda or interpreted else "cpu"
+        choice = "triton" if x.is_cuda or interpreted() else "cpu"
     if choice == "cpu":
         return cpu
-    if not (x.is_cuda or interpreted):
+    if not (x.is_cuda or interpreted()):
         raise RuntimeError("Triton kernels need a CUDA tensor, or TRITON_INTERPRET=1 set before Triton is imported")
     try:
         from . import kernels

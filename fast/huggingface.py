@@ -25,8 +25,9 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from . import arguments
 from .bitsandbytes_checkpoint import check_layout, to_bitsandbytes
-from .linear import Int8Linear, is_conv1d
-from .model import Summary, choose_layers, size_of
+from .linear import Int8Linear
+from .selection import Summary, choose_layers, size_of
+from .transformers_traits import is_conv1d
 
 logger = logging.getLogger(__name__)
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from . import arguments, bitsandbytes_checkpoint
 from .operators import int8_linear
+from .transformers_traits import initialized, is_conv1d
 from .vectorwise import quantize_weight
 from .weights import absolute_maximum
 
@@ -15,6 +16,7 @@ from .weights import absolute_maximum
 SCALES = ("weight_absmax", "weight_scale")
 
 
+@initialized
 class Int8Linear(nn.Linear):
     """A linear layer whose weight is held in int8. Make one with `Int8Linear.from_float`, or load a state dict into an empty one.
 
@@ -42,9 +44,6 @@ class Int8Linear(nn.Linear):
     Raises:
         TypeError, ValueError: an argument is none of these; the message names it.
     """
-
-    # transformers would otherwise draw random weights for a module that a checkpoint does not fill.
-    _is_hf_initialized = True
 
     def __init__(
         self,
@@ -212,8 +211,3 @@ def weight_and_bias(module: nn.Module) -> tuple[Tensor, Tensor | None]:
     if is_conv1d(module):
         return module.weight.T, module.bias  # type: ignore[return-value]
     raise TypeError(f"weight must be a tensor, a torch.nn.Linear or a transformers Conv1D, got {type(module).__name__}")
-
-
-def is_conv1d(module: nn.Module) -> bool:
-    """Whether `module` is the linear layer of GPT-2 in transformers, without importing transformers."""
-    return type(module).__name__ == "Conv1D" and type(module).__module__ == "transformers.pytorch_utils"

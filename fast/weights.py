@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-ZERO_SLICE = 2.0**-100  # as in reference/absmax.py
+from .codes import INT8_MAX, ZERO_SLICE
 
 
 class QuantizedWeight(NamedTuple):
@@ -37,5 +37,5 @@ def absolute_maximum(w: Tensor, per_row: bool) -> Tensor:
 
 def absmax_scale(absmax: Tensor) -> Tensor:
     """The scale that belongs to each largest magnitude: absmax / 127, 0 for a zero slice, NaN for a non-finite one."""
-    scale = torch.where(absmax < ZERO_SLICE, 0.0, absmax / 127)
+    scale = torch.where(absmax < ZERO_SLICE, 0.0, absmax / INT8_MAX)
     return torch.where(absmax.isinf(), torch.nan, scale)

@@ -18,8 +18,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 import fast
-from fast import Int8Linear, cpu, cpu_product
+from fast import Int8Linear, cpu
 from fast.arguments import MAX_K
+from fast.cpu import arithmetic, quantization
+from fast.cpu import product as cpu_product
 from tests import strategies as some
 from tests.comparison import CPU, QUANTIZERS, REFERENCE, assert_product, assert_same
 
@@ -138,7 +140,7 @@ def test_a_layer_is_within_the_bound_of_the_reference_by_every_route(route, quan
 @pytest.mark.parametrize("block", [1, 175, 350])  # many blocks; two of the product's 9 rows of 35; two of the input's 9 rows of 70
 @pytest.mark.parametrize("quantizer", QUANTIZERS)
 def test_blocks_of_few_rows_are_put_together_in_order(quantizer, block, monkeypatch):
-    monkeypatch.setattr(cpu, "BLOCK", block)
+    monkeypatch.setattr(quantization, "BLOCK", block)
     x = some.Recipe((9, 70), torch.float32, seed=2, outliers="some columns").tensor()
     w, bias = (some.Recipe(shape, torch.float32, seed=1, exponent=-3).tensor() for shape in ((35, 70), (35,)))
     for axis in None, -1:
@@ -151,8 +153,8 @@ def test_blocks_of_few_rows_are_put_together_in_order(quantizer, block, monkeypa
 def test_what_becomes_a_code_is_a_number():
     # C leaves open what NaN is as an int8; on some processors it is the 0 that the contract asks for.
     x = torch.tensor([[1.0, float("nan")], [float("inf"), 2.0], [1.0, 2.0]])
-    inverse, _, finite = cpu._inverse_and_scale(x.abs().amax(1, keepdim=True), 127.0)
-    assert cpu._codes(x, inverse, finite).tolist() == [[0.0, 0.0], [0.0, 0.0], [64.0, 127.0]]
+    inverse, _, finite = arithmetic.inverse_and_scale(x.abs().amax(1, keepdim=True), 127.0)
+    assert arithmetic.encode(x, inverse, finite).tolist() == [[0.0, 0.0], [0.0, 0.0], [64.0, 127.0]]
 
 
 @pytest.mark.parametrize("k", [2**15 - 1, 2**15, MAX_K["zeropoint"]])
@@ -165,7 +167,8 @@ def test_zeropoint_corrections_of_the_largest_codes_are_exact(k):
 
 LIMITED = """
 import torch
-from fast import cpu, cpu_product
+from fast import cpu
+from fast.cpu import product as cpu_product
 codes = torch.full((9, 64), 127, dtype=torch.int8)
 assert (cpu.int8_matmul(codes, codes) == 64 * 127**2).all()
 print(cpu_product.chosen_route())

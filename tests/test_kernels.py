@@ -14,7 +14,7 @@ import torch
 import fast
 import reference
 from fast import kernels
-from fast.kernels import configurations, decode, outliers, product, quantization
+from fast.kernels import configurations, decode, operands, outliers, product, quantization
 from fast.operators import quantized_weight
 from tests.comparison import DEVICE, DTYPES, FLOAT32_MAX, GRANULARITIES, QUANTIZERS, ROUTES, array, assert_product, assert_same, poisoned
 
@@ -111,12 +111,12 @@ def test_int8_products_take_any_strides():
 
 def test_the_copy_engine_reads_rows_that_begin_at_multiples_of_16_bytes():
     codes = torch.zeros(4, 64, dtype=torch.int8, device=DEVICE)
-    assert product.aligned(codes)
-    assert product.aligned(codes[1:, 16:48])
-    assert not product.aligned(codes[:, 1:])
-    assert not product.aligned(codes[:, ::2])
-    assert not product.aligned(codes.T)
-    assert not product.aligned(torch.zeros(4, 56, dtype=torch.int8, device=DEVICE))
+    assert operands.aligned(codes)
+    assert operands.aligned(codes[1:, 16:48])
+    assert not operands.aligned(codes[:, 1:])
+    assert not operands.aligned(codes[:, ::2])
+    assert not operands.aligned(codes.T)
+    assert not operands.aligned(torch.zeros(4, 56, dtype=torch.int8, device=DEVICE))
 
 
 @pytest.mark.parametrize(
@@ -129,7 +129,7 @@ def test_the_copy_engine_reads_rows_that_begin_at_multiples_of_16_bytes():
 )  # fmt: skip
 def test_outliers_of_16_bits_have_matrix_instructions(x, float_weight, has):
     weight = None if float_weight is None else torch.zeros(1, 1, dtype=float_weight)
-    assert product.sixteen_bits(torch.zeros(1, 1, dtype=x), weight) == has
+    assert operands.sixteen_bits(torch.zeros(1, 1, dtype=x), weight) == has
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -15,7 +15,7 @@ from transformers.pytorch_utils import Conv1D
 
 import fast
 from fast import Int8Linear
-from fast.model import Summary, choose_layers
+from fast.selection import Summary, choose_layers
 from tests.comparison import DTYPES, REFERENCE, assert_product, assert_same
 
 VOCABULARY = 40

@@ -13,11 +13,18 @@ roundings in the contract, and one fused operation would round a product that li
 import triton
 import triton.language as tl
 
+from .. import codes
+from ..interpreter import interpreted
+
 #: Launch option of every kernel: no multiply-add contraction.
 NO_FUSION = {"enable_fp_fusion": False}
 
-#: As in reference/absmax.py: a slice without a magnitude of at least this is a zero slice.
-ZERO_SLICE = tl.constexpr(2.0**-100)
+#: The numbers of codes, as kernels take them.
+INT8_MAX = tl.constexpr(float(codes.INT8_MAX))
+CODE_MIN = tl.constexpr(codes.CODE_MIN)
+CODE_MAX = tl.constexpr(codes.CODE_MAX)
+CODE_STEPS = tl.constexpr(float(codes.CODE_STEPS))
+ZERO_SLICE = tl.constexpr(codes.ZERO_SLICE)
 
 #: v + 1.5 * 2**23 has no bits left for a fraction, so the sum itself rounds v to an integer, ties to even, and leaves that
 #: integer in the low bits of its mantissa; right for |v| < 2**22, and codes stay below 2**9.
@@ -25,7 +32,7 @@ ROUNDER = tl.constexpr(1.5 * 2**23)
 ROUNDER_BITS = tl.constexpr(0x4B400000)
 
 #: The interpreter holds bfloat16 as bit patterns: it would multiply those, and it cuts off where a cast has to round.
-INTERPRETED = tl.constexpr(bool(triton.knobs.runtime.interpret))
+INTERPRETED = tl.constexpr(interpreted())
 
 MAGNITUDE_BITS = tl.constexpr(0x7FFFFFFF)
 INFINITY_BITS = tl.constexpr(0x7F800000)
@@ -55,7 +62,7 @@ def magnitudes(x, ZEROPOINT: tl.constexpr):
 @triton.jit
 def parameters(above, below, ZEROPOINT: tl.constexpr):
     """Scale, inverse and zero point of slices, from the largest `magnitudes` of each; inverse is 0 where codes are 0."""
-    steps: tl.constexpr = 255.0 if ZEROPOINT else 127.0
+    steps: tl.constexpr = CODE_STEPS if ZEROPOINT else INT8_MAX
     finite = (above < INFINITY_BITS) & (below < INFINITY_BITS)
     hi = tl.where(finite, above, 0).to(tl.float32, bitcast=True)
     minus_lo = tl.where(finite, below, 0).to(tl.float32, bitcast=True)
@@ -71,8 +78,8 @@ def parameters(above, below, ZEROPOINT: tl.constexpr):
     zero_point = tl.zeros_like(above)
     if ZEROPOINT:
         # -128 - lo * inverse. In a discarded slice the product may be NaN, whose bits are no integer.
-        shift = round_to_integer(tl.where(usable, minus_lo, 0.0) * inverse - 128.0)
-        zero_point = tl.where(usable, tl.minimum(tl.maximum(shift, -128), 127), 0)
+        shift = round_to_integer(tl.where(usable, minus_lo, 0.0) * inverse + CODE_MIN)
+        zero_point = tl.where(usable, tl.minimum(tl.maximum(shift, CODE_MIN), CODE_MAX), 0)
     return scale, inverse, zero_point
 
 
@@ -82,7 +89,7 @@ def encode(x, inverse, zero_point, ZEROPOINT: tl.constexpr):
     # --8<-- [start:encode]
     steps = round_to_integer(tl.where(inverse > 0.0, x, 0.0) * inverse)
     if ZEROPOINT:
-        steps = tl.minimum(tl.maximum(steps + zero_point, -128), 127)
+        steps = tl.minimum(tl.maximum(steps + zero_point, CODE_MIN), CODE_MAX)
     return steps.to(tl.int8)
     # --8<-- [end:encode]
 

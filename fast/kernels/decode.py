@@ -22,7 +22,8 @@ from torch import Tensor
 from ..weights import QuantizedWeight
 from .arithmetic import NO_FUSION, encode, magnitudes, parameters, rounded
 from .configurations import Decode, architecture, decode_configuration
-from .product import WIDE_FROM, aligned, corrected, from_code_units, outlier_product
+from .operands import aligned
+from .product import WIDE_FROM, corrected, from_code_units, outlier_product
 
 #: The first pass has nothing but X's latency to wait for: three blocks on their way hide it.
 SCAN_STAGES = tl.constexpr(3)

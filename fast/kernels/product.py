@@ -28,6 +28,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from ..weights import QuantizedWeight
 from .arithmetic import INTERPRETED, NO_FUSION, rounded
 from .configurations import Product, architecture, product_configuration
+from .operands import aligned, sixteen_bits
 from .outliers import Outliers
 
 #: From here on the corrected zeropoint accumulator may leave int32: each of K terms is at most 255 * 255.
@@ -325,16 +326,6 @@ def launch_product(
             **NO_FUSION,
         )
     return y
-
-
-def aligned(codes: Tensor) -> bool:
-    """Whether the rows of `codes` can be read 16 bytes at a time, and by the copy engine."""
-    return codes.stride(1) == 1 and codes.stride(0) % 16 == 0 and codes.data_ptr() % 16 == 0
-
-
-def sixteen_bits(x: Tensor, float_weight: Tensor | None) -> bool:
-    """Whether the outlier product has 16-bit matrix instructions: `has_matrix_product`, on the host."""
-    return x.element_size() == 2 and (float_weight is None or float_weight.dtype == x.dtype)
 
 
 def int8_matmul(a: Tensor, b: Tensor) -> Tensor:

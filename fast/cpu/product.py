@@ -18,8 +18,9 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from . import arguments
-from .derived import Derived
+from .. import arguments
+from ..derived import Derived
+from ..weights import QuantizedWeight
 
 ROUTES = ("int8", "packed", "float32")
 _chosen: ContextVar[str | None] = ContextVar("route", default=None)
@@ -187,3 +188,14 @@ class _Packing:
 
 
 _packing_of = Derived(_Packing)
+
+
+def corrected(acc: Tensor, codes: Tensor, zero_point: Tensor, weight: QuantizedWeight) -> Tensor:
+    """The sum of (Xq - zx) (Wq - zw), (M, N), in integers, from the sum of Xq Wq."""
+    k = codes.shape[1]
+    # Each of the four terms is at most K * 2**14, so int32 holds every partial sum up to here.
+    dtype = torch.int32 if k < 2**15 else torch.int64
+    zx, zw = zero_point.to(dtype), weight.zero_point.to(dtype).T  # type: ignore[union-attr]
+    code_sum = codes.sum(-1, keepdim=True, dtype=dtype)
+    acc = acc.to(dtype).addcmul_(zx, k * zw - weight.code_sum.to(dtype))  # type: ignore[union-attr]
+    return acc.addcmul_(zw, code_sum, value=-1)

@@ -1,0 +1,27 @@
+"""Outlier columns: found in the dtype of X, by one pass over it."""
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def outlier_columns(x: Tensor, limit: float) -> Tensor:
+    """(K,) bool: which columns of `x` (M, K) hold a magnitude of `limit` or more."""
+    columns = find_outliers(x, limit)
+    return x.new_zeros(x.shape[1], dtype=torch.bool) if columns is None else columns
+
+
+def find_outliers(x: Tensor, limit: float) -> Tensor | None:
+    """As `outlier_columns`, or None where there is none."""
+    if x.numel() == 0:
+        return None
+    largest = x.abs().amax(0).float()  # exact in any dtype, and NaN where there is a NaN
+    most = largest.amax().item()
+    if most < limit:
+        return None
+    columns = largest >= limit
+    if math.isnan(most):  # a NaN is no outlier, but may hide one
+        spoiled = largest.isnan()
+        columns[spoiled] = (x[:, spoiled].float().abs() >= limit).any(0)
+    return columns

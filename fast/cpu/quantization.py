@@ -1,0 +1,47 @@
+"""Row quantization, one block of rows after another."""
+
+import torch
+from torch import Tensor
+
+from ..codes import CODE_MAX, CODE_MIN, CODE_STEPS, INT8_MAX
+from .arithmetic import encode, inverse_and_scale, zero_points
+
+#: Entries of a block: 1 MiB in float32.
+BLOCK = 2**18
+
+
+def block_rows(columns: int) -> int:
+    """How many rows make a block."""
+    return max(1, BLOCK // max(1, columns))
+
+
+def quantize(x: Tensor, per_row: bool, quantizer: str, zeroed: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Codes (M, K) int8, scale float32 and, for zeropoint, zero_point int32 of `x` (M, K); scales (M, 1) or (1, 1).
+
+    The columns `zeroed`, int64, count as zero.
+    """
+    blocks = x.split(block_rows(x.shape[1])) if per_row else (x,)
+    parts = [_quantize(block, per_row, quantizer, zeroed) for block in blocks]
+    if len(parts) == 1:
+        return parts[0]
+    codes, scale, zero_point = zip(*parts, strict=True)
+    return torch.cat(codes), torch.cat(scale), None if quantizer == "absmax" else torch.cat(zero_point)
+
+
+def _quantize(x: Tensor, per_row: bool, quantizer: str, zeroed: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    x = x.to(torch.float32, copy=True, memory_format=torch.contiguous_format)  # a copy, which everything below overwrites
+    if zeroed is not None:
+        x.index_fill_(1, zeroed, 0.0)
+    slices = x if per_row else x.view(1, -1)
+    if slices.shape[1] == 0:
+        scale = x.new_zeros(slices.shape[0], 1)
+        return x.to(torch.int8), scale, None if quantizer == "absmax" else scale.int()
+    if quantizer == "absmax":
+        inverse, scale, finite = inverse_and_scale(slices.abs().amax(1, keepdim=True), INT8_MAX)
+        return encode(slices, inverse, finite).to(torch.int8).view(x.shape), scale, None
+    lo = slices.amin(1, keepdim=True).clamp_(max=0.0)
+    hi = slices.amax(1, keepdim=True).clamp_(min=0.0)
+    inverse, scale, finite = inverse_and_scale(hi - lo, CODE_STEPS)
+    zero_point = zero_points(lo, inverse)
+    codes = encode(slices, inverse, finite).add_(zero_point).clamp_(CODE_MIN, CODE_MAX)
+    return codes.to(torch.int8).view(x.shape), scale, zero_point.int()
