@@ -1,7 +1,8 @@
 """Chooses who computes: the Triton kernels (`fast.kernels`) or the CPU path (`fast.cpu`).
 
-A CUDA tensor goes to the kernels. A CPU tensor goes to the CPU path, except under TRITON_INTERPRET=1, where Triton runs the
-kernels on CPU tensors: slow, and exactly what a GPU-less machine needs to check them.
+A CUDA tensor goes to the kernels. A CPU tensor goes to the CPU path, with two exceptions, in which the kernels run on CPU tensors: slow,
+and exactly what a GPU-less machine needs to check them. Under TRITON_INTERPRET=1 Triton interprets their source; within `emulator.gpu`,
+which sets EMULATED_GPU, what the compiler made of them is run.
 """
 
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from types import ModuleType
 from torch import Tensor
 
 from . import arguments, cpu
-from .interpreter import interpreted
+from .interpreter import emulated, interpreted
 
 CHOICES = ("auto", "triton", "cpu")
 _chosen: ContextVar[str] = ContextVar("backend", default="auto")
@@ -38,12 +39,13 @@ def implementation(x: Tensor) -> ModuleType:
     Raises:
         RuntimeError: the kernels are asked for where they cannot run.
     """
+    on_cpu = interpreted() or emulated() is not None
     choice = _chosen.get()
     if choice == "auto":
-        choice = "triton" if x.is_cuda or interpreted() else "cpu"
+        choice = "triton" if x.is_cuda or on_cpu else "cpu"
     if choice == "cpu":
         return cpu
-    if not (x.is_cuda or interpreted()):
+    if not (x.is_cuda or on_cpu):
         raise RuntimeError("Triton kernels need a CUDA tensor, or TRITON_INTERPRET=1 set before Triton is imported")
     try:
         from . import kernels

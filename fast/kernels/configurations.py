@@ -11,6 +11,8 @@ from typing import NamedTuple, TypeVar
 import torch
 import triton
 
+from ..interpreter import emulated
+
 #: Up to here one program holds all rows of X in the one tile (16 rows) of a matrix instruction, and the layer is one launch.
 DECODE_ROWS = 16
 
@@ -150,11 +152,15 @@ DECODES = {
 DECODE_GENERAL = Decode(16, 16, 128, 4096, 4, 2)
 
 
-@cache
 def architecture(device: torch.device) -> str:
-    """Which tables serve `device`: the newest architecture that is not newer than it; "interpreter" for a CPU."""
+    """Which tables serve `device`: the newest architecture that is not newer than it; for a CPU the emulated one or "interpreter"."""
     if device.type == "cpu":
-        return "interpreter"
+        return emulated() or "interpreter"
+    return _gpu_architecture(device)
+
+
+@cache
+def _gpu_architecture(device: torch.device) -> str:
     if torch.version.hip:
         return "gfx942"
     capability = torch.cuda.get_device_capability(device)
