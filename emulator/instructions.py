@@ -34,16 +34,16 @@ def shift_right(a: Array, b: Array) -> Array:
 
 def bit_field(a: Array, start: Array, length: Array) -> Array:
     """bfe: bits start to start + length - 1; a signed field is extended by its highest bit inside the register."""
-    start, length, bits = start & 0xFF, length & 0xFF, a.dtype.itemsize * 8
-    unsigned = UNSIGNED[a.dtype.itemsize]
-    ones = shift_left(unsigned(1), length) - unsigned(1)
+    bits, unsigned = a.dtype.itemsize * 8, UNSIGNED[a.dtype.itemsize]
+    start, length = start.astype(np.int64) & 0xFF, length.astype(np.int64) & 0xFF
+    inside = np.minimum(length, np.maximum(bits - start, 0))  # bits of the field that the register has
+    ones = shift_left(unsigned(1), inside) - unsigned(1)
     field = shift_right(a.view(unsigned), start) & ones
     if a.dtype.kind == "u":
         return field
     top = np.minimum(start + length - 1, bits - 1)
-    sign = np.where(length == 0, 0, (a >> top.astype(a.dtype)) & 1).astype(bool)
-    filled = np.where(start + length > bits, ~shift_right(ones, np.maximum(start + length, bits) - bits), ~ones)
-    return np.where(sign, field | filled, field).astype(field.dtype).view(a.dtype)
+    sign = (length > 0) & (shift_right(a.view(unsigned), np.maximum(top, 0)) & unsigned(1)).astype(bool)
+    return np.where(sign, field | ~ones, field).view(a.dtype)
 
 
 def insert_bits(a: Array, b: Array, start: Array, length: Array) -> Array:
