@@ -156,12 +156,13 @@ def one(m: "Machine") -> int:
     return int(lanes[0])
 
 
-def found_barrier(m: "Machine", place: int, lane: int) -> Barrier:
-    """The mbarrier at an address, whose initialization lies before its use."""
-    granules = m.shared.granules(m.shared.offsets(np.array([place]), 8), 8)
-    warps = np.array([m.warp_of[lane]])
-    m.shared.after_writes(granules, warps if granules.ndim == 1 else warps[:, None], "an mbarrier is used before its init by a barrier")
-    return m.copies.barrier(place)
+def found_barrier(m: "Machine", place: int, lanes: Array) -> Barrier:
+    """The mbarrier at an address, whose initialization lies before its use by the threads `lanes`."""
+    found = m.copies.barrier(place)
+    warps = np.unique(m.warp_of[lanes])
+    granules = m.shared.granules(m.shared.offsets(np.full(len(warps), place), 8), 8)
+    m.shared.after_writes(granules, warps if granules.ndim == 1 else warps[:, None], "an mbarrier is used, no barrier after its init")
+    return found
 
 
 @rule(rf"mbarrier\.(init|inval)\.{SHARED}\.b64", MBARRIER + ".init, mbarrier.inval", writes=False, strict=True)
@@ -199,7 +200,7 @@ def arrive(i: Instruction, machine: "Machine", found: re.Match[str]) -> Run:
 
     def run(m: "Machine") -> None:
         for lane in m.lanes().tolist():
-            barrier = found_barrier(m, int(address(m)[lane]), lane)
+            barrier = found_barrier(m, int(address(m)[lane]), np.array([lane]))
             value = 1 if amount is None else int(m.full(amount(m.regs))[lane])
             if found[1]:
                 barrier.bytes += value
@@ -221,7 +222,7 @@ def try_wait(i: Instruction, machine: "Machine", found: re.Match[str]) -> Run:
         places, bits = np.unique(address(m)[lanes]), np.unique(m.full(parity(m.regs))[lanes])
         if len(places) != 1 or len(bits) != 1:
             raise Unsupported("threads that wait for different phases at once")
-        barrier, bit = found_barrier(m, int(places[0]), int(lanes[0])), int(bits[0])
+        barrier, bit = found_barrier(m, int(places[0]), lanes), int(bits[0])
         if barrier.phase % 2 == bit:  # the phase that is waited for has not ended
             # A wait may fail: who does not ask again has not waited.
             if barrier.failed is None:
@@ -293,7 +294,7 @@ def tensor_copy(i: Instruction, machine: "Machine", found: re.Match[str]) -> Run
         offsets = _places(m, tensor_map, int(to(m)[lane]))
         granules, warps = m.shared.granules(offsets, 16), np.repeat(warp, len(offsets))
         m.shared.expect(granules, warps, engine=True)
-        barrier = found_barrier(m, int(signal(m)[lane]), lane)
+        barrier = found_barrier(m, int(signal(m)[lane]), np.array([lane]))
         sent = m.clocks.released(warp)
         late = m.random.random() < 0.5
 

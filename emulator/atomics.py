@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from .machine import Machine
 
 PARALLEL = "Parallel Synchronization and Communication Instructions: "
-ORDER = r"(?:\.(relaxed|acquire|release|acq_rel))?(?:\.(?:cta|cluster|gpu|sys))?"
+SCOPE = r"(?:\.(?:cta|cluster|gpu|sys))?"
+ORDER = rf"{SCOPE}(?:\.(relaxed|acquire|release|acq_rel))?{SCOPE}"
 OPERATIONS = r"(add|min|max|and|or|xor|exch|cas|inc|dec)(?:\.noftz)?"
 KIND = r"([busf](?:16|32|64)|bf16|f16x2|bf16x2)"
 

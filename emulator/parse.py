@@ -117,7 +117,7 @@ def _places(body: str, number: int, files: dict[int, str]) -> tuple[str, list[tu
         caller = (files.get(int(match[4]), "?"), int(match[5])) if match[4] else None
         line = number + match[0].count("\n")  # blank lines before the directive belong to the match
         found.append((line, Place(files.get(int(match[1]), "?"), int(match[2]), caller)))
-    return re.sub(r"//[^\n]*|^[ \t]*\.loc[^\n]*", "", body, flags=re.MULTILINE), found
+    return re.sub(r"//[^\n]*|^[ \t]*\.loc\s[^\n]*", "", body, flags=re.MULTILINE), found
 
 
 class _Scopes:
@@ -163,7 +163,7 @@ def _statements(
         elif closing:
             scopes.renamed.pop()
             if not scopes.renamed:
-                break
+                return registers, code, labels
         elif label:
             labels[scopes.name(label)] = len(code)
         elif statement.startswith(".reg"):
@@ -173,7 +173,7 @@ def _statements(
                 raise Unsupported(f"line {number}: directive {statement!r}")
         elif statement:
             code.append(_instruction(statement, scopes, number, place))
-    return registers, code, labels
+    raise Unsupported(f"line {number}: the kernel does not end, or the statement after this line is of no known form")
 
 
 def _declared(statement: str, scopes: _Scopes) -> dict[str, int]:

@@ -218,7 +218,7 @@ def commit(i: Instruction, machine: "Machine", found: re.Match[str]) -> Run:
 
     def run(m: "Machine") -> None:
         lane = one(m)
-        barrier = found_barrier(m, int(address(m)[lane]), lane)
+        barrier = found_barrier(m, int(address(m)[lane]), np.array([lane]))
         warp = m.warp_of[[lane]]
         memory = allocated(m)
         products, memory.products = memory.products, []
