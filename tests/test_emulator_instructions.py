@@ -611,6 +611,7 @@ def test_every_form_in_the_table_has_a_test() -> None:
     tables += [f"{name}.rn.f32x2" for name in ("add", "sub", "mul", "fma")] + [f"{n}.rn.f32.f16" for n in ("add", "sub")]
     tables += [f"{name}.approx.f32" for name in APPROXIMATE] + [f"setp.{how}.f32" for how in COMPARISONS] + ["setp.num.f32"]
     tables += [f"{name}.sync.aligned.m8n8.x4.shared.b16" for name in ("ldmatrix", "stmatrix")] + ["mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32"]
+    tables += [f"atom.{space}.gpu.relaxed.add.u32" for space in ("global", "shared")] + ["shfl.sync.bfly.b32"]
     tables += ["red.global.gpu.relaxed.add.f32", "redux.sync.add.s32", "vote.sync.any.pred", "wgmma.mma_async.sync.aligned.m64n8k32.s32.s8.s8", "cvt.rni.s32.f32", "cvt.rn.f32.s32", "cvt.rn.f16x2.f32"]
     words = set(re.findall(r"[a-z][a-z0-9_]*(?:\.[\w:]+)+", " ".join([text, *tables])))
     for pattern, section in supported():
