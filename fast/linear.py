@@ -9,8 +9,7 @@ from torch import Tensor, nn
 from . import arguments, bitsandbytes_checkpoint
 from .operators import int8_linear
 from .transformers_traits import initialized, is_conv1d
-from .vectorwise import quantize_weight
-from .weights import absolute_maximum
+from .weights import QuantizedWeight, absmax_scale, absolute_maximum
 
 #: float32 whatever the model is cast to: half precision would round them, and with them every output.
 SCALES = ("weight_absmax", "weight_scale")
@@ -36,7 +35,8 @@ class Int8Linear(nn.Linear):
         weight: (N, K) int8 codes.
         weight_absmax: (N, 1) float32, or (1, 1) if the granularity is "tensor" or "row": the largest magnitudes, from
             which the scales follow. None with the quantizer "zeropoint".
-        weight_scale: (N, 1) or (1, 1) float32; None with the quantizer "absmax".
+        weight_scale: float32, the shape of weight_absmax, for either quantizer. With "absmax" it is computed from weight_absmax; with
+            "zeropoint" it is a parameter.
         weight_zero_point: int32, the shape of weight_scale; None with the quantizer "absmax".
         float_weight: (N, K), the original weight; None with the outlier weight "dequantized".
         bias: (N,), or None.
@@ -76,7 +76,8 @@ class Int8Linear(nn.Linear):
         slices = n if granularity == "vector" else 1
         self.weight = zeros(n, in_features, of=torch.int8)
         self.weight_absmax = zeros(slices, 1, of=torch.float32) if absmax else None
-        self.weight_scale = None if absmax else zeros(slices, 1, of=torch.float32)
+        # Not by attribute: `weight_scale` is a property, and a parameter for zeropoint only.
+        self._parameters["weight_scale"] = None if absmax else zeros(slices, 1, of=torch.float32)
         self.weight_zero_point = None if absmax else zeros(slices, 1, of=torch.int32)
         self.float_weight = zeros(n, in_features, of=dtype) if outlier_weight == "float" else None
         self.bias = zeros(n, of=dtype) if bias else None  # type: ignore[assignment]
@@ -119,36 +120,33 @@ class Int8Linear(nn.Linear):
         layer = cls(k, n, bias is not None, threshold, outlier_weight, quantizer, granularity, "meta", weight.dtype)
         if weight.is_meta:
             return layer
-        codes, scale, zero_point = quantize_weight(weight, granularity, quantizer)
-        layer._set("weight", codes)
+        quantized = QuantizedWeight.from_float(weight, granularity, quantizer)
+        layer._set("weight", quantized.codes)
         if quantizer == "absmax":
             layer._set("weight_absmax", absolute_maximum(weight, granularity == "vector"))
         else:
-            layer._set("weight_scale", scale)
-            layer._set("weight_zero_point", zero_point)
+            layer._set("weight_scale", quantized.scale)
+            layer._set("weight_zero_point", quantized.zero_point)
         if outlier_weight == "float":
             layer._set("float_weight", weight.contiguous())
         if bias is not None:
             layer._set("bias", bias.detach())
         return layer
 
+    @property
+    def weight_scale(self) -> Tensor:  # noqa: D102, among the attributes
+        kept = self._parameters["weight_scale"]
+        if kept is not None:
+            return kept
+        assert self.weight_absmax is not None
+        return absmax_scale(self.weight_absmax)
+
     def _set(self, name: str, value: Tensor | None) -> None:
         setattr(self, name, None if value is None else nn.Parameter(value, requires_grad=False))
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns x @ weight.T + bias, (..., N) for x (..., K), by mixed-precision decomposition."""
-        y = int8_linear(
-            x,
-            self.weight,
-            self.weight_absmax,
-            self.weight_scale,
-            self.weight_zero_point,
-            self.float_weight,
-            self.bias,
-            self.threshold,
-            self.granularity,
-        )
-        return self._as_autocast(y)
+        return self._as_autocast(int8_linear(x, QuantizedWeight.of_layer(self), self.bias, self.threshold, self.granularity))
 
     def _as_autocast(self, y: Tensor) -> Tensor:
         device = y.device.type
@@ -165,7 +163,7 @@ class Int8Linear(nn.Linear):
         return ", ".join(shown)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Int8Linear":
-        kept = [id(getattr(self, name)) for name in ("weight", *SCALES, "weight_zero_point")]
+        kept = [id(self._parameters.get(name)) for name in ("weight", *SCALES, "weight_zero_point")]
 
         def apply(tensor: Tensor) -> Tensor:
             applied = fn(tensor)
@@ -186,7 +184,7 @@ class Int8Linear(nn.Linear):
     def _check_state(self, state_dict: dict[str, Any], prefix: str) -> None:
         """Checks what copying into the parameters would silently accept."""
         for name in ("weight", *SCALES, "weight_zero_point"):
-            own, given = getattr(self, name), state_dict.get(prefix + name)
+            own, given = self._parameters.get(name), state_dict.get(prefix + name)
             if own is None or given is None:
                 continue
             if given.dtype != own.dtype:

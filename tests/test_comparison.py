@@ -155,7 +155,7 @@ def test_a_layout_changes_strides_and_no_entry(layout):
 def test_a_side_reaches_the_backend_that_it_names(monkeypatch):
     called = []
     for module in (cpu, kernels):
-        monkeypatch.setattr(module, "outlier_columns", lambda x, limit, name=module.__name__: called.append(name) or x[0] > limit)
+        monkeypatch.setattr(module, "outlier_columns", lambda x, threshold, name=module.__name__: called.append(name) or x[0] > threshold)
     for side in (REFERENCE, CPU, TRITON):
         side.outlier_columns(torch.ones(1, 1))
     assert called == ["fast.cpu", "fast.kernels"]

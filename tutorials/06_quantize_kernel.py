@@ -285,7 +285,7 @@ print(f"{m} programs: equal, bit for bit. Scale of position 0: {scale[0].item():
 
 # %%
 source.beside(
-    (r"a = \max \lvert x \rvert", (reference.absmax.absolute_maximum, "return"), (quantization._quantize_blocks, "up = tl.max(all_up")),
+    (r"a = \max \lvert x \rvert", (reference.absmax.absolute_maximum, "return"), (quantization.quantize_blocks, "up = tl.max(all_up")),
     (
         r"\text{usable: } a \ge 2^{-100}",
         (reference.absmax._inverse_and_scale, "usable ="),
@@ -315,7 +315,7 @@ source.show(arithmetic.round_to_integer, arithmetic.magnitudes, arithmetic.param
 # twice), outlier columns left out (`flags`), one scale for the whole tensor (`above`, `below` given), and zeropoint.
 
 # %%
-source.show(quantization._quantize_blocks)
+source.show(quantization.quantize_blocks)
 
 # %% [markdown]
 # ## The same call on `fast`

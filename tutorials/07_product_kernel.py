@@ -302,16 +302,16 @@ print("strips read by the first 128 programs, by group:", counts)
 # ## The kernel of `fast`
 #
 # All of it, as it stands in the repository. What it has beyond ours: strides for everything, bias, zeropoint,
-# one scale in all (`each_x`, `each_w` are 0), the order of tiles (`GROUP_M`), and an outlier product on the matrix unit
+# one scale in all (`per_row` is 0), the order of tiles (`GROUP_M`), and an outlier product on the matrix unit
 # where X has 16 bits, added to the scaled accumulators where they are, to spare registers. From 1024 rows on the kernel before it
-# has laid the outlier columns of X and W side by side (`x_outliers`, `w_outliers`), so that a tile reads 16 of them in one piece;
+# has laid the outlier columns of X and W side by side (`outliers.x`, `outliers.w`), so that a tile reads 16 of them in one piece;
 # the columns that had no place there are read as ours are.
 
 # %%
 source.show(product.product_kernel)
 
 # %%
-source.show(product._outlier_columns, product.outlier_product)
+source.show(product.add_outlier_columns, product.outlier_product)
 
 # %% [markdown]
 # Formula, NumPy and Triton, side by side:
