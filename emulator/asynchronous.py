@@ -33,7 +33,7 @@ class Barrier:
 
     def __init__(self, count: int) -> None:
         self.count, self.pending, self.phase, self.bytes = count, count, 0, 0
-        self.copies: list[Callable[["Machine"], None]] = []
+        self.copies: list[Callable[[Machine], None]] = []
         self.failed: int | None = None  # waits of this phase that may still fail
         self.joined: Array | None = None  # what the arrivals of this phase know
         self.past: list[Array | None] = []  # what a wait for each phase learns
@@ -60,12 +60,12 @@ class Copies:
         self.group = np.zeros(machine.threads, np.int64)  # of each thread, the number of its open group
         self.flying: list[tuple[Array, Array, Array, Array, Array, Callable[[Array], Array] | None]] = []
         self.barriers: dict[int, Barrier] = {}
-        self.stores: list[list[Callable[["Machine", bool], None]]] = [[]]  # bulk groups, the open one last
+        self.stores: list[list[Callable[[Machine, bool], None]]] = [[]]  # bulk groups, the open one last
 
     def wait(self, m: "Machine", most: int) -> None:
         """All groups of the active threads but the last `most` have arrived."""
         waiting = m.mask
-        left = []
+        left: list[Any] = []
         for lanes, group, offsets, data, granules, again in self.flying:
             done = waiting[lanes] & (group < self.group[lanes] - most)
             if done.any():
@@ -97,7 +97,7 @@ def _among(kept: Array, which: Array) -> Array:
 def copy(i: Instruction, machine: "Machine", found: re.Match[str]) -> Run:
     to, source = addressed(i.operands[0], machine), addressed(i.operands[1], machine)
     width = int(str(i.operands[2]), 0)
-    if width not in (4, 8, 16) or ".cg" in i.opcode and width != 16:
+    if width not in (4, 8, 16) or (".cg" in i.opcode and width != 16):
         raise Fault("operand", f"cp.async of {width} bytes")
     live = machine.reader(i.operands[3], "u32") if len(i.operands) > 3 and "cache_hint" not in i.opcode else None
 
@@ -212,7 +212,9 @@ def arrive(i: Instruction, machine: "Machine", found: re.Match[str]) -> Run:
     return run
 
 
-@rule(rf"mbarrier\.(?:try|test)_wait\.parity(?:\.acquire)?(?:\.cta)?\.{SHARED}\.b64", MBARRIER + ".try_wait, mbarrier.test_wait", strict=True)
+@rule(
+    rf"mbarrier\.(?:try|test)_wait\.parity(?:\.acquire)?(?:\.cta)?\.{SHARED}\.b64", MBARRIER + ".try_wait, mbarrier.test_wait", strict=True
+)
 def try_wait(i: Instruction, machine: "Machine", found: re.Match[str]) -> Run:
     address, parity = addressed(i.operands[1], machine), machine.reader(i.operands[2], "u32")
     write = machine.writer(i.operands[0], "pred")

@@ -96,7 +96,7 @@ def reduced(i: Instruction, machine: "Machine", found: re.Match[str]) -> Run:
     def run(m: "Machine") -> None:
         whole_warps(m, who(m.regs))
         values = by_warp(m, read(m.regs))
-        write(m, np.repeat(function.reduce(values, axis=1, dtype=values.dtype), LANES))  # type: ignore[attr-defined]
+        write(m, np.repeat(function.reduce(values, axis=1, dtype=values.dtype), LANES))
 
     return run
 

@@ -9,7 +9,8 @@ from typing import NamedTuple
 import numpy as np
 
 from .faults import Fault
-from .memory import FILLING, Array, Clocks, first
+from .memory import FILLING, Clocks, first
+from .values import Array
 
 
 class Buffer(NamedTuple):
@@ -56,7 +57,7 @@ class GlobalMemory:
         self.by_atomic = np.zeros(count, bool)
         self.warp = np.zeros(count, np.int16)
         self.time = np.zeros(count, np.int64)
-        self.read: Array | None = None  # (warps, granules): each warp's time of its last read
+        self.read: Array = None  # (warps, granules): each warp's time of its last read
         self.released: dict[int, dict[int, Array]] = {}  # address -> program -> its warps' times that a release there published
         self.acquired: dict[int, Array] = {}  # program -> its warps' times that lie before what the running program does
 
@@ -168,12 +169,14 @@ class GlobalMemory:
             other = (writer >= 0) & (writer != self.program)
             if other.any() and (other := other & ~self._ordered(writer, warp, time)).any():
                 self._fault("race", "a read of what another program writes", other, addresses)
-            wrong = (writer == self.program) & (warp != warps) & (time > self.clocks.known[warps, np.minimum(warp, len(self.clocks.own) - 1)])
+            wrong = (
+                (writer == self.program) & (warp != warps) & (time > self.clocks.known[warps, np.minimum(warp, len(self.clocks.own) - 1)])
+            )
             if wrong.any():
                 self._fault("race", "a read of what another warp wrote, without a barrier between", wrong, addresses)
         reader = self.reader[granules]
         self.reader[granules] = np.where((reader == -1) | (reader == self.program), self.program, -2)
-        self.read[np.broadcast_to(warps, granules.shape), granules] = self.clocks.own[warps]  # type: ignore[index]
+        self.read[np.broadcast_to(warps, granules.shape), granules] = self.clocks.own[warps]
 
     def note_write(self, granules: Array, warps: Array, addresses: Array, atomic: bool = False) -> None:
         """Checks and notes a write; two atomic operations on one address are no race."""
@@ -181,7 +184,9 @@ class GlobalMemory:
         writer, reader = self.writer[granules], self.reader[granules]
         warp, time = self.warp[granules], self.time[granules]
         if atomic and not self.initialized[granules].all():
-            self._fault("uninitialized", "an atomic operation on global memory that nothing has written", ~self.initialized[granules], addresses)
+            self._fault(
+                "uninitialized", "an atomic operation on global memory that nothing has written", ~self.initialized[granules], addresses
+            )
         both_atomic = self.by_atomic[granules] if atomic else np.zeros(granules.shape, bool)
         other = (writer >= 0) & (writer != self.program) & ~both_atomic
         if other.any() and (other := other & ~self._ordered(writer, warp, time)).any():
@@ -197,7 +202,7 @@ class GlobalMemory:
         if (reader == self.program).any():
             known = np.moveaxis(np.broadcast_to(self.clocks.known[warps], (*granules.shape, len(self.clocks.own))), -1, 0)
             mine = np.arange(len(self.clocks.own)).reshape(-1, 1, 1) == warps
-            wrong = ((self.read[:, granules] > known) & ~mine).any(0)  # type: ignore[index]
+            wrong = ((self.read[:, granules] > known) & ~mine).any(0)
             if wrong.any():
                 self._fault("race", "a write to what another warp reads, without a barrier between", wrong, addresses)
         self.writer[granules] = self.program

@@ -56,7 +56,7 @@ def insert_bits(a: Array, b: Array, start: Array, length: Array) -> Array:
 def permute_bytes(a: Array, b: Array, selector: Array) -> Array:
     """prmt: four of the eight bytes of b and a by the nibbles of the selector, whose highest bit repeats the byte's sign."""
     both = a.astype(np.uint64) | (b.astype(np.uint64) << np.uint64(32))
-    result = np.uint32(0)
+    result: Array = np.uint32(0)
     for i in range(4):
         nibble = (selector >> np.uint32(4 * i)) & np.uint32(15)
         byte = ((both >> ((nibble & np.uint32(7)).astype(np.uint64) * np.uint64(8))) & np.uint64(255)).astype(np.uint32)
@@ -95,7 +95,7 @@ def high_product(a: Array, b: Array) -> Array:
     return found.view(a.dtype)
 
 
-TWO = {
+TWO: dict[str, Any] = {
     "add": np.add, "sub": np.subtract, "min": np.minimum, "max": np.maximum, "div": quotient,
     "rem": lambda a, b: a - quotient(a, b) * b,
 }  # fmt: skip
@@ -168,7 +168,7 @@ def leading_zeros(a: Array) -> Array:
 
 def reversed_bits(a: Array) -> Array:
     bits, one = a.dtype.itemsize * 8, a.dtype.type(1)
-    return sum((((a >> a.dtype.type(at)) & one) << a.dtype.type(bits - 1 - at) for at in range(bits)), a.dtype.type(0))  # type: ignore[return-value]
+    return sum((((a >> a.dtype.type(at)) & one) << a.dtype.type(bits - 1 - at) for at in range(bits)), a.dtype.type(0))
 
 
 @rule(r"(popc|clz|brev)\.(b32|b64)", INTEGER + "popc, clz, brev")
@@ -211,7 +211,7 @@ def dot_of_bytes(i: Instruction, machine: "Machine", found: re.Match[str]) -> Ru
     return machine.pure(run, i.operands, "u32", ["b32", "b32", "u32"])
 
 
-LOGIC = {"and": np.bitwise_and, "or": np.bitwise_or, "xor": np.bitwise_xor}
+LOGIC: dict[str, Any] = {"and": np.bitwise_and, "or": np.bitwise_or, "xor": np.bitwise_xor}
 
 
 @rule(r"(and|or|xor)\.(pred|b16|b32|b64)", BITS + "and, or, xor")
@@ -229,7 +229,7 @@ def three_bits(i: Instruction, machine: "Machine", found: re.Match[str]) -> Run:
     table = int(str(i.operands[4]), 0)
 
     def run(a: Array, b: Array, c: Array) -> Array:
-        result = np.uint32(0)
+        result: Array = np.uint32(0)
         for row in range(8):
             if table >> row & 1:
                 result = result | ((a if row & 4 else ~a) & (b if row & 2 else ~b) & (c if row & 1 else ~c))
@@ -295,7 +295,8 @@ def compared(i: Instruction, machine: "Machine", found: re.Match[str]) -> Run:
 
 
 @rule(
-    r"setp\.(eq|ne|lt|le|gt|ge|ltu|leu|gtu|geu|equ|neu)\.(and|or|xor)\.(b16|b32|b64|[us](?:16|32|64)|f32|f64)", COMPARISON + "setp (.BoolOp)"
+    r"setp\.(eq|ne|lt|le|gt|ge|ltu|leu|gtu|geu|equ|neu)\.(and|or|xor)\.(b16|b32|b64|[us](?:16|32|64)|f32|f64)",
+    COMPARISON + "setp (.BoolOp)",
 )
 def compared_and_combined(i: Instruction, machine: "Machine", found: re.Match[str]) -> Run:
     function, combine = comparison(found[1], found[3]), LOGIC[found[2]]
@@ -339,7 +340,7 @@ def moved(i: Instruction, machine: "Machine", found: re.Match[str]) -> Run:
         wide = dtype(kind)
 
         def pack(*parts: Array) -> Array:
-            return sum((p.astype(wide) << wide(part * n) for n, p in enumerate(parts)), wide(0))  # type: ignore[return-value]
+            return sum((p.astype(wide) << wide(part * n) for n, p in enumerate(parts)), wide(0))
 
         return machine.pure(pack, (to, *source), kind, [f"b{part}"] * len(source))
     if isinstance(to, tuple):  # unpack
@@ -377,5 +378,3 @@ def clamped_integer(i: Instruction, machine: "Machine", found: re.Match[str]) ->
     limits, held = np.iinfo(dtype(to)), np.iinfo(dtype(source))
     low, high = max(limits.min, held.min), min(limits.max, held.max)
     return machine.pure(lambda a: a.clip(low, high).astype(dtype(to)), i.operands, to, [source])
-
-

@@ -24,7 +24,13 @@ from .tensor_map import TensorMap
 
 #: Architecture -> compute capability as Triton names it, and bytes of shared memory that a program may have (CUDA C++ Programming
 #: Guide, technical specifications by compute capability).
-ARCHITECTURES = {"sm_80": (80, 163 << 10), "sm_86": (86, 99 << 10), "sm_89": (89, 99 << 10), "sm_90": (90, 227 << 10), "sm_100": (100, 227 << 10)}
+ARCHITECTURES = {
+    "sm_80": (80, 163 << 10),
+    "sm_86": (86, 99 << 10),
+    "sm_89": (89, 99 << 10),
+    "sm_90": (90, 227 << 10),
+    "sm_100": (100, 227 << 10),
+}
 #: Types of a signature -> how Triton's launcher passes them.
 PASSED: dict[str, type] = {
     "i1": np.int8, "u1": np.uint8, "i8": np.int8, "u8": np.uint8, "i16": np.int16, "u16": np.uint16, "i32": np.int32, "u32": np.uint32,
@@ -104,7 +110,7 @@ parsed = lru_cache(maxsize=64)(parse)
 
 
 def _raw(address: int, size: int) -> np.ndarray:
-    return np.frombuffer((ctypes.c_uint8 * size).from_address(address), np.uint8) if size else np.zeros(0, np.uint8)
+    return np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(address)) if size else np.zeros(0, np.uint8)
 
 
 def _storage_bytes(tensor: Any) -> int:
@@ -122,7 +128,9 @@ def _span(value: Any) -> tuple[int, int] | None:
     entries = sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True)) + 1
     first = tensor.data_ptr()
     if entries * tensor.element_size() > LARGEST:
-        raise Unsupported(f"a tensor that spans {entries * tensor.element_size()} bytes: the emulator copies buffers, up to {LARGEST} bytes")
+        raise Unsupported(
+            f"a tensor that spans {entries * tensor.element_size()} bytes: the emulator copies buffers, up to {LARGEST} bytes"
+        )
     return first, first + entries * tensor.element_size()
 
 

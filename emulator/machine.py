@@ -228,7 +228,7 @@ class Machine:
             if isinstance(operand, Address):
                 must |= {self.slots[n] for n in (operand.base, *operand.coordinates) if n in self.kernel.registers}
                 continue
-            names = operand if isinstance(operand, tuple) else operand.split("|")
+            names = operand.split("|") if isinstance(operand, str) else list(operand)
             slots = {self.slots[n.lstrip("!")] for n in names if n.lstrip("!") in self.kernel.registers}
             if writes and number == 0:
                 targets |= slots

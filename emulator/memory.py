@@ -9,10 +9,10 @@ Sources: PTX ISA, "Memory Consistency Model: Causality Order", "State Spaces", "
 import numpy as np
 
 from .faults import Fault
+from .values import Array
 
 #: What memory holds that nothing has written.
 FILLING = 0xA5
-Array = np.ndarray
 
 
 class Clocks:
@@ -84,7 +84,7 @@ class Memory:
         offsets = self.offsets(addresses, count * width)
         granules = self.granules(offsets, count * width)
         self.note_read(granules, warps)
-        undefined = self.undefined[granules] if self.any_undefined else None
+        undefined: Array = self.undefined[granules] if self.any_undefined else None
         if undefined is not None:
             undefined = undefined if undefined.ndim == 1 else undefined.any(1)
         return [self.views[width][offsets // width + i] for i in range(count)], undefined

@@ -138,9 +138,7 @@ class _Scopes:
         return self.renamed[-1].get(name, name)
 
 
-def _statements(
-    body: str, number: int, places: list[tuple[int, Place]]
-) -> tuple[dict[str, int], list[Instruction], dict[str, int]]:
+def _statements(body: str, number: int, places: list[tuple[int, Place]]) -> tuple[dict[str, int], list[Instruction], dict[str, int]]:
     registers: dict[str, int] = {}
     code: list[Instruction] = []
     labels: dict[str, int] = {}

@@ -5,6 +5,7 @@ A pattern spells out every modifier that is understood. What no pattern matches 
 
 import re
 from collections.abc import Callable
+from functools import cache
 from typing import TYPE_CHECKING, NamedTuple
 
 from .parse import Instruction, Unsupported
@@ -45,6 +46,7 @@ def rule(pattern: str, section: str, writes: bool = True, strict: bool = False, 
     return note
 
 
+@cache
 def rule_for(opcode: str) -> tuple[Rule, re.Match[str]]:
     """The rule of an opcode.
 

@@ -40,7 +40,7 @@ class TensorMemory:
         self.words = Memory(0, LANES * COLUMNS * 4, 4, m.clocks)
         self.stored = np.zeros(m.warps, bool)  # by warp: whether it has stores that it has not waited for
         self.loaded: list[tuple[Array, list[int], list[Array]]] = []
-        self.products: list[Callable[["Machine"], None]] = []
+        self.products: list[Callable[[Machine], None]] = []
 
     def places(self, lane: Array, column: Array) -> Array:
         """Byte offsets of words."""

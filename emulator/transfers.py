@@ -39,17 +39,16 @@ def as_list(operand: Any) -> list[str]:
 def parameter(i: Instruction, machine: "Machine", found: re.Match[str]) -> Run:
     to, address = i.operands
     kind = found[1]
-    at, _ = machine.kernel.parameters[address.base]  # type: ignore[union-attr]
+    assert isinstance(address, Address)
+    at, _ = machine.kernel.parameters[address.base]
     write = machine.writer(to, kind)
     size = np.dtype(dtype(kind)).itemsize
-    value = np.frombuffer(machine.parameters, np.uint8)[at + address.offset :][:size].copy().view(dtype(kind))[0]  # type: ignore[union-attr]
+    value = np.frombuffer(machine.parameters, np.uint8)[at + address.offset :][:size].copy().view(dtype(kind))[0]
     return lambda m: write(m, value)
 
 
-@rule(
-    rf"ld(?:\.weak)?\.(global)(?:\.nc)?{HINTS}(?:\.(v2|v4|v8))?\.([busf](?:8|16|32|64))", MOVE + "ld, ld.global.nc (.global)"
-)
-@rule(rf"ld\.(?:volatile|relaxed|acquire)(?:\.(?:cta|gpu|sys))?\.(global)(?:\.(v2|v4))?\.([busf](?:8|16|32|64))", MOVE + "ld (strong)")
+@rule(rf"ld(?:\.weak)?\.(global)(?:\.nc)?{HINTS}(?:\.(v2|v4|v8))?\.([busf](?:8|16|32|64))", MOVE + "ld, ld.global.nc (.global)")
+@rule(r"ld\.(?:volatile|relaxed|acquire)(?:\.(?:cta|gpu|sys))?\.(global)(?:\.(v2|v4))?\.([busf](?:8|16|32|64))", MOVE + "ld (strong)")
 @rule(rf"ld(?:\.volatile)?\.({SHARED})(?:\.(v2|v4))?\.([busf](?:8|16|32|64))", MOVE + "ld (.shared)", own=True)
 def load(i: Instruction, machine: "Machine", found: re.Match[str]) -> Run:
     space, _, kind = found.groups()
@@ -87,9 +86,7 @@ def load(i: Instruction, machine: "Machine", found: re.Match[str]) -> Run:
     return from_global if space == "global" else from_shared
 
 
-@rule(
-    rf"st(?:\.weak)?\.(global){HINTS}(?:\.(v2|v4|v8))?\.([busf](?:8|16|32|64))", MOVE + "st (.global)", writes=False, strict=True
-)
+@rule(rf"st(?:\.weak)?\.(global){HINTS}(?:\.(v2|v4|v8))?\.([busf](?:8|16|32|64))", MOVE + "st (.global)", writes=False, strict=True)
 @rule(
     r"st\.(?:volatile|relaxed|release)(?:\.(?:cta|gpu|sys))?\.(global)(?:\.(v2|v4))?\.([busf](?:8|16|32|64))",
     MOVE + "st (strong)", writes=False, strict=True,
@@ -123,7 +120,9 @@ def store(i: Instruction, machine: "Machine", found: re.Match[str]) -> Run:
 
 
 @rule(r"(?:prefetch\.global\.L[12]|prefetchu\.L1|discard\.global\.L2|applypriority\.\S+)", MOVE + "prefetch", writes=False)
-@rule(r"griddepcontrol\.(?:wait|launch_dependents)", "Parallel Synchronization and Communication Instructions: griddepcontrol", writes=False)
+@rule(
+    r"griddepcontrol\.(?:wait|launch_dependents)", "Parallel Synchronization and Communication Instructions: griddepcontrol", writes=False
+)
 @rule(r"nanosleep\.u32", "Miscellaneous Instructions: nanosleep", writes=False)
 def nothing(i: Instruction, machine: "Machine", found: re.Match[str]) -> Run:
     """Hints, and waits for other launches, all of which have ended here."""

@@ -4,14 +4,15 @@ Nothing changes an array of a register in place.
 Sources: PTX ISA, "Fundamental Types", "Packed Data Types", "Floating-Point Instructions" (rounding), "Half Precision".
 """
 
-import re
+from typing import Any
 
 import numpy as np
 
-Array = np.ndarray
+#: One value per thread, or one NumPy scalar for all of them.
+Array = Any
 
-UNSIGNED = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
-SIGNED = {1: np.int8, 2: np.int16, 4: np.int32, 8: np.int64}
+UNSIGNED: dict[int, Any] = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
+SIGNED: dict[int, Any] = {1: np.int8, 2: np.int16, 4: np.int32, 8: np.int64}
 FLOATS = {"f16": np.float16, "f32": np.float32, "f64": np.float64}
 #: Two numbers side by side in one register, and the type of each.
 PACKED = {"f16x2": "f16", "bf16x2": "bf16", "f32x2": "f32", "s16x2": "s16", "u16x2": "u16"}
@@ -25,10 +26,10 @@ def bits_of(kind: str) -> int:
         return 1
     if kind in PACKED:
         return 2 * bits_of(PACKED[kind])
-    return int(re.search(r"\d+", kind)[0])  # type: ignore[index]
+    return int("".join(c for c in kind.partition("x")[0] if c.isdigit())[-2:])
 
 
-def dtype(kind: str) -> type:
+def dtype(kind: str) -> Any:
     """NumPy's type of a PTX type; bfloat16 and packed pairs are plain bits."""
     if kind == "pred":
         return np.bool_

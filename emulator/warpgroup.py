@@ -166,7 +166,7 @@ def multiply(i: Instruction, machine: "Machine", found: re.Match[str]) -> Run:
     a_turned, b_turned = (False, *turned) if from_registers and turned else (turned or [False, False])
     readers, slots = [machine.reader(s, result) for s in sums], [machine.slots[s] for s in sums]
     a_slots = [machine.slots[name] for name in a] if from_registers else []
-    a_read = [machine.reader(name, "b32") for name in a] if from_registers else machine.reader(a, "b64")
+    a_read: Any = [machine.reader(name, "b32") for name in a] if from_registers else machine.reader(a, "b64")
     b_read, scale_read = machine.reader(b, "b64"), machine.reader(scale, "pred")
     must = [machine.place(o, "b64") for o in ([] if from_registers else [a]) + [b]] + [machine.place(scale, "pred")]
     # D's fragment: entry j of a thread (PTX ISA, "Register Fragments for wgmma.mma_async.m64nNk*").
@@ -196,11 +196,11 @@ def multiply(i: Instruction, machine: "Machine", found: re.Match[str]) -> Run:
         used = []
         for group in np.arange(m.threads).reshape(-1, 128):
             if from_registers:
-                raw = np.stack([m.full(read(m.regs))[group] for read in a_read], 1).reshape(4, 32, len(a_read))  # type: ignore[union-attr]
+                raw = np.stack([m.full(read(m.regs))[group] for read in a_read], 1).reshape(4, 32, len(a_read))
                 left, left_flags = layout.left(numbers(raw, left_kind)).reshape(64, k), None
                 m.check_defined(a_slots)
             else:
-                one = shared_operand(m, m.full(a_read(m.regs))[group], group, 64, a_turned, left_kind)  # type: ignore[operator]
+                one = shared_operand(m, m.full(a_read(m.regs))[group], group, 64, a_turned, left_kind)
                 left, left_flags = one.entries, one.undefined
                 used.append((one.granules, int(m.warp_of[group[0]])))
             other = shared_operand(m, m.full(b_read(m.regs))[group], group, n, b_turned, right_kind)
@@ -213,7 +213,7 @@ def multiply(i: Instruction, machine: "Machine", found: re.Match[str]) -> Run:
                 else:
                     totals[at][group] = product[rows[:, at], columns[:, at]] + old
                 if before[at][1] is not None:
-                    flags[at][group] = before[at][1][group] & adds[group]  # type: ignore[index]
+                    flags[at][group] = np.asarray(before[at][1])[group] & adds[group]
             for entries, by_row in ((left_flags, True), (other.undefined, False)):
                 if entries is not None:
                     spread = entries.any(1)

@@ -70,7 +70,7 @@ def with_row(kind: str, row: Any, call: Callable[[], None]) -> Callable[[], None
     module = {"product": product, "decode": decode, "rows": quantization, "gather": quantization}[kind]
 
     def run() -> None:
-        with mock.patch.object(module, f"{kind}_configuration", lambda *_, **__: row):
+        with mock.patch.object(module, f"{kind}_configuration", return_value=row):
             call()
 
     return run
@@ -92,8 +92,13 @@ def wide(call: Callable[[], None]) -> Callable[[], None]:
     return run
 
 
+def rows_of(table: configurations.Table, general: Any) -> list[Any]:
+    """The different rows of a table, and the one beside it."""
+    return list(dict.fromkeys([*(row.configuration for row in table), general]))
+
+
 def product_cases(arch: str) -> Iterator[Case]:
-    rows = [row for _, _, row in configurations.PRODUCTS[arch]] + [configurations.GENERAL[arch]]
+    rows = rows_of(configurations.PRODUCTS[arch], configurations.GENERAL[arch])
     for number, row in enumerate(rows):
         m, n = row.block_m + 6, row.block_n + 22
         name = f"product {number}: {row.block_m}x{row.block_n}x{row.block_k}"
@@ -115,7 +120,7 @@ def product_cases(arch: str) -> Iterator[Case]:
 
 
 def decode_cases(arch: str) -> Iterator[Case]:
-    rows = [row for _, _, row in configurations.DECODES[arch]] + [configurations.DECODE_GENERAL]
+    rows = rows_of(configurations.DECODES[arch], configurations.DECODE_GENERAL)
     for number, row in enumerate(rows):
         m = 1 if row.tile_m == 1 else (5, 16, 9)[number % 3]
         call = lambda m=m, n=row.block_n + 9: layer(m, n, 912, HALF, 6.0, "dequantized", "zeropoint", "vector", MANY)  # noqa: E731

@@ -101,7 +101,9 @@ def test_two_threads_store_one_value_at_one_address_or_race():
 
 
 def test_warps_exchange_through_global_memory_only_with_a_barrier_between():
-    body = "st.global.b32 [%rd5], %r2; {} xor.b32 %r10, %r3, 128; cvt.u64.u32 %rd6, %r10; add.s64 %rd7, %rd2, %rd6; ld.global.b32 %r9, [%rd7];"
+    body = (
+        "st.global.b32 [%rd5], %r2; {} xor.b32 %r10, %r3, 128; cvt.u64.u32 %rd6, %r10; add.s64 %rd7, %rd2, %rd6; ld.global.b32 %r9, [%rd7];"
+    )
     assert fault(body.format("")).kind == "race"
     run(body.format("bar.sync 0;"))
     # Written again while the other warp may still read.
@@ -198,7 +200,8 @@ def test_an_unwritten_value_stays_so_through_shuffles_and_shared_memory():
 
 
 @pytest.mark.parametrize(
-    "unknown", ["add.sat.u32 %r9, %r2, %r2;", "tex.2d.v4.f32.f32 %r9, %r2;", "ld.global.b128 %r9, [%rd1];", "max.xorsign.abs.f32 %r9, %r2, %r2;"]
+    "unknown",
+    ["add.sat.u32 %r9, %r2, %r2;", "tex.2d.v4.f32.f32 %r9, %r2;", "ld.global.b128 %r9, [%rd1];", "max.xorsign.abs.f32 %r9, %r2, %r2;"],
 )
 def test_what_is_not_known_is_refused_by_name_before_anything_runs(unknown):
     with pytest.raises(Unsupported, match=rf"kernel k, PTX line \d+: {unknown.split()[0]}(.|\n)*{unknown.split()[0]} is not supported"):

@@ -54,7 +54,7 @@ def test_copies_of_16_bytes():
     body += "@%p1 cp.async.cg.shared.global [%r11], [%rd7], 16; cp.async.wait_all; bar.sync 0; ld.shared.b32 %r9, [%r5];"
     assert (run(body + STORE) == OWN).all()
     assert fault(body.replace("[%rd7]", "[%rd7+4]")).kind == "alignment"
-    with pytest.raises(Fault, match="operand: cp.async of 8 bytes"):
+    with pytest.raises(Fault, match=r"operand: cp\.async of 8 bytes"):
         run(body.replace("[%rd7], 16", "[%rd7], 8"))
 
 

@@ -53,7 +53,12 @@ def execute(instruction: str, numbers: list[tuple[int, int, int]], result: str) 
         return NAMES[width] + str(90 if letter == "d" else 10 + "abc".index(letter))
 
     text = re.sub(r"(?<!\.)\b([abcd])(64|32|16|p)\b", register, instruction)
-    to = {"64": "mov.b64 %rd91, %rd90;", "32": "cvt.u64.u32 %rd91, %r90;", "16": "cvt.u64.u16 %rd91, %rs90;", "p": "selp.b64 %rd91, 1, 0, %p90;"}
+    to = {
+        "64": "mov.b64 %rd91, %rd90;",
+        "32": "cvt.u64.u32 %rd91, %r90;",
+        "16": "cvt.u64.u16 %rd91, %rs90;",
+        "p": "selp.b64 %rd91, 1, 0, %p90;",
+    }
     body = f"mul.wide.u32 %rd8, %r1, 24; add.s64 %rd9, %rd1, %rd8;\n{LOAD}\n{text}\n{to[result]}\n"
     body += "mul.wide.u32 %rd8, %r1, 8; add.s64 %rd9, %rd2, %rd8; st.global.b64 [%rd9], %rd91;"
     data = np.array(numbers, np.uint64)
@@ -300,7 +305,9 @@ def encoded(x: Number, kind: str) -> int:
 def plus(a: Number, b: Number) -> Number:
     if isinstance(a, float) or isinstance(b, float) or (a == 0 and b == 0):
         result = float(a) + float(b) if not finite(a, b) or (a == 0 and b == 0) else (b if a == 0 else a)
-        return result if isinstance(result, float) and (result != result or math.isinf(result) or str(result) == "-0.0") else Fraction(result)
+        return (
+            result if isinstance(result, float) and (result != result or math.isinf(result) or str(result) == "-0.0") else Fraction(result)
+        )
     return a + b
 
 
@@ -380,7 +387,9 @@ def floats(kind: str, seed: int = 0) -> list[tuple[int, int, int]]:
     found = []
     for i in range(THREADS):
         if i < 64:
-            found.append((specials[i % len(specials)], specials[(i // len(specials) + 3 * i) % len(specials)], specials[5 * i % len(specials)]))
+            found.append(
+                (specials[i % len(specials)], specials[(i // len(specials) + 3 * i) % len(specials)], specials[5 * i % len(specials)])
+            )
             continue
         bits = [int(generator.integers(2**width, dtype=np.uint64)) for _ in range(3)]
         if i < 112:  # exponents close to that of 1
@@ -396,13 +405,13 @@ for kind in ("f32", "f64", "f16", "bf16"):
     n = {"f32": "32", "f64": "64"}.get(kind, "16")
     for name, function in BINARY.items():
         rounding = ".rn" if name in ("add", "mul") else ""
-        FLOATING.append((f"{name}{rounding}.{kind} d{n}, a{n}, b{n};", n, kind, lambda a, b, c, f=function, k=kind: rounded(f(a, b), k), kind))
-    for name in ("min", "max"):
-        FLOATING.append((f"{name}.NaN.{kind} d{n}, a{n}, b{n};", n, kind, lambda a, b, c, f=spread(BINARY[name]): f(a, b), kind))
-    if kind != "f64":
         FLOATING.append(
-            (f"fma.rn.{kind} d{n}, a{n}, b{n}, c{n};", n, kind, lambda a, b, c, k=kind: rounded(plus(times(a, b), c), k), kind)
+            (f"{name}{rounding}.{kind} d{n}, a{n}, b{n};", n, kind, lambda a, b, c, f=function, k=kind: rounded(f(a, b), k), kind)
         )
+    for name in ("min", "max"):
+        FLOATING.append((f"{name}.NaN.{kind} d{n}, a{n}, b{n};", n, kind, lambda a, b, c, f=BINARY[name]: spread(f)(a, b), kind))
+    if kind != "f64":
+        FLOATING.append((f"fma.rn.{kind} d{n}, a{n}, b{n}, c{n};", n, kind, lambda a, b, c, k=kind: rounded(plus(times(a, b), c), k), kind))
     if kind in ("f32", "f64"):
         FLOATING.append((f"div.rn.{kind} d{n}, a{n}, b{n};", n, kind, lambda a, b, c, k=kind: rounded(over(a, b), k), kind))
 for name, function in BINARY.items():
@@ -610,9 +619,19 @@ def test_every_form_in_the_table_has_a_test() -> None:
     tables = [i for i, *_ in [*INTEGERS, *SHIFTS, *FLOATING]] + [s[0] for s in [*SIGNS, *PAIRS]]
     tables += [f"{name}.rn.f32x2" for name in ("add", "sub", "mul", "fma")] + [f"{n}.rn.f32.f16" for n in ("add", "sub")]
     tables += [f"{name}.approx.f32" for name in APPROXIMATE] + [f"setp.{how}.f32" for how in COMPARISONS] + ["setp.num.f32"]
-    tables += [f"{name}.sync.aligned.m8n8.x4.shared.b16" for name in ("ldmatrix", "stmatrix")] + ["mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32"]
+    tables += [f"{name}.sync.aligned.m8n8.x4.shared.b16" for name in ("ldmatrix", "stmatrix")] + [
+        "mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32"
+    ]
     tables += [f"atom.{space}.gpu.relaxed.add.u32" for space in ("global", "shared")] + ["shfl.sync.bfly.b32"]
-    tables += ["red.global.gpu.relaxed.add.f32", "redux.sync.add.s32", "vote.sync.any.pred", "wgmma.mma_async.sync.aligned.m64n8k32.s32.s8.s8", "cvt.rni.s32.f32", "cvt.rn.f32.s32", "cvt.rn.f16x2.f32"]
+    tables += [
+        "red.global.gpu.relaxed.add.f32",
+        "redux.sync.add.s32",
+        "vote.sync.any.pred",
+        "wgmma.mma_async.sync.aligned.m64n8k32.s32.s8.s8",
+        "cvt.rni.s32.f32",
+        "cvt.rn.f32.s32",
+        "cvt.rn.f16x2.f32",
+    ]
     words = set(re.findall(r"[a-z][a-z0-9_]*(?:\.[\w:]+)+", " ".join([text, *tables])))
     for pattern, section in supported():
         assert any(re.fullmatch(pattern, word) for word in words), f"no test has {pattern} ({section})"

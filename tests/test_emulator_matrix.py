@@ -36,7 +36,9 @@ def test_matrices_are_loaded_from_rows_of_shared_memory(count, trans):
     body = "shl.b32 %r10, %r1, 4; add.s32 %r11, %r4, %r10; mul.wide.u32 %rd6, %r1, 16; add.s64 %rd7, %rd1, %rd6;"
     body += "ld.global.v4.b32 {%r12, %r13, %r14, %r15}, [%rd7]; st.shared.v4.b32 [%r11], {%r12, %r13, %r14, %r15};"
     body += f"ldmatrix.sync.aligned.m8n8.x{count}{trans}.shared.b16 {{{names}}}, [%r11];"
-    body += "mul.wide.u32 %rd8, %r1, 16; add.s64 %rd9, %rd2, %rd8;" + "".join(f"st.global.b32 [%rd9+{4 * i}], %r{20 + i};" for i in range(count))
+    body += "mul.wide.u32 %rd8, %r1, 16; add.s64 %rd9, %rd2, %rd8;" + "".join(
+        f"st.global.b32 [%rd9+{4 * i}], %r{20 + i};" for i in range(count)
+    )
     found = run(body, given, threads=32, result=np.zeros((32, 4), np.uint32))
     matrices = given.view(np.uint16).reshape(4, 8, 8)
     for i in range(count):
@@ -119,7 +121,12 @@ def mma_body(shape: str, count_a: int, count_b: int, count_c: int) -> str:
     total = count_a + count_b + count_c
     body = f"mul.wide.u32 %rd6, %r1, {4 * total}; add.s64 %rd7, %rd1, %rd6;"
     body += "".join(f"ld.global.b32 %r{20 + i}, [%rd7+{4 * i}];" for i in range(total))
-    parts = [range(50, 50 + count_c), range(20, 20 + count_a), range(20 + count_a, 20 + count_a + count_b), range(20 + count_a + count_b, 20 + total)]
+    parts = [
+        range(50, 50 + count_c),
+        range(20, 20 + count_a),
+        range(20 + count_a, 20 + count_a + count_b),
+        range(20 + count_a + count_b, 20 + total),
+    ]
     lists = ", ".join("{" + ", ".join(f"%r{i}" for i in part) + "}" for part in parts)
     body += f"mma.sync.aligned.{shape} {lists}; mul.wide.u32 %rd8, %r1, {4 * count_c}; add.s64 %rd9, %rd2, %rd8;"
     return body + "".join(f"st.global.b32 [%rd9+{4 * i}], %r{50 + i};" for i in range(count_c))
@@ -381,7 +388,13 @@ def blackwell(**changes) -> tuple[dict, np.ndarray]:
         "stores": "".join(f"st.global.b32 [%rd9+{4 * i}], {r};" for i, r in enumerate(registers)),
     } | changes  # fmt: skip
     body = COPY.format(words=len(image) // 4) + f"add.s32 %r18, %r4, {len(image) + 8};" + TCGEN.format(**parts)
-    options = {"body": body, "given": image.view(np.uint32), "threads": 128, "result": np.zeros((128, 16), np.uint32), "shared": len(image) + 16}
+    options = {
+        "body": body,
+        "given": image.view(np.uint32),
+        "threads": 128,
+        "result": np.zeros((128, 16), np.uint32),
+        "shared": len(image) + 16,
+    }
     return options, a @ b.T
 
 
@@ -403,7 +416,10 @@ def test_tensor_memory_has_bounds_and_an_owner():
     options, _ = blackwell()
     body = options["body"]
     assert fault(**(options | {"body": body.replace("shl.b32 %r16, %r15, 21", "shl.b32 %r16, %r15, 20")})).kind == "bounds"
-    assert fault(**(options | {"body": body.replace("add.s32 %r17, %r14, %r16;", "add.s32 %r17, %r14, %r16; add.s32 %r17, %r17, 20;")})).kind == "bounds"
+    assert (
+        fault(**(options | {"body": body.replace("add.s32 %r17, %r14, %r16;", "add.s32 %r17, %r14, %r16; add.s32 %r17, %r17, 20;")})).kind
+        == "bounds"
+    )
     assert fault(**(options | {"body": body.replace("@%p1 tcgen05.dealloc.cta_group::1.sync.aligned.b32 %r14, 32;", "")})).kind == "pending"
     assert fault(**blackwell(store="")[0]).kind == "uninitialized"
     assert fault(**blackwell(proxy="")[0]).kind == "fence"

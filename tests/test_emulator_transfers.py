@@ -55,7 +55,9 @@ def test_other_spellings_of_shared_memory(opcode):
 
 
 def test_hints_do_nothing():
-    body = "prefetch.global.L2 [%rd4]; nanosleep.u32 100; griddepcontrol.wait; createpolicy.fractional.L2::evict_first.b64 %rd8, 0f3F800000;"
+    body = (
+        "prefetch.global.L2 [%rd4]; nanosleep.u32 100; griddepcontrol.wait; createpolicy.fractional.L2::evict_first.b64 %rd8, 0f3F800000;"
+    )
     assert (run(body + "mov.b32 %r9, %r2;" + STORE, GIVEN) == GIVEN).all()
 
 
@@ -162,8 +164,24 @@ def test_compare_and_swap_lets_one_thread_in():
 
 @pytest.mark.parametrize(("kind", "width"), [("f32", 4), ("f16", 2), ("bf16", 2), ("f16x2", 4), ("bf16x2", 4), ("f64", 8), ("u64", 8)])
 def test_reductions_in_global_memory(kind, width):
-    ones = {"f32": 0x3F800000, "f16": 0x3C00, "bf16": 0x3F80, "f16x2": 0x3C003C00, "bf16x2": 0x3F803F80, "f64": 0x3FF0000000000000, "u64": 1}
-    sums = {"f32": 0x42800000, "f16": 0x5400, "bf16": 0x4280, "f16x2": 0x54005400, "bf16x2": 0x42804280, "f64": 0x4050000000000000, "u64": 64}
+    ones = {
+        "f32": 0x3F800000,
+        "f16": 0x3C00,
+        "bf16": 0x3F80,
+        "f16x2": 0x3C003C00,
+        "bf16x2": 0x3F803F80,
+        "f64": 0x3FF0000000000000,
+        "u64": 1,
+    }
+    sums = {
+        "f32": 0x42800000,
+        "f16": 0x5400,
+        "bf16": 0x4280,
+        "f16x2": 0x54005400,
+        "bf16x2": 0x42804280,
+        "f64": 0x4050000000000000,
+        "u64": 64,
+    }
     register = {2: "%rs9", 4: "%r9", 8: "%rd9"}[width]
     flavour = ".noftz" if "16" in kind else ""
     body = f"mov.b{8 * width} {register}, {ones[kind]}; red.global.gpu.relaxed.add{flavour}.{kind} [%rd1+256], {register};"
