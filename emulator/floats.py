@@ -60,6 +60,8 @@ def two_numbers(i: Instruction, machine: "Machine", found: re.Match[str]) -> Run
     if flushes:
         plain = function
         function = lambda a, b: flushed(plain(flushed(a), flushed(b)))  # noqa: E731
+    if name in ("min", "max") and len(i.operands) == 4:  # of three, from sm_100 on
+        return machine.pure(lambda a, b, c: canonical(function(function(a, b), c)), i.operands, kind, [kind] * 3)
     return machine.pure(lambda a, b: canonical(function(a, b)), i.operands, kind, [kind] * 2)
 
 

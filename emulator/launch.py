@@ -42,7 +42,7 @@ SWIZZLES = {0: 0, 1: 32, 2: 64, 3: 128}
 LARGEST = 1 << 31
 
 
-@dataclass
+@dataclass(eq=False)
 class Launch:
     """One launch that was run. reached: of each instruction, by how many warps it was run. machine: as it was left."""
 
@@ -58,7 +58,7 @@ class Launch:
         return self.machine.reached
 
 
-@dataclass
+@dataclass(eq=False)
 class Gpu:
     """What `gpu` gives: the launches, and how they are run.
 
@@ -304,7 +304,7 @@ def _stops_at_ptx() -> Any:
 
         def add_stages(self, stages: dict[str, Any], options: Any, language: Any = None) -> None:
             super().add_stages(stages, options, *([] if language is None else [language]))
-            stages.pop("cubin")
+            stages.pop("cubin", None)  # gone already where contexts are nested
 
         def hash(self) -> str:
             return f"ptx-{self.target.arch}"

@@ -440,6 +440,11 @@ FLOATING += [
 ]  # fmt: skip
 
 
+FLOATING += [
+    (f"{name}.f32 d32, a32, b32, c32;", "32", "f32", lambda a, b, c, f=f: f(f(a, b), c), "f32") for name, f in (("min", smaller), ("max", larger))
+]
+
+
 def integral(a: Number, function: Callable[[Fraction], int]) -> Number:
     if isinstance(a, float):
         return a
