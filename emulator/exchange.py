@@ -101,6 +101,24 @@ def reduced(i: Instruction, machine: "Machine", found: re.Match[str]) -> Run:
     return run
 
 
+@rule(r"redux\.sync\.(min|max)(\.abs)?(\.NaN)?\.f32", PARALLEL + "redux.sync (.f32)", strict=True)
+def reduced_float(i: Instruction, machine: "Machine", found: re.Match[str]) -> Run:
+    function = {"min": np.fmin, "max": np.fmax}[found[1]]
+    to, source, members = i.operands
+    read, write, who = machine.reader(source, "f32"), machine.writer(to, "f32"), machine.reader(members, "u32")
+
+    def run(m: "Machine") -> None:
+        whole_warps(m, who(m.regs))
+        values = by_warp(m, read(m.regs))
+        values = np.abs(values) if found[2] else values
+        extreme = function.reduce(values, axis=1)
+        if found[3]:
+            extreme = np.where(np.isnan(values).any(1), np.float32(np.nan), extreme)
+        write(m, np.repeat(extreme, LANES))
+
+    return run
+
+
 @rule(r"vote\.sync\.(all|any|uni)\.pred", PARALLEL + "vote.sync", strict=True)
 @rule(r"vote\.sync\.(ballot)\.b32", PARALLEL + "vote.sync", strict=True)
 def vote(i: Instruction, machine: "Machine", found: re.Match[str]) -> Run:

@@ -113,6 +113,20 @@ def test_reductions_of_a_warp(name):
     assert REDUCTIONS.keys() >= {"add.s32", "and.b32"}  # redux.sync.add.s32, redux.sync.and.b32
 
 
+@pytest.mark.parametrize("modifier", ["", ".abs", ".NaN", ".abs.NaN"])
+@pytest.mark.parametrize("name", ["min", "max"])  # redux.sync.max.f32
+def test_float_reductions_of_a_warp(name, modifier):
+    values = np.random.default_rng(1).normal(0, 1, THREADS).astype(np.float32)
+    values[5] = np.nan  # of the first warp
+    expected = []
+    for half in values.reshape(2, 32):
+        numbers = [abs(v) if "abs" in modifier else v for v in half.tolist() if v == v]
+        nan = "NaN" in modifier and len(numbers) < 32
+        expected += [np.nan if nan else {"min": min, "max": max}[name](numbers)] * 32
+    found = run(f"redux.sync.{name}{modifier}.f32 %r9, %r2, -1;" + STORE, values.view(np.uint32)).view(np.float32)
+    assert np.array_equal(found, np.array(expected, np.float32), equal_nan=True)
+
+
 def test_votes():
     odd = "and.b32 %r10, %r2, 1; setp.eq.b32 %p1, %r10, 1; "
     bits = [int(sum(int(v & 1) << i for i, v in enumerate(half))) for half in GIVEN.reshape(2, 32)]
