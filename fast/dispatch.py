@@ -1,7 +1,8 @@
 """Chooses who computes: the Triton kernels (`fast.kernels`) or an engine of the CPU (`fast.cpu`).
 
-A CUDA tensor goes to the kernels. A CPU tensor goes to the CPU's engine, except under TRITON_INTERPRET=1, where Triton runs the
-kernels on CPU tensors: slow, and exactly what a GPU-less machine needs to check them. `fast.cpu.engine` chooses among the CPU's engines.
+A CUDA tensor goes to the kernels. A CPU tensor goes to the CPU's engine, which `fast.cpu.engine` chooses, with two exceptions, in which
+the kernels run on CPU tensors: slow, and exactly what a GPU-less machine needs to check them. Under TRITON_INTERPRET=1 Triton interprets
+their source; within `emulator.gpu`, which sets EMULATED_GPU, what the compiler made of them is run.
 """
 
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ from torch import Tensor
 from . import arguments
 from .cpu import engine
 from .cpu.native import Native
-from .interpreter import interpreted
+from .interpreter import emulated, interpreted
 
 CHOICES = ("auto", "triton", "cpu", *engine.CHOICES)
 _chosen: ContextVar[str] = ContextVar("backend", default="auto")
@@ -47,10 +48,10 @@ def implementation(x: Tensor) -> Any:
     """
     choice = _chosen.get()
     if choice == "auto":
-        choice = "triton" if x.is_cuda or interpreted() else "cpu"
+        choice = "triton" if x.is_cuda or _kernels_take_cpu_tensors() else "cpu"
     if choice != "triton":
         return engine.implementation(choice, x.shape[0])
-    if not (x.is_cuda or interpreted()):
+    if not (x.is_cuda or _kernels_take_cpu_tensors()):
         raise RuntimeError("Triton kernels need a CUDA tensor, or TRITON_INTERPRET=1 set before Triton is imported")
     try:
         from . import kernels
@@ -63,5 +64,9 @@ def native_engine() -> Native | None:
     """The native engine, where it computes for a CPU tensor of any number of rows; None where something else may."""
     choice = _chosen.get()
     if choice in ("auto", "cpu"):
-        return None if choice == "auto" and interpreted() else engine.for_all_rows()
+        return None if choice == "auto" and _kernels_take_cpu_tensors() else engine.for_all_rows()
     return None if choice in ("triton", "torch") else engine.implementation(choice, 1)
+
+
+def _kernels_take_cpu_tensors() -> bool:
+    return interpreted() or emulated() is not None

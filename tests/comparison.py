@@ -21,8 +21,9 @@ import reference
 from fast.cpu import engine
 from fast.cpu.build import BuildError
 
-#: Where the kernels run: natively on a GPU, on CPU tensors in Triton's interpreter (tests/conftest.py decides).
-DEVICE = torch.device("cpu" if os.environ.get("TRITON_INTERPRET") == "1" or not torch.cuda.is_available() else "cuda")
+#: Where the kernels run: natively on a GPU, on CPU tensors in Triton's interpreter or the emulator (tests/conftest.py decides).
+ON_CPU = os.environ.get("TRITON_INTERPRET") == "1" or "EMULATE" in os.environ or not torch.cuda.is_available()
+DEVICE = torch.device("cpu" if ON_CPU else "cuda")
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 QUANTIZERS = ("absmax", "zeropoint")
