@@ -23,11 +23,11 @@ from torch import Tensor
 import fast
 import reference
 
+from .shapes import Shape
 from .timing import Call
 
 THRESHOLD = 6.0
 DTYPE = torch.bfloat16
-BASELINE = "linear-bf16"
 
 #: Rows of X and of W of the sample that the reference computes.
 SAMPLE_ROWS, SAMPLE_COLUMNS = 16, 64
@@ -41,20 +41,6 @@ Bind = Callable[[Tensor], Call]
 
 class WrongResult(AssertionError):
     """A contender computed something else than it should have, so its time means nothing."""
-
-
-class Shape(NamedTuple):
-    """A layer: X (m, k), W (n, k), and which share of the k columns are outlier columns."""
-
-    m: int
-    k: int
-    n: int
-    fraction: float
-
-    @property
-    def columns(self) -> int:
-        """How many outlier columns: at least one, unless the share is 0."""
-        return max(1, round(self.fraction * self.k)) if self.fraction else 0
 
 
 class Work(NamedTuple):

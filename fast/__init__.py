@@ -6,6 +6,7 @@ needs has a file of its own: `dispatch.py` chooses between `cpu/` and `kernels/`
 """
 
 from .absmax import absmax_dequantize, absmax_quantize
+from .cpu.engine import cpu_engine
 from .decomposition import llm_int8_matmul, outlier_columns
 from .dispatch import backend
 from .linear import Int8Linear
@@ -18,6 +19,7 @@ __all__ = [
     "absmax_dequantize",
     "absmax_quantize",
     "backend",
+    "cpu_engine",
     "int8_matmul",
     "llm_int8_matmul",
     "outlier_columns",

@@ -5,7 +5,6 @@ Outputs differ in what bitsandbytes does otherwise, and by no more; the bounds s
 
 from collections.abc import Iterator
 
-import bitsandbytes
 import pytest
 import torch
 from hypothesis import given
@@ -17,6 +16,8 @@ from fast import Int8Linear
 from fast.bitsandbytes_checkpoint import to_bitsandbytes
 from tests.comparison import U32, assert_same, assert_within
 from tests.strategies import Recipe
+
+bitsandbytes = pytest.importorskip("bitsandbytes")
 
 U16 = 2.0**-11  # unit roundoff of float16
 ETA16 = 2.0**-25  # half its smallest subnormal number

@@ -1,4 +1,4 @@
-"""What the compiler makes of the kernels, for GPUs that need not be here: read from the machine code (tests/generated_code.py).
+"""What the compiler makes of the kernels, for GPUs that need not be here: read from the machine code (tests/tools/generated_code.py).
 
 The program that compiles runs on its own, because Triton's interpreter, under which this suite runs without a GPU, replaces the
 compiler for good. Triton's cache may answer: its key is the source, the options and the compiler, so what it holds is what would come out.
@@ -12,6 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+
+triton = pytest.importorskip("triton")
 
 from fast.kernels import configurations
 
@@ -23,12 +26,17 @@ ARCHITECTURES = (*NVIDIA, "gfx942")
 #: CDNA 3 instruction set architecture, section on the local data share).
 SHARED = {"sm_80": 163 << 10, "sm_89": 99 << 10, "sm_90": 227 << 10, "sm_100": 227 << 10, "gfx942": 64 << 10}
 
+#: Whose assembler fuses on Blackwell what must be rounded twice (`test_the_assembler_of_triton_3_6_...`).
+TRITON_3_6 = tuple(map(int, triton.__version__.split(".")[:2])) < (3, 7)
+REFUSED = pytest.mark.skipif(TRITON_3_6, reason="the kernels refuse Triton 3.6 on this architecture")
+COMPILED = [pytest.param(arch, marks=REFUSED) if arch == "sm_100" else arch for arch in ARCHITECTURES]
+
 Facts = dict[str, Any]
 
 
 def program(*arguments: str, code: str | None = None) -> str:
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [sys.executable, *(["-c", code] if code else ["-m", "tests.generated_code", *arguments])]
+    command = [sys.executable, *(["-c", code] if code else ["-m", "tests.tools.generated_code", *arguments])]
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True).stdout
 
 
@@ -96,7 +104,7 @@ def check_amd(kernel: Facts) -> None:
         assert read(kernel, "global_load_dwordx4", "buffer_load_dwordx4"), "no load of 16 bytes"
 
 
-@pytest.mark.parametrize("arch", ARCHITECTURES)
+@pytest.mark.parametrize("arch", COMPILED)
 def test_the_machine_code_of_every_row_of_the_tables(arch):
     kernels = compiled(arch, "--quick")
     assert {kernel["kernel"] for kernel in kernels} == {"scan_columns", "quantize_rows", "product_kernel", "decode_kernel"}
@@ -108,7 +116,7 @@ def test_the_machine_code_of_every_row_of_the_tables(arch):
 
 
 @pytest.mark.deep
-@pytest.mark.parametrize("arch", ARCHITECTURES)
+@pytest.mark.parametrize("arch", COMPILED)
 def test_the_machine_code_of_every_variant(arch):
     for kernel in compiled(arch):
         try:
@@ -117,11 +125,35 @@ def test_the_machine_code_of_every_variant(arch):
             raise AssertionError(f"{arch}, {kernel['kernel']}, {kernel['case']}: {error}") from error
 
 
+@pytest.mark.skipif(not TRITON_3_6, reason="this Triton has a newer assembler")
+def test_the_assembler_of_triton_3_6_fuses_what_must_be_rounded_twice():
+    (kernel,) = (k for k in compiled("sm_100", "--case", "large, absmax") if (k["kernel"], k["case"]) == ("quantize_rows", "large, absmax"))
+    assert kernel["fused_rounding"] > 0
+
+
+@pytest.mark.parametrize(
+    ("version", "capability", "served"),
+    [
+        ("3.6.0", (9, 0), "sm_90"), ("3.7.1", (10, 0), "sm_100"), ("3.10.0", (12, 0), "sm_89"), ("3.7.0+git1", (8, 9), "sm_89"),
+        ("3.6.0", (10, 0), None), ("3.6.1+git1", (12, 0), None),
+    ],
+)  # fmt: skip
+def test_an_assembler_that_fuses_is_refused(version, capability, served, monkeypatch):
+    monkeypatch.setattr(triton, "__version__", version)
+    monkeypatch.setattr(torch.version, "hip", None)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    if served:
+        assert configurations.architecture.__wrapped__(torch.device("cuda")) == served
+    else:
+        with pytest.raises(RuntimeError, match=f"need Triton 3.7 or newer on compute capability 10.0 or newer, got Triton {version[:3]}"):
+            configurations.architecture.__wrapped__(torch.device("cuda"))
+
+
 def test_the_quick_cases_reach_every_row_of_every_table_on_tensors_without_memory():
     # The launchers run on meta tensors: a launch that needed a value from the device, or a wait for it, would raise.
     code = """
 import json
-from tests import generated_code as g
+from tests.tools import generated_code as g
 for arch in g.TARGETS:
     print(json.dumps([arch, [[l.kernel, l.named_constants() | dict(l.options)] for l in g.launches(arch, g.QUICK)]], default=str))
 """

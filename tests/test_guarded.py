@@ -7,11 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
+pytest.importorskip("triton")
+
 from fast import kernels, weights
 from fast.kernels import configurations, decode, quantization
 from fast.weights import QuantizedWeight
 from tests.comparison import DEVICE, ROUTES, assert_same
-from tests.guarded import guarded, guarded_buffers
+from tests.tools.guarded import guarded, guarded_buffers
 
 pytestmark = pytest.mark.skipif(DEVICE.type == "cuda", reason="memory of the host")
 
@@ -32,7 +34,7 @@ def test_a_guarded_tensor_is_a_copy(at):
 def test_the_entry_next_to_a_guarded_tensor_ends_the_process(at, entry):
     code = f"""
 import ctypes, torch
-from tests.guarded import guarded
+from tests.tools.guarded import guarded
 x = guarded(torch.zeros(3, 5), {at!r})
 beside = ctypes.c_float.from_address(x.data_ptr() + 4 * {entry})
 print("there", flush=True)

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 import torch
 
+pytest.importorskip("triton")
+
 import fast
 import reference
 from fast import kernels
@@ -100,12 +102,13 @@ def test_int8_products_are_exact(shape, tma, monkeypatch):
     generator = np.random.default_rng(k)
     a, b = (torch.from_numpy(generator.integers(-128, 128, size, dtype=np.int8)) for size in ((m, k), (n, k)))
     width = -k % 16  # rows at multiples of 16 bytes, as a descriptor needs them
-    a, b = (torch.nn.functional.pad(t, (0, width))[:, :k] for t in (a, b))
+    a, b = (torch.nn.functional.pad(t.to(DEVICE), (0, width))[:, :k] for t in (a, b))
     assert_same(kernels.int8_matmul(a, b), reference.int8_matmul(array(a), array(b)))
 
 
 def test_int8_products_take_any_strides():
-    a, b = torch.randint(-128, 128, (50, 35), dtype=torch.int8).T, torch.randint(-128, 128, (40, 100), dtype=torch.int8)[:, ::2]
+    a, b = (torch.randint(-128, 128, shape, dtype=torch.int8, device=DEVICE) for shape in ((50, 35), (40, 100)))
+    a, b = a.T, b[:, ::2]
     assert_same(kernels.int8_matmul(a, b), reference.int8_matmul(array(a), array(b)))
 
 
@@ -144,7 +147,7 @@ def test_outlier_columns_equal_the_reference(shape, threshold, dtype):
 def test_infinity_is_an_outlier_and_nan_is_not(threshold):
     x = torch.tensor([[float("inf"), float("nan"), 6.0, 5.9990234, -6.0, -float("inf"), float("nan")]] * 2 + [[0.0] * 7])
     x[:, 6] = float("nan")  # a column of nothing else
-    assert_same(kernels.outlier_columns(x, threshold), reference.outlier_columns(array(x), threshold))
+    assert_same(kernels.outlier_columns(x.to(DEVICE), threshold), reference.outlier_columns(array(x), threshold))
 
 
 class Layer:

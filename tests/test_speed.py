@@ -18,6 +18,8 @@ from typing import Any
 import pytest
 import torch
 
+pytest.importorskip("triton")
+
 import fast
 from experiments import charts, contenders, generation, models, records, speed, timing, tune
 from experiments.contenders import Contender, Shape, Truth, Work, WrongResult

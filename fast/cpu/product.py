@@ -51,19 +51,20 @@ def route(name: str) -> Iterator[None]:
 
 def chosen_route() -> str:
     """The route that products take here."""
-    return _chosen.get() or _best_route()
+    return _chosen.get() or best_route()
 
 
 @cache
-def _best_route() -> str:
+def best_route() -> str:
     """The fastest exact route of this processor: looked for at the first product, not at import."""
-    if not (_has("vnni") and is_exact("int8")):
+    if not (has_instructions("vnni") and is_exact("int8")):
         return "float32"
     # Without AMX packing loses for one row and gains little for many: not worth a second copy of every weight.
-    return "packed" if _has("amx_tile") and is_exact("packed") else "int8"
+    return "packed" if has_instructions("amx_tile") and is_exact("packed") else "int8"
 
 
-def _has(instructions: str) -> bool:
+def has_instructions(instructions: str) -> bool:
+    """Whether the processor has these instructions, by Torch's name of them."""
     supported = getattr(torch.cpu, f"_is_{instructions}_supported", None)
     return supported is not None and supported()
 
@@ -98,7 +99,7 @@ def layer_product(codes: Tensor, weight: Tensor, dtype: torch.dtype, columns: Te
         (M, N) of `dtype`, contiguous; weight[:, columns], or None.
     """
     if dtype == torch.float32 and chosen_route() == "packed" and codes.numel() and weight.numel():
-        packed = _packing_of(weight).of(weight)
+        packed = packing_of(weight).of(weight)
         if packed is not None:
             return _by_packed(codes, packed), None if columns is None else weight.index_select(1, columns)
     return _product(codes, weight, dtype, columns)
@@ -177,18 +178,18 @@ class _Packing:
     def __init__(self, _: Tensor) -> None:
         self._lock = threading.Lock()
         self._asked = False
-        self._packed: Tensor | None = None
+        self.packed: Tensor | None = None
 
     def of(self, codes: Tensor) -> Tensor | None:
         """The packed copy of `codes`, the tensor that this was derived from; None at the first call."""
         with self._lock:
-            if self._packed is None and self._asked:
-                self._packed = pack(codes)
+            if self.packed is None and self._asked:
+                self.packed = pack(codes)
             self._asked = True
-            return self._packed
+            return self.packed
 
 
-_packing_of = Derived(_Packing)
+packing_of = Derived(_Packing)
 
 
 def corrected(acc: Tensor, codes: Tensor, zero_point: Tensor, weight: QuantizedWeight) -> Tensor:

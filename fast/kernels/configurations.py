@@ -1,7 +1,7 @@
 """Block shapes, warps and pipeline stages, by architecture and shape: fixed tables, no autotuning at run time.
 
 Nothing here has been timed on a GPU yet: each row follows from the counts beside it and from what the compiler makes of it
-(registers, shared memory, spills: `python -m tests.generated_code --table`). `python -m experiments.tune` times the rows and their
+(registers, shared memory, spills: `python -m tests.tools.generated_code --table`). `python -m experiments.tune` times the rows and their
 neighbours on a machine with a GPU.
 """
 
@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 
 import torch
 import triton
+
+from ..interpreter import emulated
 
 #: Up to this many rows, X fits in one 16-row matrix-instruction tile, and the whole layer is a single launch.
 DECODE_ROWS = 16
@@ -155,16 +157,24 @@ DECODES = {"interpreter": DECODE_INTERPRETER, "gfx942": DECODE_CDNA3} | dict.fro
 DECODE_GENERAL = Decode(tile_m=16, block_n=16, block_k=128, scan=4096, warps=4, stages=2)
 
 
-@cache
 def architecture(device: torch.device) -> str:
-    """Which tables serve `device`: the newest architecture that is not newer than it; "interpreter" for a CPU."""
+    """Which tables serve `device`: the newest architecture that is not newer than it; for a CPU the emulated one or "interpreter"."""
     if device.type == "cpu":
-        return "interpreter"
+        return emulated() or "interpreter"
+    return _gpu_architecture(device)
+
+
+@cache
+def _gpu_architecture(device: torch.device) -> str:
     if torch.version.hip:
         return "gfx942"
     capability = torch.cuda.get_device_capability(device)
     if capability < (8, 0):
         raise RuntimeError(f"the kernels need int8 matrix instructions that Triton has from compute capability 8.0 on, got {capability}")
+    # The assembler of Triton 3.6 (ptxas 12.9) fuses a pair of products with the pair of sums that rounds it, in spite of `.rn` and
+    # --fmad=false: some codes would be one off. Instructions on pairs exist from compute capability 10.0 on.
+    if capability >= (10, 0) and tuple(map(int, triton.__version__.split(".")[:2])) < (3, 7):
+        raise RuntimeError(f"the kernels need Triton 3.7 or newer on compute capability 10.0 or newer, got Triton {triton.__version__}")
     known = {(8, 0): "sm_80", (8, 9): "sm_89", (9, 0): "sm_90", (10, 0): "sm_100"}
     # 12.0, the consumer parts, has the 99 KB of shared memory of 8.9.
     return "sm_89" if capability >= (12, 0) else known[max(c for c in known if c <= capability)]

@@ -1,4 +1,4 @@
-"""Compiles every kernel for GPUs that are not here, and reads what came out: `python -m tests.generated_code --table`.
+"""Compiles every kernel for GPUs that are not here, and reads what came out: `python -m tests.tools.generated_code --table`.
 
 Nothing is guessed about how a kernel is called: the real launchers run, on tensors without memory (device "meta"), with the
 architecture looked up by hand and the launch itself replaced by a note of its arguments. Each note is specialized as Triton's
@@ -11,12 +11,12 @@ import json
 import os
 import re
 import subprocess
-import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Container, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
@@ -87,12 +87,12 @@ SHAPES = {
 def cases() -> Iterator[tuple[str, Callable[[], Any]]]:
     """Names and calls that together reach every row of every table, and every flag of every kernel."""
     for name, (m, n, k) in SHAPES.items():
-        yield f"{name}, absmax", lambda m=m, n=n, k=k: linear(m, n, k)
-        yield f"{name}, threshold None", lambda m=m, n=n, k=k: linear(m, n, k, threshold=None)
-        yield f"{name}, absmax, float weight", lambda m=m, n=n, k=k: linear(m, n, k, torch.bfloat16, float_weight=torch.bfloat16)
-        yield f"{name}, zeropoint", lambda m=m, n=n, k=k: linear(m, n, k, zeropoint=True)
+        yield f"{name}, absmax", partial(linear, m, n, k)
+        yield f"{name}, threshold None", partial(linear, m, n, k, threshold=None)
+        yield f"{name}, absmax, float weight", partial(linear, m, n, k, torch.bfloat16, float_weight=torch.bfloat16)
+        yield f"{name}, zeropoint", partial(linear, m, n, k, zeropoint=True)
     for m in (2, 4, 8):
-        yield f"decode {m}, absmax", lambda m=m: linear(m, 8192, 8192)
+        yield f"decode {m}, absmax", partial(linear, m, 8192, 8192)
     yield "float32", lambda: linear(4096, 8192, 8192, torch.float32)
     yield "float32, zeropoint, one scale", lambda: linear(4096, 8192, 8192, torch.float32, zeropoint=True, per_row=False)
     yield "float32 weight", lambda: linear(4096, 8192, 8192, torch.bfloat16, float_weight=torch.float32)
@@ -259,4 +259,4 @@ def row(facts: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
