@@ -28,8 +28,8 @@ import torch
 from matplotlib import pyplot as plt
 
 import fast
-from experiments import charts, contenders, memory, perplexity, records
-from experiments.contenders import Shape
+from experiments import charts, contenders, memory, perplexity, records, shapes
+from experiments.shapes import Shape
 from tutorials import checks, model_data, pictures, recorded, running_table, source
 from tutorials.example import W, X
 
@@ -136,9 +136,9 @@ recorded.say("Our layer against `F.linear` in bfloat16, median of a run:\n\n" + 
 of_smollm2 = [row for row in charts.rows_of(speed, "layers") if (row["k"], row["n"]) in ((576, 576), (576, 1536), (1536, 576))]
 lines = ["| layer, M x K x N | F.linear, µs | ours, µs | |", "| --- | ---: | ---: | --- |"]
 for row in of_smollm2:
-    micro = {name: 1e6 * row["contenders"][name]["seconds"]["median"] for name in (contenders.BASELINE, "int8")}
+    micro = {name: 1e6 * row["contenders"][name]["seconds"]["median"] for name in (shapes.BASELINE, "int8")}
     name = f"{row['m']} x {row['k']} x {row['n']}"
-    lines.append(f"| {name} | {micro[contenders.BASELINE]:,.0f} | {micro['int8']:,.0f} | {recorded.times(recorded.ratio(row, 'int8'))} |")
+    lines.append(f"| {name} | {micro[shapes.BASELINE]:,.0f} | {micro['int8']:,.0f} | {recorded.times(recorded.ratio(row, 'int8'))} |")
 recorded.say("\n".join(lines))
 
 generation = recorded.read("generation")
