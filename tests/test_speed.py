@@ -384,9 +384,9 @@ def test_the_grid_measures_every_aim_and_asks_each_question(device: str) -> None
 def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path, str]:
     """What a tiny run of the command leaves: the text of its record, its path, and what was printed."""
     usual = speed.grid("cpu", list(contenders.contenders("cpu")))
-    shapes = {"layers": [Shape(4, 64, 48, 0.05)], "crossover": [Shape(m, k, k, 0.05) for m in (1, 8) for k in (32, 64)]}
-    shapes["detection"] = [Shape(m, 64, 64, 0.05) for m in (1, 8)]
-    jobs = [speed.Job(part, s, next(job.names for job in usual if job.part == part)) for part in shapes.PARTS for s in shapes[part]]
+    small = {"layers": [Shape(4, 64, 48, 0.05)], "crossover": [Shape(m, k, k, 0.05) for m in (1, 8) for k in (32, 64)]}
+    small["detection"] = [Shape(m, 64, 64, 0.05) for m in (1, 8)]
+    jobs = [speed.Job(part, s, next(job.names for job in usual if job.part == part)) for part in shapes.PARTS for s in small[part]]
     rates = dict.fromkeys(("int8", "bfloat16", "float16", "float32"), 1e12)
     out, printed = tmp_path_factory.mktemp("speed") / "speed-cpu.json", io.StringIO()
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
@@ -622,8 +622,9 @@ def test_a_candidate_that_is_wrong_or_does_not_run_is_recorded_and_the_others_ar
 @pytest.mark.parametrize("arch", tune.TARGETS)
 def test_the_rows_that_the_aims_use_are_among_the_cases_once_each(arch: str) -> None:
     found = tune.aimed_at(arch)
-    assert [case.name.split()[0] for case in found] == ["decode", "decode", "product", "scan", "rows"]
-    assert set(found) <= set(tune.cases(arch))
+    assert [case.name.split()[0] for case in found[:5]] == ["decode", "decode", "product", "scan", "rows"]
+    assert len({(case.name.split()[0], case.row) for case in found}) == len(found)
+    assert {case.name for case in found} <= {case.name for case in tune.cases(arch)}
 
 
 @pytest.fixture
