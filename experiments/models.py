@@ -241,11 +241,11 @@ def default_windows(tokenize: Callable[[str], list[int]], length: int = 512, cou
     return np.concatenate([cut_windows(name, tokenize(text), length, count) for name, text in texts])
 
 
-def tiny_llama(seed: int = 0) -> torch.nn.Module:
-    """A random Llama of two narrow blocks whose tokens are bytes, for a rehearsal and for tests."""
+def tiny_llama(seed: int = 0, blocks: int = 1) -> torch.nn.Module:
+    """A random Llama of a few narrow blocks whose tokens are bytes, for a rehearsal and for tests."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(seed)
-    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": blocks, "num_attention_heads": 4, "num_key_value_heads": 2}
     config = LlamaConfig(vocab_size=256, max_position_embeddings=128, eos_token_id=None, initializer_range=0.1, **sizes)
     return LlamaForCausalLM(config).eval().requires_grad_(False)
