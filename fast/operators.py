@@ -1,7 +1,7 @@
 """The fast path as PyTorch operators, so that torch.compile and torch.export see one opaque node each.
 
 Inside, `implementation(x)` decides who computes, at run time: the data-dependent parts (how many columns are outliers) never
-break a graph. The shapes, dtypes and the gradient are all that PyTorch needs to know from outside.
+break a graph. From outside, PyTorch sees only the shapes, the dtypes and the gradient.
 """
 
 from typing import Any

@@ -71,9 +71,13 @@ class QuantizedWeight(NamedTuple):
 
     @classmethod
     def of_layer(cls, layer: Any) -> "QuantizedWeight":
-        """The weight of an `Int8Linear`: its parameters themselves, so that what was derived from one is found again."""
-        kept_scale = layer.weight_scale if layer.weight_absmax is None else None
-        return cls(layer.weight, layer.weight_absmax, kept_scale, layer.weight_zero_point, layer.float_weight)
+        """The weight of an `Int8Linear`: its parameters themselves, as they are now."""
+        own = layer._parameters  # an attribute of a module takes ten times as long
+        try:
+            return cls(own["weight"], own["weight_absmax"], own["weight_scale"], own["weight_zero_point"], own["float_weight"])
+        except KeyError:  # copies of a module for several devices (DataParallel, FSDP1) keep parameters as attributes
+            kept_scale = layer.weight_scale if layer.weight_absmax is None else None
+            return cls(layer.weight, layer.weight_absmax, kept_scale, layer.weight_zero_point, layer.float_weight)
 
     @property
     def scale(self) -> Tensor:

@@ -48,7 +48,7 @@ def _rank(name: str, x: np.ndarray, ndim: int | None) -> None:
 
 
 def axis(value: Any) -> int | None:
-    """Returns `value` if it is None (one slice) or -1 (a slice a row).
+    """Returns `value` if it is None (one slice) or -1 (one slice per row).
 
     Raises:
         ValueError: anything else.

@@ -114,7 +114,7 @@ def llm_int8_matmul_bound(
         (..., N) float64, for a float32 result; a cast to another dtype adds one rounding of Y.
 
     Raises:
-        TypeError, ValueError: an argument is none of these; the message names it.
+        TypeError, ValueError: an argument has the wrong type or shape, or is not one of the allowed values; the message names it.
     """
     x, w = arguments.floats("x", x), arguments.floats("w", w, ndim=2)
     arguments.same_k("x", x, "w", w)

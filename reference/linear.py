@@ -1,8 +1,8 @@
 """A linear layer in its two phases: the weight is quantized once, at load time; the input anew at every call.
 
-Dettmers et al. (2022), section 3 and figure 2. Between the phases only the codes and one number a row need to be kept. The outlier
-columns then take their weights from the codes ("dequantized", 1 byte a weight in all), or from the original weight kept
-beside them ("float", 3 bytes a weight if it was float16, and no quantization error in the outlier columns).
+Dettmers et al. (2022), section 3 and figure 2. Between the phases only the codes and one number per row need to be kept. The outlier
+columns then take their weights from the codes ("dequantized", 1 byte per weight in all), or from the original weight kept
+beside them ("float", 3 bytes per weight if it was float16, and no quantization error in the outlier columns).
 """
 
 from dataclasses import dataclass
@@ -61,7 +61,7 @@ class Int8Linear:
             granularity: "tensor", "row" or "vector".
 
         Raises:
-            TypeError, ValueError: an argument is none of these; the message names it.
+            TypeError, ValueError: an argument has the wrong type or shape, or is not one of the allowed values; the message names it.
         """
         weight = arguments.floats("weight", weight, ndim=2)
         arguments.threshold(threshold)
@@ -72,7 +72,7 @@ class Int8Linear:
         if bias is not None:
             bias = arguments.floats("bias", bias, ndim=1)
             if bias.shape != weight.shape[:1]:
-                raise ValueError(f"bias must have shape ({weight.shape[0]},), one entry a row of weight, got {bias.shape}")
+                raise ValueError(f"bias must have shape ({weight.shape[0]},), one entry per row of weight, got {bias.shape}")
 
         axis = AXES[granularity][1]
         codes, scale, *zero_point = QUANTIZERS[quantizer].quantize(weight, axis)

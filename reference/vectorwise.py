@@ -1,4 +1,4 @@
-"""The int8 product, and the granularity of its scales: one a tensor, one a row of X, one a vector of each side.
+"""The int8 product, and the granularity of its scales: one per tensor, one per row of X, or one per vector of each side.
 
     Y[m, n]  is about  acc[m, n] * x_scale[m] * w_scale[n],      acc = X_codes @ W_codes.T  in int32
 
@@ -52,8 +52,8 @@ def quantized_matmul(x: NDArray, w: NDArray, granularity: str = "vector", quanti
     Args:
         x: (..., K) float16, bfloat16 or float32; leading dimensions are flattened to M and restored.
         w: (N, K) float16, bfloat16 or float32.
-        granularity: "tensor", one scale for x and one for w; "row", one a row of x and one for w; "vector", one a row
-            of x and one a row of w.
+        granularity: "tensor", one scale for x and one for w; "row", one per row of x and one for w; "vector", one per
+            row of x and one per row of w.
         quantizer: "absmax" or "zeropoint", for both sides.
 
     Returns:

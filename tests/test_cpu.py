@@ -32,7 +32,7 @@ routes = pytest.mark.parametrize("route", ROUTES)
 
 @pytest.fixture(autouse=True)
 def on_the_cpu():
-    with fast.backend("cpu"):
+    with fast.backend("torch"):
         yield
 
 
@@ -52,7 +52,7 @@ def packed_copy(weight):
 
 
 def call_packed(module, x, times=2):
-    with fast.backend("cpu"), cpu_product.route("packed"):  # a thread of a pool starts without either
+    with fast.backend("torch"), cpu_product.route("packed"):  # a thread of a pool starts without either
         return [module(x) for _ in range(times)][-1]
 
 

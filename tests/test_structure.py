@@ -30,7 +30,7 @@ REFERENCE_ONLY = ("bounds", "features")
 #: What a package may import besides the standard library and itself; `fast` loads its optional ones only where they are used
 #: (`test_fast_loads_neither_the_reference_nor_what_is_optional`).
 OPTIONAL = {"triton", "tqdm", "transformers", "safetensors", "accelerate"}
-MAY_IMPORT = {"reference": {"numpy"}, "fast": {"torch", *OPTIONAL}}
+MAY_IMPORT = {"reference": {"numpy"}, "fast": {"torch", *OPTIONAL}, "emulator": {"numpy", "triton"}}
 
 
 def files(package):
@@ -101,7 +101,8 @@ def imports(path):
 @pytest.mark.parametrize("package", MAY_IMPORT)
 def test_a_package_imports_what_it_may(package):
     found = {(path.name, name) for path in files(package) for name in imports(path)}
-    assert ("absmax.py", {"reference": "numpy", "fast": "torch"}[package]) in found
+    one = {"reference": ("absmax.py", "numpy"), "fast": ("absmax.py", "torch"), "emulator": ("launch.py", "triton")}
+    assert one[package] in found
     assert {pair for pair in found if pair[1] not in MAY_IMPORT[package] | sys.stdlib_module_names} == set()
 
 
@@ -114,6 +115,24 @@ def test_nothing_imports_the_tests_or_the_tutorials():
 def test_triton_is_imported_by_the_kernels_alone():
     importers = {path.parent.name for path in files("fast") if "triton" in imports(path)}
     assert importers == {"kernels"}
+
+
+def functions(package):
+    """Name, number of lines, number of arguments, and whether it is compiled by Triton, of every function of a package."""
+    for path in files(package):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef):
+                arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+                compiled = any(ast.unparse(decorator) == "triton.jit" for decorator in node.decorator_list)
+                yield f"{path.name}: {node.name}", node.end_lineno - node.lineno + 1, len(arguments), compiled
+
+
+@pytest.mark.parametrize("package", MAY_IMPORT)
+def test_functions_are_short_and_take_few_arguments(package):
+    found = list(functions(package))
+    assert ("product.py: product_kernel", True) in {(name, compiled) for name, _, _, compiled in functions("fast")}
+    assert {name: lines for name, lines, _, compiled in found if lines > 60 and not compiled} == {}
+    assert {name: count for name, _, count, _ in found if count > 18} == {}
 
 
 def run(code, **environment):

@@ -13,7 +13,7 @@ def outlier_columns(x: Tensor, threshold: float) -> Tensor:
 
 
 def find_outliers(x: Tensor, threshold: float) -> Tensor | None:
-    """As `outlier_columns`, or None where there is none."""
+    """As `outlier_columns`, or None where no column is an outlier."""
     if x.numel() == 0:
         return None
     largest = x.abs().amax(0).float()  # exact in any dtype, and NaN where there is a NaN
@@ -21,7 +21,7 @@ def find_outliers(x: Tensor, threshold: float) -> Tensor | None:
     if most < threshold:
         return None
     columns = largest >= threshold
-    if math.isnan(most):  # a NaN is no outlier, but may hide one
+    if math.isnan(most):  # a NaN is not an outlier, but can hide one
         spoiled = largest.isnan()
         columns[spoiled] = (x[:, spoiled].float().abs() >= threshold).any(0)
     return columns

@@ -6,7 +6,8 @@
 
 Without VNNI instructions oneDNN adds two products in 16 bits, which saturate: twice 127 * 255 does not fit (oneDNN's developer
 guide, "Nuances of int8 computations"; pytorch/pytorch#136746). So an int8 route is taken only where the instructions are there and
-the largest codes were multiplied correctly. That oneDNN may be told to ignore instructions (ONEDNN_MAX_CPU_ISA) is why both are asked.
+the largest codes were multiplied correctly. Both checks are needed, because ONEDNN_MAX_CPU_ISA can
+make oneDNN ignore instructions the CPU has.
 """
 
 import threading
@@ -28,7 +29,7 @@ _chosen: ContextVar[str | None] = ContextVar("route", default=None)
 #: A sum of this many products of two codes is at most 2**24 in magnitude, up to which float32 holds every whole number.
 EXACT_K = 2**24 // 128**2
 
-#: Entries of the weight in one piece of the product, for each thread; and the fewest rows of it, since X is reordered for each.
+#: Weight entries per thread in one piece of the product, and the minimum number of rows: oneDNN reorders X for each piece.
 PIECE, LEAST_ROWS = 2**22, 512
 
 
@@ -145,7 +146,7 @@ def _by_float32(b: Tensor, a: Tensor) -> Tensor:
 
 
 def _standard(codes: Tensor) -> Tensor:
-    """Contiguous, a row K apart from the next even where there is no next: Torch leaves that stride open, and oneDNN reads it
+    """Contiguous, with row stride K even for a single row: Torch leaves that stride open, and oneDNN reads it
     (pytorch/pytorch#195066)."""
     codes = codes.contiguous()
     return codes if codes.stride(0) == codes.shape[1] else codes.view(-1).view(codes.shape)

@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 import torch
 import triton
 
+from ..interpreter import emulated
+
 #: Up to this many rows, X fits in one 16-row matrix-instruction tile, and the whole layer is a single launch.
 DECODE_ROWS = 16
 
@@ -155,11 +157,15 @@ DECODES = {"interpreter": DECODE_INTERPRETER, "gfx942": DECODE_CDNA3} | dict.fro
 DECODE_GENERAL = Decode(tile_m=16, block_n=16, block_k=128, scan=4096, warps=4, stages=2)
 
 
-@cache
 def architecture(device: torch.device) -> str:
-    """Which tables serve `device`: the newest architecture that is not newer than it; "interpreter" for a CPU."""
+    """Which tables serve `device`: the newest architecture that is not newer than it; for a CPU the emulated one or "interpreter"."""
     if device.type == "cpu":
-        return "interpreter"
+        return emulated() or "interpreter"
+    return _gpu_architecture(device)
+
+
+@cache
+def _gpu_architecture(device: torch.device) -> str:
     if torch.version.hip:
         return "gfx942"
     capability = torch.cuda.get_device_capability(device)

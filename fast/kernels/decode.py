@@ -7,11 +7,11 @@
                                                                            part += X outliers @ W block.T, if there are any  float32
                                                                       3. epilogue, as in product.py
 
-With M rows, W is N * K bytes and X at most 32 * K: X stays in the caches, so that every program may read all of it twice and repeat
-the same small computation. That costs less than the launches of separate kernels and their trips through memory. A block
-of K lies in one program at a time, so its outlier columns are known from the block alone: no list of them is needed, and
-the 16-bit product of a block, masked to its outlier columns, is run only where there is one: few blocks, on data that
-the int8 product has already brought.
+With M rows, W is N * K bytes and X at most 32 * K: X stays in the caches, so every program reads all of it twice and repeats
+the same small computation. That costs less than the launches of separate kernels and their trips through memory. A program
+holds all rows of a block of columns, so the block alone tells its outlier columns: no list of them is needed, and
+the 16-bit product of a block, masked to its outlier columns, runs only where there is one: in few blocks, on data that
+the int8 product has already loaded.
 """
 
 import torch
@@ -25,7 +25,7 @@ from .configurations import Decode, architecture, decode_configuration
 from .operands import Matrix, Side, aligned
 from .product import WIDE_FROM, corrected, from_code_units, outlier_product
 
-#: The first pass has nothing but X's latency to wait for: three blocks on their way hide it.
+#: The first pass is bound by the latency of loading X; three blocks in flight hide it.
 SCAN_STAGES = tl.constexpr(3)
 
 
@@ -112,7 +112,7 @@ def decode_kernel(
         if ZEROPOINT:
             code_sums += tl.where(inside, code.to(tl.int32), 0)
         acc = tl.dot(code, w_block.T, acc, out_dtype=tl.int32)
-        if DETECT:  # noqa: SIM102 (the compiler makes this test, the program the next)
+        if DETECT:  # noqa: SIM102 (the compiler evaluates this test, the program the next)
             if tl.max(outlier.to(tl.int32), axis=0) > 0:
                 x_o = tl.where(outlier[None, :], value, 0.0).to(x.pointer.dtype.element_ty)
                 if float_weight is not None:
@@ -138,16 +138,16 @@ def decode_kernel(
 
 @triton.jit
 def _repeated(v, TILE_M: tl.constexpr):
-    """(ROWS,) -> (TILE_M,): the values again and again; whatever stands in the padding is not stored."""
+    """(ROWS,) -> (TILE_M,): the values, repeated; those in the padding are not stored."""
     copies: tl.constexpr = TILE_M // v.shape[0]
     return tl.broadcast_to(v[None, :], (copies, v.shape[0])).reshape(TILE_M)
 
 
 @triton.jit
 def _outliers(value, threshold):
-    """Which columns of the block hold a magnitude of `threshold` or more; NaN is none.
+    """Which columns of the block hold a magnitude of `threshold` or more; a NaN is not an outlier.
 
-    With the threshold 0 the padding counts as well: it adds zeros to the outlier product, and rows in whose place it stands are not stored.
+    With the threshold 0 the padding counts as well: it adds zeros to the outlier product, and its rows are not stored.
     """
     return tl.max((tl.abs(value) >= threshold).to(tl.int32), axis=0) > 0
 

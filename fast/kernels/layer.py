@@ -1,4 +1,4 @@
-"""The inference phase of a layer on a GPU: three launches, or one where X has at most DECODE_ROWS rows. None makes the host wait."""
+"""The inference phase of a layer on a GPU: three launches, or one where X has at most DECODE_ROWS rows. None synchronizes with the host."""
 
 from torch import Tensor
 

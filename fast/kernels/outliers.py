@@ -1,19 +1,19 @@
-"""Outlier columns: found by one pass over X, turned into a list of column numbers without asking the host.
+"""Outlier columns: found by one pass over X, and listed on the device.
 
     X (M, K)      column blocks ->
     rows   +------+------+------+------+
-    split 0|  p   |  p   |  p   |  p   |    program p walks down the rows of its block and keeps one bit a column;
-           +------+------+------+------+    then it stores one byte a column into its own line of
+    split 0|  p   |  p   |  p   |  p   |    program p walks down the rows of its block and keeps one bit per column;
+           +------+------+------+------+    then it stores one byte per column into its own line of
     split 1|  p   |  p   |  p   |  p   |
            +------+------+------+------+    flags (splits, K)
 
 A split is a share of the rows: without it, the columns alone would make too few programs to fill a GPU. Each program owns
 the bytes that it stores, so there is nothing to clear first, no atomic operation, and the same result on every run.
-Whoever needs the mask ORs the few lines of flags (`is_outlier`); `compact` turns them into ascending column numbers, and
-`gather` lays the columns themselves side by side: in a row-major matrix each entry of a column is a memory sector of its own.
+The mask is the OR of the few lines of flags (`is_outlier`); `compact` turns them into ascending column numbers, and
+`gather` lays the columns themselves side by side: in a row-major matrix each entry of a column lies in a memory sector of its own.
 
-Where the granularity is one scale a tensor, the same pass also stores the extremes of each column: the scale must leave out
-the outlier columns, and which those are is known only once every split is done.
+Where the granularity is one scale per tensor, the same pass also stores the extremes of each column: the scale must leave out
+the outlier columns, and these are known only once every split is done.
 """
 
 from typing import Any, NamedTuple
@@ -85,7 +85,7 @@ def scan_columns(
         rows = tl.minimum(row + lanes, last - 1).to(tl.int64)
         value = tl.load(source + rows[:, None] * stride_row, mask=inside[None, :], other=0.0).to(tl.float32)
         if flags is not None:
-            hit = tl.where(tl.abs(value) >= threshold, 1, hit)  # NaN is none
+            hit = tl.where(tl.abs(value) >= threshold, 1, hit)  # a NaN is not an outlier
         # --8<-- [end:walk]
         if above is not None:
             value_up, value_down = magnitudes(value, ZEROPOINT)

@@ -7,16 +7,16 @@ One program owns a tile of Y, BLOCK_M x BLOCK_N:
                                                              Y += X[tile rows, O] @ W[tile columns, O].T                    float32
           X codes, W codes                  3. epilogue:     + bias, cast, stored once
 
-The second loop runs over the list that `compact` left in device memory: how often is read there too, so the host never
-waits, and without outliers it costs one load of a zero. It reads the columns that `quantize_rows` has gathered, and those that
-have no place there straight from X and W. An outlier weight is a float that the layer keeps, or its int8 code, widened in registers to
-X's 16-bit type, in which code / 128 is exact. With `outliers` None the loop is not compiled at all.
+The second loop runs over the list that `compact` left in device memory: the trip count is read from device memory as well, so the
+host never synchronizes, and without outliers the loop costs one load of a zero. It reads the columns that `quantize_rows` has
+gathered; columns that did not fit in the buffer are read directly from X and W. An outlier weight is a float that the layer keeps, or
+its int8 code, widened in registers to X's 16-bit type, in which code / 128 is exact. With `outliers` None the loop is compiled out.
 
-The accumulators are turned into float32 where they are, and the outlier products are added to them: a tile of 128 x 256 fills half of
+The accumulators are converted to float32 in place, and the outlier products are added to them: a tile of 128 x 256 fills half of
 the registers, and a second set of sums would not fit beside it.
 
-Neighbouring programs own tiles of GROUP_M rows of tiles, column by column, so that those running at one time read few
-distinct tiles of both operands and find most of them in the second-level cache.
+Neighbouring programs own tiles of GROUP_M rows of tiles, column by column, so that programs that run at the same time read few
+distinct tiles of both operands, most of them from the second-level cache.
 """
 
 import torch
@@ -30,7 +30,7 @@ from .arithmetic import INTERPRETED, NO_FUSION, rounded
 from .configurations import Product, architecture, product_configuration
 from .operands import Matrix, Quantized, Side, aligned, sixteen_bits
 
-#: From here on the corrected zeropoint accumulator may leave int32: each of K terms is at most 255 * 255.
+#: From this K on, the corrected zeropoint accumulator can overflow int32: each of K terms is at most 255 * 255.
 WIDE_FROM = (2**31 - 1) // 255**2 + 1
 
 
@@ -79,7 +79,7 @@ def product_kernel(
     acc = tl.zeros((BLOCK_M, BLOCK_N), tl.int32)
     if w_side.tiles is not None:
         # --8<-- [start:int8-loop]
-        # The copy engine fills with zeros what lies outside.
+        # The copy engine fills entries outside of the matrix with zeros.
         for k in range(0, K, BLOCK_K):
             x_block = x_side.tiles.load([tile_m * BLOCK_M, k])
             w_block = w_side.tiles.load([tile_n * BLOCK_N, k])
@@ -173,7 +173,7 @@ def add_outlier_columns(result, x_rows, x_stride_column, w_rows, w_stride_column
                 w_o = tl.load(w_rows[:, None] + column * w_stride_column, mask=live[None, :], other=0)
             result = outlier_product(x_o, w_o, result, w_zero_point)
     else:
-        # No matrix instruction has the precision of float32, so one column after the other.
+        # No matrix instruction has the precision of float32, so this adds one column at a time.
         for o in tl.range(first, last, num_stages=1):
             column = tl.load(listed + o).to(tl.int64)
             x_o = tl.load(x_rows + column * x_stride_column).to(tl.float32)

@@ -4,15 +4,15 @@
     the next      the outlier columns of X and of W, side by side, for the same loop (only where X is long enough for that to pay)
     all others    flags -> mask, once; then for each of its rows: X -> registers; largest magnitude -> scale; registers -> codes
 
-    X row    [ ............ k ............ ]    2 or 4 bytes an entry, read once, 16 bytes a load
-    flags    [ ............ k ............ ]    1 byte a column and split, once a program, from the second-level cache
-    codes    [ ............ k ............ ]    1 byte an entry, written once
+    X row    [ ............ k ............ ]    2 or 4 bytes per entry, read once, 16 bytes per load
+    flags    [ ............ k ............ ]    1 byte per column and split, once per program, from the second-level cache
+    codes    [ ............ k ............ ]    1 byte per entry, written once
 
 A row that fits into registers (HELD) is read once; a longer one is read in blocks, twice, the second time mostly from cache.
-The list and the columns need the flags only, so their programs run beside the others and cost no launch and no wait.
+The list and the columns need the flags only, so their programs run beside the others and cost neither a launch nor a wait.
 
-With one scale a tensor, the extremes come from the column extremes of `scan_columns`, which every program reduces anew: a few
-bytes a column from the second-level cache instead of one more launch.
+With one scale per tensor, the extremes come from the column extremes of `scan_columns`, which every program reduces anew: a few
+bytes per column from the second-level cache instead of one more launch.
 """
 
 import torch
@@ -25,7 +25,7 @@ from .configurations import Gather, Rows, all_registers, architecture, gather_co
 from .operands import Matrix, Outliers, Quantized
 from .outliers import Scanned, compact, gather, is_outlier, scan
 
-#: Columns that go at a time through what is not limited by bandwidth: the list of outliers, the extremes of a tensor.
+#: Block size of the passes that are not bandwidth-bound: the list of outliers, the extremes of a tensor.
 SHORT_BLOCK = tl.constexpr(2048)
 
 
