@@ -5,7 +5,7 @@ from torch import Tensor
 
 from . import arguments
 from .operators import int8_linear
-from .vectorwise import quantize_weight
+from .weights import QuantizedWeight
 
 
 def outlier_columns(x: Tensor, threshold: float | None = 6.0) -> Tensor:
@@ -49,5 +49,4 @@ def llm_int8_matmul(x: Tensor, w: Tensor, threshold: float | None = 6.0, quantiz
     x, w = arguments.floats("x", x), arguments.floats("w", w, ndim=2)
     arguments.same_k("x", x, "w", w)
     arguments.check_threshold(threshold)
-    codes, scale, zero_point = quantize_weight(w, granularity, quantizer)
-    return int8_linear(x, codes, None, scale, zero_point, w, None, threshold, granularity)
+    return int8_linear(x, QuantizedWeight.from_float(w, granularity, quantizer, "float"), None, threshold, granularity)

@@ -1,6 +1,6 @@
 """Tensor parallelism: one `Int8Linear` over several processes, equal to one process bit for bit.
 
-Column-wise, a process holds some rows of the weight, with their scales: its part of the output needs nothing from the others.
+Column-wise, a process holds some rows of the weight, with their scales, and computes its part of the output alone.
 Row-wise, it holds some columns, and sees only those of x. What one process would compute is then put together in this order:
 
 1. Outlier columns: whether a column is one depends on that column alone, so each process decides for its own.
@@ -8,7 +8,7 @@ Row-wise, it holds some columns, and sees only those of x. What one process woul
    then quantize with the same scale.
 3. The accumulators, added up as integers: exact, so the order does not matter (int32, M * N; int64 for zeropoint).
 4. The outlier columns of x and of the weight, gathered in the order of the processes: one product, in the order of one process.
-   Adding float products of each process would round differently, and the next layer would turn that into other codes.
+   Adding float products of each process would round differently, and the difference would change the next layer's codes.
 5. Scaling back and the bias: once.
 """
 
@@ -24,7 +24,7 @@ from torch.distributed.tensor.placement_types import Placement
 
 from . import arguments
 from .linear import SCALES, Int8Linear
-from .operators import int8_linear, quantize, quantized_weight
+from .operators import int8_linear, quantize
 from .weights import QuantizedWeight
 
 Group = dist.ProcessGroup | None
@@ -35,7 +35,7 @@ def quantize_shard(x: Tensor, per_row: bool, quantizer: str, group: Group = None
 
     Args:
         x: (M, K of this process) float16, bfloat16 or float32.
-        per_row: a scale a row, or one for all.
+        per_row: one scale per row, or one for all.
         quantizer: "absmax" or "zeropoint".
         group: the processes that hold the other columns.
 
@@ -83,7 +83,8 @@ def outlier_product(x: Tensor, outliers: Tensor, weight: QuantizedWeight, group:
         w = _gather_columns(weight.float_weight[:, outliers], sizes, group)
         codes = torch.zeros_like(w, dtype=torch.int8)
     # At threshold 0 the layer is this product alone.
-    return int8_linear(x_outliers, codes, None, weight.scale, weight.zero_point, w, None, 0.0, "vector")
+    gathered = QuantizedWeight(codes, None, weight.scale, weight.zero_point, w)
+    return int8_linear(x_outliers, gathered, None, 0.0)
 
 
 def _gather_columns(columns: Tensor, sizes: list[int], group: Group) -> Tensor:
@@ -99,14 +100,12 @@ class _Sharded(Int8Linear):
     """What the two kinds have in common: the parameters are DTensors."""
 
     def _local(self) -> tuple[QuantizedWeight, Tensor | None]:
-        def local(name: str) -> Any:
-            parameter = getattr(self, name)
+        def local(parameter: Any) -> Any:
             return parameter.to_local() if isinstance(parameter, DTensor) else parameter
 
         # Without gradients to_local returns the same tensor each time, so that what was derived from it is kept.
         with torch.no_grad():
-            names = ("weight", *SCALES, "weight_zero_point", "float_weight")
-            return quantized_weight(*[local(name) for name in names]), local("bias")
+            return QuantizedWeight(*map(local, QuantizedWeight.of_layer(self))), local(self.bias)
 
     def _mesh(self) -> DeviceMesh:
         return self.weight.device_mesh  # type: ignore[attr-defined]
@@ -126,8 +125,7 @@ class ColumnParallelInt8Linear(_Sharded):
         """Returns this process's features of the output, (..., N of this process), for the whole x (..., K)."""
         weight, bias = self._local()
         x = self._local_input(x, Replicate())
-        y = int8_linear(x, weight.codes, None, weight.scale, weight.zero_point, weight.float_weight, bias, self.threshold, self.granularity)
-        y = self._as_autocast(y)
+        y = self._as_autocast(int8_linear(x, weight, bias, self.threshold, self.granularity))
         if not self.gather_output:
             return y
         mesh = self._mesh()
@@ -153,11 +151,11 @@ class RowParallelInt8Linear(_Sharded):
         return self._as_autocast(y.to(x.dtype).reshape(*x.shape[:-1], self.out_features))
 
     def _product(self, x: Tensor, weight: QuantizedWeight, bias: Tensor | None, group: Group) -> Tensor:
-        limit = arguments.threshold(self.threshold)
-        outliers = torch.ops.llm_int8.outlier_columns(x, limit)
+        threshold = arguments.threshold(self.threshold)
+        outliers = torch.ops.llm_int8.outlier_columns(x, threshold)
         codes, scale, zero_point = quantize_shard(x.masked_fill(outliers, 0), self.granularity != "tensor", self.quantizer, group)
         y = (accumulate(codes, zero_point, weight, group).float() * scale) * weight.scale.T
-        product = None if limit is None else outlier_product(x, outliers, weight, group)
+        product = None if threshold is None else outlier_product(x, outliers, weight, group)
         y = y if product is None else y + product
         return y if bias is None else y + bias.float()
 

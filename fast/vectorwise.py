@@ -4,7 +4,8 @@ import torch
 from torch import Tensor
 
 from . import arguments
-from .operators import int8_linear, quantize
+from .operators import int8_linear
+from .weights import QuantizedWeight
 
 
 def int8_matmul(a: Tensor, b: Tensor) -> Tensor:
@@ -32,8 +33,8 @@ def quantized_matmul(x: Tensor, w: Tensor, granularity: str = "vector", quantize
     Args:
         x: (..., K) float16, bfloat16 or float32; leading dimensions are flattened to M and restored.
         w: (N, K) float16, bfloat16 or float32.
-        granularity: "tensor", one scale for x and one for w; "row", one a row of x and one for w; "vector", one a row
-            of x and one a row of w.
+        granularity: "tensor", one scale for x and one for w; "row", one per row of x and one for w; "vector", one per
+            row of x and one per row of w.
         quantizer: "absmax" or "zeropoint", for both sides.
 
     Returns:
@@ -46,13 +47,4 @@ def quantized_matmul(x: Tensor, w: Tensor, granularity: str = "vector", quantize
     """
     x, w = arguments.floats("x", x), arguments.floats("w", w, ndim=2)
     arguments.same_k("x", x, "w", w)
-    codes, scale, zero_point = quantize_weight(w, granularity, quantizer)
-    return int8_linear(x, codes, None, scale, zero_point, None, None, None, granularity)
-
-
-def quantize_weight(w: Tensor, granularity: str, quantizer: str) -> tuple[Tensor, Tensor, Tensor | None]:
-    """The load phase: codes, scale and zero point (None for absmax) of a weight (N, K), a row at a time for "vector", else whole."""
-    arguments.one_of("granularity", granularity, arguments.GRANULARITIES)
-    arguments.one_of("quantizer", quantizer, arguments.QUANTIZERS)
-    arguments.accumulator_fits(w.shape[1], quantizer)
-    return quantize(w, granularity == "vector", quantizer)
+    return int8_linear(x, QuantizedWeight.from_float(w, granularity, quantizer), None, None, granularity)

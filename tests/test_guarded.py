@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from fast import kernels
+pytest.importorskip("triton")
+
+from fast import kernels, weights
 from fast.kernels import configurations, decode, quantization
 from fast.weights import QuantizedWeight
 from tests.comparison import DEVICE, ROUTES, assert_same
@@ -61,15 +63,15 @@ CASES = {
 @pytest.mark.parametrize("m", ROUTES.values(), ids=ROUTES)
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("threshold", [None, 6.0])
-def test_a_layer_touches_its_tensors_only(at, m, case, threshold):
+def test_a_layer_touches_its_tensors_only(at, m, case, threshold, monkeypatch):
     x_dtype, w_dtype, quantizer = CASES[case]
     x, w = normal((m, 70), x_dtype, seed=m), normal((41, 70), torch.float32)
     x[m - 1, [0, 33, 69]] = 20.0
     codes, scale, zero_point = kernels.quantize(w, True, quantizer)
     zeros = None if zero_point is None else guarded(zero_point, at)
-    sums = None if zero_point is None else guarded(codes.sum(1, dtype=torch.int32), at)
     floats = None if w_dtype is None else guarded(w.to(w_dtype), at)
-    weight = QuantizedWeight(guarded(codes, at), guarded(scale, at), zeros, sums, floats)
+    weight = QuantizedWeight(guarded(codes, at), None, guarded(scale, at), zeros, floats)
+    monkeypatch.setattr(weights, "code_sum_of", lambda codes: guarded(codes.sum(1, dtype=torch.int32), at))
     with guarded_buffers(at):
         y = kernels.linear(guarded(x, at), weight, guarded(normal((41,), x_dtype), at), threshold, True)
     assert y.isfinite().all()
@@ -84,18 +86,18 @@ def test_quantizing_touches_its_tensors_only(at, quantizer, per_row, threshold, 
     x = guarded(normal(shape), at)
     x[0, shape[1] - 1] = 20.0
     with guarded_buffers(at):
-        found = quantization.quantize_regular(x, threshold, per_row, quantizer == "zeropoint", with_sums=True)
+        found = quantization.quantize_regular(x, threshold, per_row=per_row, zeropoint=quantizer == "zeropoint", code_sums=True)
     assert_same(found.code_sum, found.codes.sum(1, dtype=torch.int32))
 
 
 @pytest.mark.parametrize("at", ENDS)
 @pytest.mark.parametrize("capacity", [4, 16])
 def test_gathering_touches_its_tensors_only(at, capacity, monkeypatch):
-    monkeypatch.setattr(quantization, "gather_configuration", lambda *_: configurations.Gather(8, 4, capacity))
+    monkeypatch.setattr(quantization, "gather_configuration", lambda *_: configurations.Gather(rows=8, block_o=4, columns=capacity))
     x, w = guarded(normal((21, 70)), at), guarded(torch.ones(13, 70, dtype=torch.int8), at)
     x[20, [0, 1, 33, 34, 68, 69]] = 20.0
     with guarded_buffers(at):
-        found = quantization.quantize_regular(x, 6.0, True, False, False, w).outliers
+        found = quantization.quantize_regular(x, 6.0, outlier_weight=w).outliers
     assert found.columns[70] == 6
 
 
@@ -103,7 +105,7 @@ def test_gathering_touches_its_tensors_only(at, capacity, monkeypatch):
 @pytest.mark.parametrize("per_row", [True, False])
 def test_decoding_with_one_scale_touches_its_tensors_only(at, per_row):
     codes, scale, _ = kernels.quantize(normal((41, 70)), per_row, "absmax")
-    weight = QuantizedWeight(guarded(codes, at), guarded(scale, at), None, None, None)
+    weight = QuantizedWeight(guarded(codes, at), None, guarded(scale, at))
     with guarded_buffers(at):
         y = decode.decode_linear(guarded(normal((3, 70)), at), weight, None, 6.0, per_row)
     assert y.isfinite().all()

@@ -80,12 +80,10 @@ def test_a_linear_a_conv1d_and_their_weight_make_the_same_layer(dtype, has_bias)
 @pytest.mark.parametrize("form", FORMS)
 def test_what_is_stored_is_what_the_reference_stores(form):
     layer, expected = made(*form), REFERENCE.module.Int8Linear.from_float(weight().numpy(), bias().numpy(), 6.0, *form)
-    for name in ("weight", "weight_absmax", "weight_zero_point", "float_weight", "bias"):
+    for name in ("weight", "weight_absmax", "weight_scale", "weight_zero_point", "float_weight", "bias"):
         assert (getattr(layer, name) is None) == (getattr(expected, name) is None)
         if getattr(layer, name) is not None:
             assert_same(getattr(layer, name), getattr(expected, name))
-    if layer.weight_scale is not None:
-        assert_same(layer.weight_scale, expected.weight_scale)
 
 
 @given(recipe=recipes(finite=False).filter(lambda r: len(r.shape) == 2))

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 import fast
 from fast import Int8Linear
+from fast.weights import QuantizedWeight
 from tests import strategies
 from tests.comparison import CPU, DEVICE, DTYPES, GRANULARITIES, OUTLIER_WEIGHTS, QUANTIZERS, TRITON, U32, assert_same, assert_within
 from tests.strategies import Recipe, recipes
@@ -66,8 +67,7 @@ def check(operator: Any, *arguments: Any) -> None:
 
 
 def arguments_of(layer: Int8Linear, x: Tensor) -> tuple:
-    stored = (layer.weight, layer.weight_absmax, layer.weight_scale, layer.weight_zero_point, layer.float_weight, layer.bias)
-    return (x, *stored, layer.threshold, layer.granularity != "tensor")
+    return (x, *QuantizedWeight.of_layer(layer), layer.bias, layer.threshold, layer.granularity != "tensor")
 
 
 @pytest.mark.parametrize("granularity", GRANULARITIES)

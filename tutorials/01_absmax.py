@@ -127,7 +127,7 @@ source.show(
     reference.absmax_quantize,
     reference.absmax.absolute_maximum,
     reference.absmax.encode,
-    reference.absmax._inverse_and_scale,
+    reference.absmax.inverse_and_scale,
 )
 
 # %% [markdown]

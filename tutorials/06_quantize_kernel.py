@@ -352,21 +352,21 @@ source.beside(
     (
         r"a = \max \lvert x \rvert",
         (reference.absmax.absolute_maximum, "return"),
-        (quantization._quantize_blocks, "up = tl.max(all_up"),
+        (quantization.quantize_blocks, "up = tl.max(all_up"),
     ),
     (
         r"\text{usable: } a \ge 2^{-100}",
-        (reference.absmax._inverse_and_scale, "usable ="),
+        (reference.absmax.inverse_and_scale, "usable ="),
         (arithmetic.parameters, "usable ="),
     ),
     (
         r"\mathrm{inverse} = (1 / a) \cdot 127",
-        (reference.absmax._inverse_and_scale, "inverse ="),
+        (reference.absmax.inverse_and_scale, "inverse ="),
         (arithmetic.parameters, "inverse ="),
     ),
     (
         r"s = a / 127",
-        (reference.absmax._inverse_and_scale, "scale ="),
+        (reference.absmax.inverse_and_scale, "scale ="),
         (arithmetic.parameters, "scale ="),
     ),
     (
@@ -396,7 +396,7 @@ source.show(
 # columns left out (`flags`), one scale for the whole tensor (`above`, `below` given), and zeropoint.
 
 # %%
-source.show(quantization._quantize_blocks)
+source.show(quantization.quantize_blocks)
 
 # %% [markdown]
 # ## The same call on `fast`

@@ -401,17 +401,17 @@ print("strips read by the first 128 programs, by group:", counts)
 # %% [markdown]
 # ## The kernel of `fast`
 #
-# All of it, as in the repository. It also has strides for everything, bias, zeropoint, one scale in all (`each_x`,
-# `each_w` are 0), the order of tiles (`GROUP_M`), and an outlier product on the matrix unit where X has 16 bits, added
+# All of it, as in the repository. It also has strides for everything, bias, zeropoint, one scale in all (`per_row`
+# is 0), the order of tiles (`GROUP_M`), and an outlier product on the matrix unit where X has 16 bits, added
 # to the scaled accumulators in place, to save registers. From 1024 rows on, the kernel before it has gathered the
-# outlier columns of X and W into buffers (`x_outliers`, `w_outliers`), so that a tile loads 16 of them at once; columns
+# outlier columns of X and W into buffers (`outliers.x`, `outliers.w`), so that a tile loads 16 of them at once; columns
 # that did not fit in the buffers are read in place, as in our kernel.
 
 # %%
 source.show(product.product_kernel)
 
 # %%
-source.show(product._outlier_columns, product.outlier_product)
+source.show(product.add_outlier_columns, product.outlier_product)
 
 # %% [markdown]
 # Formula, NumPy and Triton, side by side:

@@ -88,11 +88,7 @@ pictures.show(
 # ## The code
 
 # %%
-source.show(
-    reference.Int8Linear.from_float,
-    reference.Int8Linear.__call__,
-    reference.Int8Linear._outlier_weight,
-)
+source.show(reference.Int8Linear.from_float, reference.Int8Linear.__call__)
 
 # %% [markdown]
 # ## By hand

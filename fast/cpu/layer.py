@@ -9,9 +9,9 @@ from .product import corrected, layer_product
 from .quantization import block_rows, quantize
 
 
-def linear(x: Tensor, weight: QuantizedWeight, bias: Tensor | None, limit: float | None, per_row: bool) -> Tensor:
+def linear(x: Tensor, weight: QuantizedWeight, bias: Tensor | None, threshold: float | None, per_row: bool) -> Tensor:
     """(M, N) of x's dtype: the inference phase of LLM.int8() on `x` (M, K)."""
-    mask = None if limit is None else find_outliers(x, limit)
+    mask = None if threshold is None else find_outliers(x, threshold)
     outliers = None if mask is None else mask.nonzero().view(-1)
     codes, scale, zero_point = quantize(x, per_row, "absmax" if weight.zero_point is None else "zeropoint", outliers)
     dtype = torch.float32 if zero_point is None else torch.int32
@@ -19,11 +19,11 @@ def linear(x: Tensor, weight: QuantizedWeight, bias: Tensor | None, limit: float
     if zero_point is not None:
         acc = corrected(acc, codes, zero_point, weight)
     outlier_part = None if outliers is None else (x.index_select(1, outliers).float(), _outlier_weight(weight, outliers, outlier_codes).T)
-    scale = scale.expand(len(x), 1)
+    scale, weight_scale = scale.expand(len(x), 1), weight.scale.T
     bias = None if bias is None else bias.float()
 
     def finish(rows: slice) -> Tensor:
-        y = acc[rows].float().mul_(scale[rows]).mul_(weight.scale.T)
+        y = acc[rows].float().mul_(scale[rows]).mul_(weight_scale)
         if outlier_part is not None:
             y += outlier_part[0][rows] @ outlier_part[1]
         if bias is not None:

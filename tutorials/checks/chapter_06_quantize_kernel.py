@@ -120,7 +120,7 @@ rows_of_codes = Exercise(
     outputs=("codes", "scale"),
     cases=_rows,
     shared_axes=([(0, 0)], [(0, 1)]),
-    idea=("within half a step", lambda results, wanted, args: within_half_a_step(*(_columns(r) for r in (results, wanted)), args)),
+    idea=("within half a step", lambda results, wanted, args: within_half_a_step(_columns(results), _columns(wanted), args)),
     mistakes=(
         (
             "truncation. `.to(tl.int8)` cuts the fraction off. Add and subtract 1.5 * 2**23 first.",

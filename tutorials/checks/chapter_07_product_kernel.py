@@ -81,7 +81,7 @@ def _last_block(a: np.ndarray) -> int:
 
 def _blockwise(a: np.ndarray, b: np.ndarray, dtype: type) -> np.ndarray:
     """The sums over blocks of 32, added up in `dtype`."""
-    acc = np.zeros((len(a), len(b)), dtype)
+    acc: np.ndarray = np.zeros((len(a), len(b)), dtype)
     for k in range(0, a.shape[1], 32):
         acc = (acc + (a[:, k : k + 32].astype(np.int64) @ b[:, k : k + 32].T.astype(np.int64)).astype(dtype)).astype(dtype)
     return acc

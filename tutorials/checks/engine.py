@@ -78,13 +78,13 @@ class Exercise:
             return Verdict(False, f"not yet: {name} returns NotImplemented. Write it, then run this cell again.")
         answers = [first, *(call(candidate, args) for args in cases[1:])]
         faults = [self._fault_of(answer, args, candidate) for answer, args in zip(answers, cases, strict=True)]
-        wrong = [index for index, fault in enumerate(faults) if fault]
+        wrong = {index: fault for index, fault in enumerate(faults) if fault}
         if not wrong:
             return Verdict(True, f"right: {name} agrees with the reference on {len(cases)} inputs, edges included.")
-        shown = next((index for index in wrong if faults[index].form), wrong[0])
-        smallest = self._shrink(candidate, cases[shown], faults[shown].form)
-        fault = self.fault(candidate, smallest)
-        alike = [index for index in wrong if faults[index].form == fault.form]
+        shown = next((index for index, fault in wrong.items() if fault.form), min(wrong))
+        smallest = self._shrink(candidate, cases[shown], wrong[shown].form)
+        fault = self.fault(candidate, smallest) or wrong[shown]
+        alike = [index for index, other in wrong.items() if other.form == fault.form]
         hint = fault.advice or self._hint(candidate, smallest, cases, answers, alike)
         grade = self._grade(name, answers, cases, faults)
         return Verdict(False, "\n".join([grade, *self._report(candidate, smallest, fault), *([f"Hint: {hint}"] if hint else [])]))

@@ -14,6 +14,7 @@ import contextlib
 import linecache
 import os
 import sys
+import types
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -183,7 +184,7 @@ def _own(filename: str) -> bool:
 
 def _line() -> str:
     """The reader's line that is running: its number, which in a notebook counts from the top of the cell, and its text."""
-    frame = sys._getframe()
+    frame: types.FrameType | None = sys._getframe()
     while frame is not None and not _own(frame.f_code.co_filename):
         frame = frame.f_back
     return "in the kernel" if frame is None else _named(frame.f_code.co_filename, frame.f_lineno)
@@ -194,7 +195,7 @@ def _named(filename: str, number: int) -> str:
     return f"line {number}{f': {text}' if text else ''}"
 
 
-def _as_the_reader_sees_it(error: Exception) -> Exception:
+def _as_the_reader_sees_it(error: BaseException) -> BaseException:
     """What went wrong, without the interpreter around it, and with the line of the kernel."""
     while error.__cause__ is not None:
         error = error.__cause__
