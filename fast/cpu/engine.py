@@ -149,6 +149,12 @@ def forced(name: str) -> Native:
         return _forced[name]
 
 
+def put(native: Native) -> None:
+    """Makes `native` the engine that is forced by its name: one that runs elsewhere, or was compiled differently, for tests."""
+    with _lock:
+        _forced[native.name] = native
+
+
 def is_exact(native: Native) -> bool:
     """Whether it multiplies the largest codes right: for one row, several and many, whole registers and not."""
     for sign_a, sign_b in ((127, 127), (-128, 127), (127, -128), (-128, -128)):
