@@ -22,8 +22,8 @@ from tqdm import tqdm
 
 from reference import features
 
-from . import models, perplexity, records
-from .models import InputError
+from . import command, machine, models, perplexity, records
+from .command import InputError
 
 
 class Kind(NamedTuple):
@@ -421,12 +421,12 @@ def section(record: dict[str, Any]) -> str:
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Reads the command line."""
-    parser = models.Parser(prog="python -m experiments.outliers", description=(__doc__ or "").splitlines()[0])
+    parser = command.Parser(prog="python -m experiments.outliers", description=(__doc__ or "").splitlines()[0])
     models.add_options(parser)
     parser.add_argument("--threshold", type=_limit, default=6.0, help="magnitude from which an entry counts (default 6)")
     parser.add_argument("--layers", type=_share, default=0.25, help="least share of the layers (default 0.25)")
     parser.add_argument("--positions", type=_share, default=0.06, help="least share of the positions (default 0.06)")
-    parser.add_argument("--seeds", type=models.positive, default=5, help="draws of random features to remove (default 5)")
+    parser.add_argument("--seeds", type=command.positive, default=5, help="draws of random features to remove (default 5)")
     return parser.parse_args(arguments)
 
 
@@ -465,7 +465,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             removals.append({"label": label} | removal(model, kinds, chosen, windows, options.seeds))
 
     about = models.described(source, by_passage) | limits | {"seeds": options.seeds}
-    record = records.plain(records.heading("outliers", about) | {"kinds": found, "removals": removals})
+    record = records.plain(machine.heading("outliers", about) | {"kinds": found, "removals": removals})
     written = records.write(out, record, pictures(record))
     for cells in (kind_cells, feature_cells, removal_cells):
         print(records.table(*cells(record)), end="\n\n")
@@ -473,4 +473,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    models.run_command(main)
+    command.run_command(main)

@@ -29,8 +29,8 @@ import fast
 import reference
 from fast.transformers_traits import is_conv1d
 
-from . import models, numpy_llama, records
-from .models import InputError
+from . import command, machine, models, numpy_llama, records
+from .command import InputError
 
 ENGINES = ("reference", "fast")
 LAYERS = ("attention", "mlp", "all")
@@ -531,14 +531,14 @@ def shown(value: float | None, form: str = "#.4g") -> str:
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Reads the command line."""
-    parser = models.Parser(prog="python -m experiments.perplexity", description=(__doc__ or "").splitlines()[0])
+    parser = command.Parser(prog="python -m experiments.perplexity", description=(__doc__ or "").splitlines()[0])
     models.add_options(parser)
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), metavar="METHOD", help=", ".join(METHODS))
     parser.add_argument("--engine", choices=(*ENGINES, "both"), default="both", help="whose arithmetic (default both)")
     parser.add_argument("--layers", nargs="+", choices=LAYERS, default=["all"], help="linear layers to quantize (default all)")
     parser.add_argument("--thresholds", nargs="+", type=_threshold, default=[6.0], metavar="T", help='numbers or "off" (default 6)')
     parser.add_argument(
-        "--batch", nargs="+", type=models.positive, default=[1], metavar="B", help="windows that go through together (default 1)"
+        "--batch", nargs="+", type=command.positive, default=[1], metavar="B", help="windows that go through together (default 1)"
     )
     parser.add_argument(
         "--outlier-weight",
@@ -593,7 +593,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     }
 
     def record_of(rows: list[dict[str, Any]]) -> dict[str, Any]:
-        return records.plain(records.heading("perplexity", about) | {"engines_differ_by": engine_difference(rows), "rows": rows})
+        return records.plain(machine.heading("perplexity", about) | {"engines_differ_by": engine_difference(rows), "rows": rows})
 
     earlier = records.rows_to_resume(out, about) if options.resume else []
     save = (lambda rows: records.write(out, record_of(rows))) if options.resume else (lambda rows: None)
@@ -608,4 +608,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    models.run_command(main)
+    command.run_command(main)

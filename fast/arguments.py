@@ -89,7 +89,7 @@ def scales(q: Tensor, scale: Any, name: str = "scale") -> Tensor:
 
 
 def axis(value: Any) -> int | None:
-    """Returns `value` if it is None (one slice) or -1 (a slice a row).
+    """Returns `value` if it is None (one slice) or -1 (one slice per row).
 
     Raises:
         ValueError: anything else.

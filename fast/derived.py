@@ -32,7 +32,7 @@ class Derived(Generic[Value]):
         """The function's value for `tensor` as it is now."""
         if tensor.is_inference():  # such a tensor does not count its writes
             return self._function(tensor)
-        capturing = _is_capturing(tensor)
+        capturing = is_capturing(tensor)
         state = (tensor._version, tensor.data_ptr(), tensor.device, tensor.shape, tensor.stride())
         with self._lock:
             kept = self._kept.get(tensor)
@@ -64,5 +64,6 @@ def _captured(kept: _Kept | None) -> _Kept | None:
     return kept if kept is None or kept.captured else kept.before
 
 
-def _is_capturing(tensor: Tensor) -> bool:
+def is_capturing(tensor: Tensor) -> bool:
+    """Whether the tensor's device is recording a CUDA graph."""
     return tensor.is_cuda and torch.cuda.is_current_stream_capturing()

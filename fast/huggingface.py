@@ -110,7 +110,7 @@ class Int8Quantizer(HfQuantizer):
         return not self.pre_quantized and name == "weight" and isinstance(model.get_submodule(layer), Int8Linear)
 
     def param_element_size(self, model: PreTrainedModel, param_name: str, param: Tensor) -> float:
-        """Bytes an entry, for `device_map="auto"`."""
+        """Bytes per entry, for `device_map="auto"`."""
         return 1 if self.param_needs_quantization(model, param_name) else super().param_element_size(model, param_name, param)
 
     def get_quantize_ops(self) -> ConversionOps:
@@ -247,7 +247,7 @@ class _Quantize(ConversionOps):
 
 
 class _Column(ConversionOps):
-    """One number a row, (N,), to a column, (N, 1)."""
+    """One number per row, (N,), to a column, (N, 1)."""
 
     def convert(  # type: ignore[override]
         self, input_dict: dict[str, Any], source_patterns: list[str], target_patterns: list[str], **kwargs: Any
@@ -291,7 +291,7 @@ def save_bitsandbytes(model: PreTrainedModel, folder: str | os.PathLike[str], **
         kwargs: for `save_pretrained`.
 
     Raises:
-        ValueError: bitsandbytes has no counterpart: zeropoint, one scale a tensor, a kept float weight, or the threshold 0.
+        ValueError: bitsandbytes has no counterpart: zeropoint, one scale per tensor, a kept float weight, or the threshold 0.
     """
     ours = declaration(model)
     if ours.layers is not None and any("threshold" in own for own in ours.layers.values()):

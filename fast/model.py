@@ -29,8 +29,8 @@ def quantize_model(
     torch.nn.Linear, subclasses of it that compute the same, and transformers' Conv1D are replaced. What stays as it was, and why,
     is in the summary: it is logged (logger "fast.model", level INFO; WARNING if nothing was quantized) and kept as
     `model.quantization_summary`. Layers are replaced one after another, so that no more than one layer's float and int8 weights
-    exist together. All arguments are checked before the first. If one fails all the same (no memory), each layer is either the
-    float one or the int8 one and the model works; calling again goes on.
+    exist together. All arguments are checked before the first. If a layer still fails (out of memory), every layer is either
+    float or int8, the model works, and calling again resumes.
 
     Models of transformers, inside `model` or around it, are marked as `from_pretrained` marks them, and what `save_pretrained`
     writes of them can be loaded. Each such model gets a config of its own: another that shared it is not affected.
@@ -69,7 +69,7 @@ def quantize_model(
     chosen.clear()
     with _progress_bar(len(pending), progress) as advance:
         while pending:
-            module, names = pending.pop(0)  # so that the float layer goes as soon as the model lets go of it
+            module, names = pending.pop(0)  # so that the float layer is freed as soon as the model drops it
             try:
                 layer = Int8Linear.from_float(module, None, threshold, outlier_weight, quantizer, granularity)
             except Exception as error:

@@ -216,7 +216,9 @@ def _saved(child: nn.Module) -> bytes:
 @pytest.mark.parametrize("way", WAYS)
 def test_training_codes_is_refused_and_says_what_to_do(way):
     model = nn.Sequential(WAYS[way](layer()))
-    with pytest.raises(RuntimeError, match=r"Int8Linear's weight holds int8 codes and stays frozen: only Tensors of floating point.*adapter"):
+    with pytest.raises(
+        RuntimeError, match=r"Int8Linear's weight holds int8 codes and stays frozen: only Tensors of floating point.*adapter"
+    ):
         model.requires_grad_(True)
     assert not model[0].weight.requires_grad
     model.requires_grad_(False)

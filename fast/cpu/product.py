@@ -6,7 +6,8 @@
 
 Without VNNI instructions oneDNN adds two products in 16 bits, which saturate: twice 127 * 255 does not fit (oneDNN's developer
 guide, "Nuances of int8 computations"; pytorch/pytorch#136746). So an int8 route is taken only where the instructions are there and
-the largest codes were multiplied correctly. That oneDNN may be told to ignore instructions (ONEDNN_MAX_CPU_ISA) is why both are asked.
+the largest codes were multiplied correctly. Both checks are needed, because ONEDNN_MAX_CPU_ISA can
+make oneDNN ignore instructions the CPU has.
 """
 
 import threading
@@ -28,7 +29,7 @@ _chosen: ContextVar[str | None] = ContextVar("route", default=None)
 #: A sum of this many products of two codes is at most 2**24 in magnitude, up to which float32 holds every whole number.
 EXACT_K = 2**24 // 128**2
 
-#: Entries of the weight in one piece of the product, for each thread; and the fewest rows of it, since X is reordered for each.
+#: Weight entries per thread in one piece of the product, and the minimum number of rows: oneDNN reorders X for each piece.
 PIECE, LEAST_ROWS = 2**22, 512
 
 
@@ -50,19 +51,20 @@ def route(name: str) -> Iterator[None]:
 
 def chosen_route() -> str:
     """The route that products take here."""
-    return _chosen.get() or _best_route()
+    return _chosen.get() or best_route()
 
 
 @cache
-def _best_route() -> str:
+def best_route() -> str:
     """The fastest exact route of this processor: looked for at the first product, not at import."""
-    if not (_has("vnni") and is_exact("int8")):
+    if not (has_instructions("vnni") and is_exact("int8")):
         return "float32"
     # Without AMX packing loses for one row and gains little for many: not worth a second copy of every weight.
-    return "packed" if _has("amx_tile") and is_exact("packed") else "int8"
+    return "packed" if has_instructions("amx_tile") and is_exact("packed") else "int8"
 
 
-def _has(instructions: str) -> bool:
+def has_instructions(instructions: str) -> bool:
+    """Whether the processor has these instructions, by Torch's name of them."""
     supported = getattr(torch.cpu, f"_is_{instructions}_supported", None)
     return supported is not None and supported()
 
@@ -97,7 +99,7 @@ def layer_product(codes: Tensor, weight: Tensor, dtype: torch.dtype, columns: Te
         (M, N) of `dtype`, contiguous; weight[:, columns], or None.
     """
     if dtype == torch.float32 and chosen_route() == "packed" and codes.numel() and weight.numel():
-        packed = _packing_of(weight).of(weight)
+        packed = packing_of(weight).of(weight)
         if packed is not None:
             return _by_packed(codes, packed), None if columns is None else weight.index_select(1, columns)
     return _product(codes, weight, dtype, columns)
@@ -144,7 +146,7 @@ def _by_float32(b: Tensor, a: Tensor) -> Tensor:
 
 
 def _standard(codes: Tensor) -> Tensor:
-    """Contiguous, a row K apart from the next even where there is no next: Torch leaves that stride open, and oneDNN reads it
+    """Contiguous, with row stride K even for a single row: Torch leaves that stride open, and oneDNN reads it
     (pytorch/pytorch#195066)."""
     codes = codes.contiguous()
     return codes if codes.stride(0) == codes.shape[1] else codes.view(-1).view(codes.shape)
@@ -176,18 +178,18 @@ class _Packing:
     def __init__(self, _: Tensor) -> None:
         self._lock = threading.Lock()
         self._asked = False
-        self._packed: Tensor | None = None
+        self.packed: Tensor | None = None
 
     def of(self, codes: Tensor) -> Tensor | None:
         """The packed copy of `codes`, the tensor that this was derived from; None at the first call."""
         with self._lock:
-            if self._packed is None and self._asked:
-                self._packed = pack(codes)
+            if self.packed is None and self._asked:
+                self.packed = pack(codes)
             self._asked = True
-            return self._packed
+            return self.packed
 
 
-_packing_of = Derived(_Packing)
+packing_of = Derived(_Packing)
 
 
 def corrected(acc: Tensor, codes: Tensor, zero_point: Tensor, weight: QuantizedWeight) -> Tensor:
