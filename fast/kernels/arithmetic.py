@@ -84,6 +84,20 @@ def parameters(above, below, ZEROPOINT: tl.constexpr):
 
 
 @triton.jit
+def weight_scale(stored, FROM_ABSMAX: tl.constexpr):
+    """The scales of rows of W from what a layer keeps of them: the scales themselves, or the largest magnitudes, as `parameters` does.
+
+    Derived in every launch: what a host remembers of another tensor may be out of date, also in a captured CUDA graph.
+    """
+    if FROM_ABSMAX:
+        usable = (stored >= ZERO_SLICE) & (stored < float("inf"))
+        scale = tl.math.div_rn(tl.where(usable, stored, 1.0), INT8_MAX)
+        return tl.where(usable, scale, tl.where(stored < ZERO_SLICE, 0.0, float("nan")))
+    else:
+        return stored
+
+
+@triton.jit
 def encode(x, inverse, zero_point, ZEROPOINT: tl.constexpr):
     """int8 codes of x; inverse and zero_point broadcast against it."""
     # --8<-- [start:encode]

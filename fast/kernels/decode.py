@@ -20,7 +20,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..weights import QuantizedWeight
-from .arithmetic import NO_FUSION, encode, magnitudes, parameters, rounded
+from .arithmetic import NO_FUSION, encode, magnitudes, parameters, rounded, weight_scale
 from .configurations import Decode, architecture, decode_configuration
 from .operands import aligned
 from .product import WIDE_FROM, corrected, from_code_units, outlier_product
@@ -38,7 +38,6 @@ def decode_kernel(
     bias,
     scale_w,
     zero_w,
-    sum_w,
     limit,
     M,
     N,
@@ -52,6 +51,7 @@ def decode_kernel(
     each_w,
     DETECT: tl.constexpr,
     PER_ROW: tl.constexpr,
+    FROM_ABSMAX: tl.constexpr,
     WIDE: tl.constexpr,
     ROWS: tl.constexpr,
     TILE_M: tl.constexpr,
@@ -67,9 +67,10 @@ def decode_kernel(
     float_weight: (N, K) of a floating dtype, by stride_fn, stride_fk; None takes the outlier weights from w.
     bias: (N,) of a floating dtype, or None.
     scale_w: float32, one a row (each_w is 1) or one in all (0).
-    zero_w: int32, as scale_w; None for absmax. sum_w: (N,) int32, the sums of the rows of w; None for absmax.
+    zero_w: int32, as scale_w; None for absmax.
     limit: float32, not negative, used where DETECT.
-    PER_ROW: one scale a row of X, else one in all. WIDE: the zeropoint correction needs 64 bits.
+    PER_ROW: one scale per row of X, else one in all. FROM_ABSMAX: scale_w are the largest magnitudes, as in `weight_scale`.
+    WIDE: the zeropoint correction needs 64 bits.
     """
     ZEROPOINT: tl.constexpr = zero_w is not None
     rows = tl.arange(0, ROWS)
@@ -104,12 +105,15 @@ def decode_kernel(
     tile_rows = tl.arange(0, TILE_M)
     tile_live = tile_rows < M
     tile_x = x + tile_rows.to(tl.int64)[:, None] * stride_xm
-    sw = tl.load(scale_w + columns * each_w)
+    sw = weight_scale(tl.load(scale_w + columns * each_w), FROM_ABSMAX)
     zw = tl.load(zero_w + columns * each_w) if ZEROPOINT else None
     b = w + columns[:, None] * stride_wn + ks.to(tl.int64)[None, :] * stride_wk
     acc = tl.zeros((TILE_M, BLOCK_N), tl.int32)
     part = tl.zeros((TILE_M, BLOCK_N), tl.float32)
     sum_x = tl.zeros((TILE_M, BLOCK_K), tl.int32)
+    # The sums of W's rows, as a product with ones, in every row alike: the blocks of W are at hand, and the matrix unit is idle.
+    ones = tl.full((TILE_M, BLOCK_K), 1, tl.int8)
+    sums_w = tl.zeros((TILE_M, BLOCK_N), tl.int32)
     for k in range(0, K, BLOCK_K):
         in_k = k + ks < K
         inside = tile_live[:, None] & in_k[None, :]
@@ -123,6 +127,7 @@ def decode_kernel(
         code = encode(regular, inverse[:, None], zx[:, None], ZEROPOINT)
         if ZEROPOINT:
             sum_x += tl.where(inside, code.to(tl.int32), 0)
+            sums_w = tl.dot(ones, b_block.T, sums_w, out_dtype=tl.int32)
         acc = tl.dot(code, b_block.T, acc, out_dtype=tl.int32)
         if DETECT:  # noqa: SIM102 (the compiler makes this test, the program the next)
             if tl.max(outlier.to(tl.int32), axis=0) > 0:
@@ -136,7 +141,7 @@ def decode_kernel(
 
     if ZEROPOINT:
         x_sum = tl.sum(sum_x, axis=1)
-        acc = corrected(acc, zx[:, None], zw[None, :], x_sum[:, None], tl.load(sum_w + columns)[None, :], K, WIDE)  # type: ignore[index]
+        acc = corrected(acc, zx[:, None], zw[None, :], x_sum[:, None], sums_w, K, WIDE)  # type: ignore[index]
     result = (acc.to(tl.float32) * sx[:, None]) * sw[None, :]
     if DETECT:
         result += part if float_weight is not None else from_code_units(part, sw)
@@ -178,9 +183,8 @@ def decode_linear(
             y,
             float_weight,
             bias,
-            weight.scale,
+            weight.stored_scale,
             weight.zero_point,
-            weight.code_sum,
             0.0 if limit is None else limit,
             m,
             n,
@@ -191,9 +195,10 @@ def decode_linear(
             weight.codes.stride(1),
             0 if float_weight is None else float_weight.stride(0),
             0 if float_weight is None else float_weight.stride(1),
-            int(weight.scale.numel() > 1),
+            int(weight.stored_scale.numel() > 1),
             DETECT=limit is not None,
             PER_ROW=per_row,
+            FROM_ABSMAX=weight.absmax is not None,
             WIDE=weight.zero_point is not None and k >= WIDE_FROM,
             ROWS=rows,
             TILE_M=config.tile_m,

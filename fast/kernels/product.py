@@ -26,7 +26,7 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from ..weights import QuantizedWeight
-from .arithmetic import INTERPRETED, NO_FUSION, rounded
+from .arithmetic import INTERPRETED, NO_FUSION, rounded, weight_scale
 from .configurations import Product, architecture, product_configuration
 from .operands import aligned, sixteen_bits
 from .outliers import Outliers
@@ -68,6 +68,7 @@ def product_kernel(
     each_x,
     each_w,
     capacity,
+    FROM_ABSMAX: tl.constexpr,
     WIDE: tl.constexpr,
     EVEN_K: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -91,6 +92,7 @@ def product_kernel(
     scale_x, scale_w: float32, one a row (each_x, each_w are 1) or one in all (0).
     zero_x, zero_w: int32, as the scales; None for absmax.
     sum_x, sum_w: (M,), (N,) int32, sums of the rows of codes; None for absmax.
+    FROM_ABSMAX: scale_w are the largest magnitudes, as in `weight_scale`.
     WIDE: the zeropoint correction needs 64 bits.
     EVEN_K: BLOCK_K divides K, so the int8 loop needs no mask.
     """
@@ -141,7 +143,7 @@ def product_kernel(
         tl.store(target, acc, mask=in_m[:, None] & in_n[None, :])
     else:
         sx = tl.load(scale_x + rows * each_x, mask=in_m, other=0.0)
-        sw = tl.load(scale_w + columns * each_w, mask=in_n, other=0.0)
+        sw = weight_scale(tl.load(scale_w + columns * each_w, mask=in_n, other=0.0), FROM_ABSMAX)
         zw = tl.load(zero_w + columns * each_w, mask=in_n, other=0) if zero_w is not None else None
         if zero_x is not None:
             zx = tl.load(zero_x + rows * each_x, mask=in_m, other=0)
@@ -295,11 +297,11 @@ def launch_product(
             None if outliers is None else outliers.x,
             None if outliers is None else outliers.w,
             scale,
-            None if weight is None else weight.scale,
+            None if weight is None else weight.stored_scale,
             zero_point,
             None if weight is None else weight.zero_point,
             code_sum,
-            None if weight is None else weight.code_sum,
+            None if weight is None or weight.zero_point is None else weight.codes.sum(-1, dtype=torch.int32),
             m,
             n,
             k,
@@ -312,8 +314,9 @@ def launch_product(
             0 if float_weight is None else float_weight.stride(0),
             0 if float_weight is None else float_weight.stride(1),
             0 if scale is None else int(scale.numel() > 1),
-            0 if weight is None else int(weight.scale.numel() > 1),
+            0 if weight is None else int(weight.stored_scale.numel() > 1),
             0 if outliers is None or outliers.x is None else outliers.x.shape[1],
+            FROM_ABSMAX=weight is not None and weight.absmax is not None,
             WIDE=wide,
             EVEN_K=k % config.block_k == 0,
             BLOCK_M=config.block_m,
