@@ -98,7 +98,8 @@ def layer_product(a: Tensor, b: Tensor, dtype: torch.dtype, columns: Tensor | No
     # b is the left factor since oneDNN reorders its right operand at every call, so the smaller one, X, goes there; transposing
     # the result costs less.
     if n <= rows:
-        sums = multiply(b, right).T.to(dtype, memory_format=torch.contiguous_format)
+        sums = multiply(b, right).T
+        sums = sums.contiguous() if dtype == torch.int32 else sums.to(dtype, memory_format=torch.contiguous_format)
         return sums, None if columns is None else b.index_select(1, columns)
     sums = a.new_empty(m, n, dtype=dtype)
     gathered = []
