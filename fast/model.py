@@ -91,6 +91,13 @@ def _check(model: nn.Module, skip: Sequence[str] | None) -> None:
         raise TypeError(f"skip must be a sequence of names, got the string {skip!r}; write ({skip!r},)")
 
 
+def _skipped(model: nn.Module, skip: Sequence[str] | None) -> Callable[[str], bool | str]:
+    if skip is not None:
+        return named_in(skip)
+    left_alone = heads(model)
+    return lambda name: "an output head; write skip=() to quantize it, too" if name in left_alone else False
+
+
 def _replace_layers(
     model: nn.Module, pending: list[tuple[nn.Module, list[str]]], settings: tuple, summary: Summary, advance: Callable[[], object]
 ) -> nn.Module:
@@ -124,13 +131,6 @@ def _replace_layers(
                 setattr(model.get_submodule(parent), last, layer)
         advance()
     return model
-
-
-def _skipped(model: nn.Module, skip: Sequence[str] | None) -> Callable[[str], bool | str]:
-    if skip is not None:
-        return named_in(skip)
-    left_alone = heads(model)
-    return lambda name: "an output head; write skip=() to quantize it, too" if name in left_alone else False
 
 
 @contextmanager
