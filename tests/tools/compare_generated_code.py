@@ -107,7 +107,7 @@ def version(name: str, architectures: list[str], jobs: int) -> Version:
         environment = os.environ | {"PYTHONPATH": str(checkout), "TRITON_CACHE_DIR": f"{folder}/cache"}
         environment.pop("TRITON_INTERPRET", None)
         file = Path(folder) / "version.json"
-        command = [sys.executable, "-P", __file__, ".", "--here", "--save", file, "--jobs", str(jobs)]
+        command = [sys.executable, "-P", __file__, ".", "--here", "--save", str(file), "--jobs", str(jobs)]
         command += [f"--arch={arch}" for arch in architectures]
         subprocess.run(command, cwd=checkout, env=environment, check=True)
         return json.loads(file.read_text())
