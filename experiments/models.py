@@ -246,15 +246,15 @@ def device_of(model: torch.nn.Module) -> torch.device:
     return next(model.parameters()).device
 
 
-def tiny_llama(seed: int = 0) -> torch.nn.Module:
-    """A random Llama of two narrow blocks whose tokens are bytes, for a rehearsal and for tests."""
+def tiny_llama(seed: int = 0, blocks: int = 1) -> torch.nn.Module:
+    """A random Llama of a few narrow blocks whose tokens are bytes, for a rehearsal and for tests."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(seed)
     sizes: dict[str, Any] = {
         "hidden_size": 32,
         "intermediate_size": 48,
-        "num_hidden_layers": 2,
+        "num_hidden_layers": blocks,
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
     }

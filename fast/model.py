@@ -68,26 +68,7 @@ def quantize_model(
     pending = [(module, names) for module, names in chosen.items()]
     chosen.clear()
     with _progress_bar(len(pending), progress) as advance:
-        while pending:
-            module, names = pending.pop(0)  # so that the float layer is freed as soon as the model drops it
-            try:
-                layer = Int8Linear.from_float(module, None, threshold, outlier_weight, quantizer, granularity)
-            except Exception as error:
-                done = len(summary.quantized)
-                error.add_note(
-                    f"quantize_model stopped at {names[0]}: {done} of {done + 1 + len(pending)} layers are int8, the others still float; "
-                    "the model works as it is, and calling again goes on"
-                )
-                raise
-            layer.train(module.training)
-            summary.quantized[names[0]] = (size_of(module), size_of(layer))
-            for name in names:
-                if name == "":
-                    model = layer
-                else:
-                    parent, _, last = name.rpartition(".")
-                    setattr(model.get_submodule(parent), last, layer)
-            advance()
+        model = _replace_layers(model, pending, (threshold, outlier_weight, quantizer, granularity), summary, advance)
 
     summary.bytes_after = size_of(model)
     model.quantization_summary = summary  # type: ignore[assignment]
@@ -107,6 +88,41 @@ def _skipped(model: nn.Module, skip: Sequence[str] | None) -> Callable[[str], bo
         return named_in(skip)
     left_alone = heads(model)
     return lambda name: "an output head; write skip=() to quantize it, too" if name in left_alone else False
+
+
+def _replace_layers(
+    model: nn.Module, pending: list[tuple[nn.Module, list[str]]], settings: tuple, summary: Summary, advance: Callable[[], object]
+) -> nn.Module:
+    """Replaces each of the `pending` modules under all of its names, and returns the model, which may be one of them.
+
+    Args:
+        model: to replace them in.
+        pending: float layers and their names; emptied, so that each float layer is freed as soon as the model drops it.
+        settings: what `Int8Linear.from_float` takes after weight and bias.
+        summary: its `quantized` is filled in.
+        advance: called after each layer.
+    """
+    while pending:
+        module, names = pending.pop(0)
+        try:
+            layer = Int8Linear.from_float(module, None, *settings)
+        except Exception as error:
+            done = len(summary.quantized)
+            error.add_note(
+                f"quantize_model stopped at {names[0]}: {done} of {done + 1 + len(pending)} layers are int8, the others still float; "
+                "the model works as it is, and calling again goes on"
+            )
+            raise
+        layer.train(module.training)
+        summary.quantized[names[0]] = (size_of(module), size_of(layer))
+        for name in names:
+            if name == "":
+                model = layer
+            else:
+                parent, _, last = name.rpartition(".")
+                setattr(model.get_submodule(parent), last, layer)
+        advance()
+    return model
 
 
 @contextmanager
