@@ -240,7 +240,7 @@ def test_every_control_has_a_name(playground):
 
 def test_the_browser_gets_the_sources_of_this_repository_unmodified():
     served = [path for path in (browser.SITE / "playground").rglob("*.py") if path.name != "play.py"]
-    assert {path.parent.name for path in served} == {"reference", "tutorials"}
+    assert {path.parent.name for path in served} == {"reference", "tutorials", "checks"}
     for path in served:
         assert path.read_bytes() == (ROOT / path.relative_to(browser.SITE / "playground")).read_bytes()
 
