@@ -69,8 +69,10 @@ def product_kernel(a, b, y, scale_a, scale_b, M, N, K, stride_a, stride_b, BLOCK
     acc = tl.zeros((BLOCK, BLOCK), tl.float32 if HOW == "float32" else tl.int32)
     for k in range(0, BLOCK_K if HOW == "first block" else K, BLOCK_K):
         ks = k + tl.arange(0, BLOCK_K)[None, :]
-        left = tl.load(a + rows[:, None] * stride_a + ks, mask=in_m[:, None] & (ks < end), other=0)
-        right = tl.load(b + columns[:, None] * stride_b + ks, mask=in_n[:, None] & (ks < end), other=0)
+        of_a = (in_m if HOW != "rows of a" else rows >= 0)[:, None] & (ks < end)
+        of_b = (in_n if HOW != "rows of b" else columns >= 0)[:, None] & (ks < end)
+        left = tl.load(a + rows[:, None] * stride_a + ks, mask=of_a, other=0)
+        right = tl.load(b + columns[:, None] * stride_b + ks, mask=of_b, other=0)
         if HOW == "float32":
             acc += tl.dot(left.to(tl.float32), right.to(tl.float32).T)
         elif HOW == "last block":
@@ -79,10 +81,10 @@ def product_kernel(a, b, y, scale_a, scale_b, M, N, K, stride_a, stride_b, BLOCK
             acc = tl.dot(left, right.T, acc, out_dtype=tl.int32)
         if HOW == "int16":
             acc = acc.to(tl.int16).to(tl.int32)
-    sa = tl.load(scale_a + rows, mask=in_m, other=0.0)
-    sb = tl.load(scale_b + columns, mask=in_n, other=0.0)
+    sa = tl.load(scale_a + rows) if HOW == "no mask on scale_a" else tl.load(scale_a + rows, mask=in_m, other=0.0)
+    sb = tl.load(scale_b + columns) if HOW == "no mask on scale_b" else tl.load(scale_b + columns, mask=in_n, other=0.0)
     if HOW == "scales swapped":
-        sa = tl.load(scale_b + rows, mask=in_n if BLOCK < 0 else rows < N, other=0.0)
+        sa = tl.load(scale_b + rows, mask=rows < N, other=0.0)
         sb = tl.load(scale_a + columns, mask=columns < M, other=0.0)
     result = acc.to(tl.float32)
     if HOW != "no epilogue" and HOW != "no scale_a":
@@ -129,6 +131,10 @@ PRODUCT = {
     "masked by rows": (r"program \(0, 0\) stores offset 1 of y, a buffer of 1, line \d+", "the store of y writes beyond column N"),
     "masked by columns": (r"program \(0, 0\) stores offset 1 of y, a buffer of 1, line \d+", "the store of y writes beyond row M"),
     "stride M": (r"program \(0, 0\) stores offset 2 of y, a buffer of 2, line \d+", "rows of y are N apart"),
+    "rows of a": (r"program \(0, 0\) loads offset \d+ of a, a buffer of \d+, line \d+", "the load of a reads beyond row M"),
+    "rows of b": (r"program \(0, 0\) loads offset \d+ of b, a buffer of \d+, line \d+", "the load of b reads beyond row N"),
+    "no mask on scale_a": (r"program \(0, 0\) loads offset 1 of scale_a, a buffer of 1", "the load of scale_a reads beyond row M"),
+    "no mask on scale_b": (r"program \(0, 0\) loads offset 1 of scale_b, a buffer of 1", "the load of scale_b reads beyond row N"),
     "float32": ("y: got", "the accumulator is float32"),
     "int16": ("y: got", "the accumulator is int16"),
     "scales swapped": ("y: got", "scale_a belongs to the rows of y"),

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from .engine import Stopped
+from .engine import OutOfBounds, Stopped
 
 SENTINEL_CODE, SENTINEL_SCALE = -99, -99.0
 DEVICE = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"
@@ -92,13 +92,16 @@ class Memory:
         """Runs the kernel.
 
         Raises:
-            Stopped: it loaded or stored outside of its buffers, or raised in one of its lines.
+            OutOfBounds: it loaded or stored outside of its buffers.
+            Stopped: it raised in one of its lines.
         """
         with self._watched(len(grid)) if DEVICE == "cpu" else contextlib.nullcontext():
             kernel[grid](*arguments, **options)
         for buffer in self.buffers:
             if (buffer.whole[buffer.tensor.numel() :] != SENTINEL_CODE).any():
-                raise Stopped(f"the kernel stores beyond the end of {buffer.name}, a buffer of {buffer.tensor.numel()}")
+                raise OutOfBounds(
+                    f"stores {buffer.name}", f"the kernel stores beyond the end of {buffer.name}, a buffer of {buffer.tensor.numel()}"
+                )
 
     @contextlib.contextmanager
     def _watched(self, axes: int) -> Iterator[None]:
@@ -128,7 +131,7 @@ class Memory:
         for buffer in self.buffers:
             inside = (lanes >= buffer.start) & (lanes + size <= buffer.end)
             if stores and not buffer.writable and inside.any():
-                raise Stopped(f"{_program(axes)} stores into {buffer.name}, an input, {_line()}")
+                raise OutOfBounds(f"stores {buffer.name}", f"{_program(axes)} stores into {buffer.name}, an input, {_line()}")
             within |= inside
         if within.all():
             return
@@ -138,7 +141,7 @@ class Memory:
         does = "stores" if stores else "loads"
         advice = f"a mask is missing or too wide, or the offset is not that of {buffer.name}"
         where = f"offset {offset} of {buffer.name}, a buffer of {buffer.tensor.numel()}"
-        raise Stopped(f"{_program(axes)} {does} {where}, {_line()}\n  ({advice})")
+        raise OutOfBounds(f"{does} {buffer.name}", f"{_program(axes)} {does} {where}, {_line()}\n  ({advice})")
 
 
 class _Watch:
