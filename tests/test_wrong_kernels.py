@@ -12,6 +12,7 @@ import torch
 
 triton, tl = map(pytest.importorskip, ("triton", "triton.language"))
 
+import fast.kernels  # noqa: F401, which makes up for what Triton 3.6's interpreter lacks, as it does in the notebooks
 from tutorials.checks import kernel_checks, launches
 from tutorials.checks.engine import Stopped
 
