@@ -5,6 +5,9 @@ Every kernel here is one of two with a switch, since Triton reads a kernel's sou
 
 import os
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -236,3 +239,44 @@ def test_the_interpreter_is_as_it_was_after_a_launch_that_was_stopped():
     with pytest.raises(Stopped):
         launch(8)
     assert interpreter._interpreter is before
+
+
+# Launches of a reader's own, without a checker
+
+
+OUTSIDE = """
+import os
+
+os.environ["TRITON_INTERPRET"] = "1"
+import torch, triton, triton.language as tl
+from tutorials.checks import kernel_checks
+
+kernel_checks.guard_every_launch()
+kernel_checks.guard_every_launch()  # once more changes nothing
+
+@triton.jit
+def copy(x, y, first, count: tl.constexpr):
+    offsets = first + tl.arange(0, count)
+    tl.store(y + offsets, tl.load(x + offsets))
+
+x, y = torch.arange(12, dtype=torch.int32)[4:], torch.zeros(12, dtype=torch.int32)
+copy[(1,)](x, y, 0, 8)
+print(y.tolist())
+for first in (1, 1 << 28):
+    try:
+        copy[(1,)](x, y, first, 8)
+    except Exception as error:
+        print(type(error).__name__, str(error).split("\\n")[0])
+"""
+
+
+def test_a_launch_without_a_checker_cannot_end_the_process_either(tmp_path):
+    script = tmp_path / "own.py"
+    script.write_text(OUTSIDE)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(launches.__file__).parents[2]), os.environ.get("PYTHONPATH", "")])}
+    run = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, env=environment, check=True)
+    lines = run.stdout.split("\n")
+    assert lines[0] == "[4, 5, 6, 7, 8, 9, 10, 11, 0, 0, 0, 0]"
+    where = r"line 14: tl\.store\(y \+ offsets, tl\.load"
+    assert re.match(rf"OutOfBounds program 0 loads offset 8 of x, a buffer of 8, {where}", lines[1]), lines[1]
+    assert re.match(rf"OutOfBounds program 0 loads offset \d+ of [xy], a buffer of \d+, {where}", lines[2]), lines[2]
