@@ -594,10 +594,8 @@ def test_nothing_beside_its_tensors_is_touched(name, at, shape):
         assert_same(chosen.int8_matmul(codes, codes), codes.int() @ codes.int().T)
 
 
-SANITIZED = [name for name in HERE if native_driver.sanitized(name)] if sys.platform == "linux" else []
-
-
-@pytest.mark.parametrize("name", SANITIZED)
+@pytest.mark.skipif(sys.platform != "linux", reason="the driver is a program for Linux")
+@engines
 def test_sanitizers_find_nothing(name, threads):
     checked, ours = native_driver.sanitized(name), engine.forced(name)
     threads(2)
