@@ -174,7 +174,7 @@ class Int8Linear(HoldsCodes, nn.Linear):
         if kept is not None:
             return kept
         assert self.weight_absmax is not None
-        return absmax_scale(self.weight_absmax)
+        return absmax_scale(self.weight_absmax)  # type: ignore[arg-type]
 
     def _set(self, name: str, value: Tensor | None) -> None:
         setattr(self, name, None if value is None else nn.Parameter(value, requires_grad=False))
