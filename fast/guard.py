@@ -62,6 +62,9 @@ class Frozen:
         return Frozen, ()  # the module that holds the parameter freezes it anew
 
 
+torch.serialization.add_safe_globals([Frozen])  # for parameters that are saved as such, not as a state dict
+
+
 class GuardedCodes(Tensor):
     """Codes that a parent module reads: shapes, views and moves work; what would compute with them as floats raises."""
 

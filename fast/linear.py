@@ -173,9 +173,8 @@ class Int8Linear(HoldsCodes, nn.Linear):
         kept = self._parameters["weight_scale"]
         if kept is not None:
             return kept
-        absmax = self._parameters["weight_absmax"]
-        assert absmax is not None
-        return absmax_scale(absmax)
+        assert self.weight_absmax is not None
+        return absmax_scale(self.weight_absmax)  # type: ignore[arg-type]
 
     def _set(self, name: str, value: Tensor | None) -> None:
         setattr(self, name, None if value is None else nn.Parameter(value, requires_grad=False))
