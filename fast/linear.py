@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from . import arguments, bitsandbytes_checkpoint
+from .adapters import Adaptable
 from .operators import int8_linear
 from .transformers_traits import initialized, is_conv1d
 from .weights import QuantizedWeight, absmax_scale, absolute_maximum
@@ -19,7 +20,7 @@ STORED = ("weight", *SCALES, "weight_zero_point")
 
 
 @initialized
-class Int8Linear(nn.Linear):
+class Int8Linear(Adaptable, nn.Linear):
     """A linear layer whose weight is held in int8. Make one with `Int8Linear.from_float`, or load a state dict into an empty one.
 
     It keeps 1 byte a weight and 4 bytes a row, and 2 or 4 more bytes a weight with `outlier_weight="float"`. The weight is

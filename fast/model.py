@@ -103,3 +103,29 @@ def _progress_bar(total: int, progress: bool | None) -> Iterator[Callable[[], ob
     # tqdm's None: only where stderr is a terminal.
     with tqdm(total=total, desc="quantizing", unit="layer", disable=None if progress is None else not progress) as bar:
         yield bar.update
+
+
+def dequantize_model(model: nn.Module) -> nn.Module:
+    """Replaces each `Int8Linear` of `model` by a torch.nn.Linear with the weight that its codes stand for, in place.
+
+    Rounding is not undone: the float model has the weights that the int8 model computed with. A model of transformers has the method
+    `dequantize`, which calls this and takes the quantization out of its config.
+
+    Args:
+        model: any module; a bare `Int8Linear` is replaced and returned.
+
+    Returns:
+        The same model.
+    """
+    made: dict[nn.Module, nn.Linear] = {}
+    for name, module in list(model.named_modules(remove_duplicate=False)):
+        if not isinstance(module, Int8Linear):
+            continue
+        if module not in made:
+            made[module] = module.dequantize()
+        layer = made[module]
+        if name == "":
+            return layer
+        parent, _, last = name.rpartition(".")
+        setattr(model.get_submodule(parent), last, layer)
+    return model

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from torch import Tensor, nn
 
 from . import arguments
+from .adapters import parts_of_adapters
 from .linear import Int8Linear
 from .transformers_traits import is_conv1d, tied_names
 
@@ -60,6 +61,7 @@ def choose_layers(model: nn.Module, skipped: Callable[[str], bool], summary: Sum
         for name, parameter in module.named_parameters(recurse=False):
             owners.setdefault(id(parameter), []).append(f"{owner}.{name}".lstrip("."))
     twins = tied_names(model)
+    adapters = parts_of_adapters(model)
     readers = [name for name, module in model.named_modules() if isinstance(module, READS_WEIGHTS)]
 
     chosen: dict[nn.Module, list[str]] = {}
@@ -76,8 +78,12 @@ def choose_layers(model: nn.Module, skipped: Callable[[str], bool], summary: Sum
         tied = [owner for owner in owners[id(weight)] if owner != f"{name}.weight".lstrip(".")] if module not in chosen else []
         if weight.is_meta and f"{name}.weight" in twins:
             tied.append(twins[f"{name}.weight"])
-        if skipped(name):
+        if name in adapters:
+            reason = "part of an adapter"
+        elif skipped(name):
             reason = "named in skip"
+        elif is_conv1d(module) and name.endswith(".base_layer"):
+            reason = "an adapter was made for its layout (K, N); quantize the model first, then add adapters"
         elif type(module) is not nn.Linear and not is_conv1d(module):
             reason = f"{type(module).__name__} is a linear layer of its own kind"
         elif any(name.startswith(reader + ".") or reader == "" for reader in readers):
