@@ -71,7 +71,6 @@ def quantize_model(
                     "the model works as it is, and calling again goes on"
                 )
                 raise
-            layer.train(module.training)
             summary.quantized[names[0]] = (size_of(module), size_of(layer))
             for name in names:
                 if name == "":

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
-from . import arguments
+from . import arguments, attachments
 from .adapters import parts_of_adapters
 from .linear import Int8Linear
 from .transformers_traits import is_conv1d, tied_names
@@ -92,6 +92,8 @@ def choose_layers(model: nn.Module, skipped: Callable[[str], bool], summary: Sum
             reason = f"its weight is {weight.dtype}"
         elif tied:
             reason = f"its weight is also {tied[0]}"
+        elif hanging := attachments.obstacle(module):
+            reason = hanging
         else:
             chosen.setdefault(module, []).append(name)
             continue

@@ -64,7 +64,7 @@ ALL_TUNERS: dict[str, Callable[[], peft.PeftConfig]] = {
     "ROAD": lambda: PEFT_TYPE_TO_CONFIG_MAPPING["ROAD"](group_size=8, init_weights=False, **TWO),
     "SHIRA": lambda: PEFT_TYPE_TO_CONFIG_MAPPING["SHIRA"](r=4, init_weights=False, **TWO),
     "SUPERTUNING": lambda: PEFT_TYPE_TO_CONFIG_MAPPING["SUPERTUNING"](r=4, init_weights=False, **TWO),
-    "TINYLORA": lambda: PEFT_TYPE_TO_CONFIG_MAPPING["TINYLORA"](init_weights=False, **TWO),
+    "TINYLORA": lambda: PEFT_TYPE_TO_CONFIG_MAPPING["TINYLORA"](**TWO),
     "UNILORA": lambda: PEFT_TYPE_TO_CONFIG_MAPPING["UNILORA"](r=4, init_weights=False, **TWO),
     "VBLORA": lambda: peft.VBLoRAConfig(vector_length=8, num_vectors=16, topk=2, **TWO),
     "VERA": lambda: peft.VeraConfig(r=4, init_weights=False, **TWO),
