@@ -43,7 +43,14 @@ class Adaptable(nn.Module):
             raise AttributeError("weight")
         if torch.compiler.is_compiling() or not is_peft(sys._getframe(1).f_globals.get("__name__", "")):
             return self._parameters["weight"]  # type: ignore[return-value]
-        return nn.Parameter(self.dequantized_weight(), requires_grad=False)
+        read = nn.Parameter(self.dequantized_weight(), requires_grad=False)
+        read.codes = self._parameters["weight"]  # type: ignore[attr-defined]
+        return read
+
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        """As torch.nn.Module's; but a weight that PEFT has read here, and puts back, leaves the codes as they are."""
+        if name != "weight" or getattr(param, "codes", None) is None or param.codes is not self._parameters.get("weight"):  # type: ignore[union-attr]
+            super().register_parameter(name, param)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)

@@ -78,11 +78,11 @@ OTHERS = {
 }  # fmt: skip
 
 #: What PEFT itself does not merge, and what it cannot take apart again.
-UNMERGEABLE = {"BEFT": "no bias", "LILY": "not supported for Lily", "LORA, aLoRA": "aLoRA"}
+UNMERGEABLE = {"LILY": "not supported for Lily", "LORA, aLoRA": "aLoRA"}
 KEPT_MERGED = {"OSF"}
 
 #: What multiplies the weight by a matrix or by factors, instead of adding to it.
-ROTATIONS = {"BOFT", "HRA", "IA3", "OFT", "ROAD", "MISS, bat"}
+FACTORS = {"BOFT": 4, "HRA": 4, "IA3": 100, "OFT": 4, "ROAD": 4, "MISS, bat": 4}
 
 #: What PEFT itself refuses, by the name of the layer.
 REFUSED = {"GLORA": "Int8Linear.* is not a plain torch.nn.Linear"}
@@ -194,7 +194,7 @@ def test_an_adapter_learns_what_it_does_on_the_float_model(tuner):
 @pytest.mark.parametrize("tuner", TUNERS)
 def test_merging_quantizes_the_merged_weight(tuner, safe):
     model = int8_model()
-    ours, theirs = adapted(model, tuner), adapted(float_twin(model), tuner)
+    theirs, ours = adapted(float_twin(model), tuner), adapted(model, tuner)
     before = {name: p.clone() for name, p in ours.named_parameters()}
     if tuner in UNMERGEABLE:
         for side in (ours, theirs):
@@ -203,19 +203,27 @@ def test_merging_quantizes_the_merged_weight(tuner, safe):
         for name, p in ours.named_parameters():
             assert torch.equal(p, before[name])
         return
+    scales = scales_of(ours)
     ours, theirs = ours.merge_and_unload(safe_merge=safe), theirs.merge_and_unload(safe_merge=safe)
-    assert_merged(ours, theirs, 1 if _requantized(tuner) == 0 else 4)
+    assert_merged(ours, theirs, scales if _requantized(tuner) else {})
 
 
-def assert_merged(ours: nn.Module, theirs: nn.Module, steps: float = 1) -> None:
-    """Each weight is within half a step of the float model's, and those that were not adapted are as they were."""
+def scales_of(model: nn.Module) -> dict[str, Tensor]:
+    return {name: layer.weight_scale.clone() for name, layer in base_layers(model).items() if isinstance(layer, Int8Linear)}
+
+
+def assert_merged(ours: nn.Module, theirs: nn.Module, before: dict[str, Tensor] | None = None) -> None:
+    """Each weight is within half a step of the float model's, and those that were not adapted are as they were.
+
+    before: the scales of a model whose weight was quantized anew when its adapter was set up: half a step of these is to be added.
+    """
     expected, changed = base_layers(theirs), 0
     for name, layer in base_layers(ours).items():
         if not isinstance(layer, Int8Linear):
             continue
         assert type(layer) is Int8Linear
         w, exact = layer.dequantize().weight, expected[name].weight.detach()
-        half = steps * layer.weight_scale / 2 * (1 + 1e-3) + 1e-6
+        half = (layer.weight_scale + (before or {}).get(name, 0.0)) / 2 * (1 + 1e-3) + 1e-6
         assert bool(((w - exact).abs() <= half).all()), name
         changed += not torch.allclose(w, exact, atol=1e-6, rtol=0)
         if layer.bias is not None:
@@ -231,13 +239,13 @@ def test_unmerging_takes_the_adapter_out_again(tuner):
     weights = {name: layer.dequantize().weight for name, layer in base_layers(ours).items() if isinstance(layer, Int8Linear)}
     ours.merge_adapter()
     assert relative(logits(ours), expected) < 0.1
-    scales = {name: layer.weight_scale.clone() for name, layer in base_layers(ours).items() if isinstance(layer, Int8Linear)}
+    scales = scales_of(ours)
     ours.unmerge_adapter()
     assert relative(logits(ours), expected) < 0.1
     for name, layer in base_layers(ours).items():
         if isinstance(layer, Int8Linear):
-            # Half a step of each of the two roundings; a rotation brings the first to other entries of the row.
-            step = torch.maximum(scales[name], layer.weight_scale) * (4 if tuner in ROTATIONS else 1)
+            # Half a step of each of the two roundings; a rotation brings the first to other entries, IA3 divides it by its factors.
+            step = torch.maximum(scales[name], layer.weight_scale) * FACTORS.get(tuner, 1)
             assert bool(((layer.dequantize().weight - weights[name]).abs() <= 1.01 * step).all()), name
 
 
@@ -247,7 +255,7 @@ def test_unmerging_takes_the_adapter_out_again(tuner):
 @pytest.mark.parametrize("tuner", ["LORA", "LORA, DoRA", "HRA", "IA3"])
 def test_other_forms_of_the_layer_merge(tuner, form):
     model = int8_model(outlier_weight=form[0], quantizer=form[1], granularity=form[2])
-    ours, theirs = adapted(model, tuner), adapted(float_twin(model), tuner)
+    theirs, ours = adapted(float_twin(model), tuner), adapted(model, tuner)
     assert relative(logits(ours), logits(theirs)) < ROUNDINGS
     after = ours.merge_and_unload(), theirs.merge_and_unload()
     assert relative(logits(after[0]), logits(after[1])) < 0.03
@@ -259,7 +267,7 @@ def test_an_adapter_on_a_model_of_16_bits_computes_as_on_the_float_model(tuner, 
     model = fast.quantize_model(llama(attention_bias=True).to(dtype), 0.0, progress=False)
     try:
         expected = logits(adapted(float_twin(model), tuner))
-    except RuntimeError:
+    except (RuntimeError, NotImplementedError):
         pytest.skip("PEFT does not do this in 16 bits on a CPU")
     assert relative(logits(adapted(model, tuner)).float(), expected.float()) < 0.1
 
@@ -270,7 +278,8 @@ def test_an_adapter_that_is_copied_or_pickled_still_reads_floats(tmp_path):
     torch.save(model, tmp_path / "model.pt")
     for again in copy.deepcopy(model), pickle.loads(pickle.dumps(model)), torch.load(tmp_path / "model.pt", weights_only=False):
         assert torch.equal(logits(again), expected)
-        assert_merged(again.merge_and_unload(), adapted(float_twin(int8_model()), "LORA, DoRA").merge_and_unload())
+        again = again.merge_and_unload()
+        assert_merged(again, adapted(float_twin(int8_model()), "LORA, DoRA").merge_and_unload())
 
 
 def test_who_is_not_peft_reads_codes():
@@ -300,15 +309,14 @@ def test_a_merge_that_fails_changes_nothing():
 
 
 def test_a_merge_of_several_adapters_quantizes_their_sum():
-    model, twin = int8_model(), None
-    twin = float_twin(model)
+    model = int8_model()
     sides = []
-    for base in (model, twin):
+    for base in (float_twin(model), model):
         side = adapted(base, "LORA")
         torch.manual_seed(5)
         side.add_adapter("other", TUNERS["LORA"]())
         sides.append(side.merge_and_unload(adapter_names=["default", "other"]))
-    assert_merged(*sides)
+    assert_merged(*sides[::-1])
 
 
 @pytest.mark.parametrize(
