@@ -2,46 +2,16 @@
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from . import records
-from .contenders import BASELINE, Shape
+from .shapes import AIMS, BASELINE, PARTS, STAGES_AIM, Aim, Shape
 
 Row = dict[str, Any]
 
-#: What a record can hold, in the order of the page.
-PARTS = ("layers", "crossover", "detection")
-
-#: (K, N) of the aims on a GPU.
-LARGE = ((8192, 8192), (8192, 28672), (28672, 8192), (16384, 53248), (53248, 16384))
 NAMES = {BASELINE: "bfloat16 `F.linear`", "linear-fp32": "float32 `F.linear`", "bitsandbytes": "bitsandbytes", "int-mm": "`torch._int_mm`"}
-
-
-class Aim(NamedTuple):
-    """On `device`, our layer is meant to be `least` times as fast as the contender `other`."""
-
-    device: str
-    shape: Shape
-    other: str
-    least: float
-
-
-AIMS = (
-    *(Aim("cpu", Shape(256, 4096, 4096, 0.005), other, x) for other, x in ((BASELINE, 1.5), ("linear-fp32", 8.0), ("bitsandbytes", 3.0))),
-    *(Aim("cpu", Shape(1, 4096, 4096, 0.005), other, x) for other, x in ((BASELINE, 2.0), ("bitsandbytes", 1.5))),
-    *(
-        Aim("cuda", Shape(4096, k, n, 0.001), other, x)
-        for k, n in LARGE
-        for other, x in ((BASELINE, 1.5), ("bitsandbytes", 2.0), ("int-mm", 0.8))
-    ),
-    *(Aim("cuda", Shape(m, 8192, 8192, 0.001), other, x) for m in (1, 16) for other, x in ((BASELINE, 1.6), ("bitsandbytes", 3.0))),
-)
-
-#: On a GPU, detection and quantization are meant to take at most this share of the layer's time at this shape.
-STAGES_AIM = (Shape(4096, 8192, 8192, 0.001), 0.15)
 
 
 def name(row: Row) -> str:
@@ -50,8 +20,8 @@ def name(row: Row) -> str:
 
 
 def rows_of(record: Row, part: str) -> list[Row]:
-    """The rows of one of `PARTS`."""
-    return [row for row in record["rows"] if row["part"] == part]
+    """The rows of one of `PARTS`; of "detection", those in which every step was measured."""
+    return [row for row in record["rows"] if row["part"] == part and (part != "detection" or "shares" in row)]
 
 
 def labels(rows: Sequence[Row], stage: bool = False) -> dict[str, str]:
@@ -65,7 +35,7 @@ def parts_of(record: Row) -> dict[str, list[Row]]:
     return {part: rows for part, rows in found.items() if rows}
 
 
-def pictures(record: Row) -> Iterator[Figure]:
+def pictures(record: Row) -> Iterator[Any]:
     """A picture for each part that the record has."""
     for part, rows in parts_of(record).items():
         if part == "layers":
@@ -156,22 +126,24 @@ def spread(value: dict[str, float], factor: float = 1, form: str = ".2f") -> str
     return f"{median} ({low} to {high})"
 
 
-def aims(record: Row | None, device: str) -> list[list[str]]:
+def aims(record: Row | None, device: str, meant: Sequence[Aim] = AIMS, stages: tuple[Shape, float] = STAGES_AIM) -> list[list[str]]:
     """What our layer is meant to reach on "cpu" or "cuda", what was measured, whether it is reached: cells of a table."""
-    rows = {(r["m"], r["k"], r["n"], r["fraction"]): r["contenders"] for r in (rows_of(record, "layers") if record else [])}
+    rows: dict[tuple, Row] = {
+        (r["m"], r["k"], r["n"], r["fraction"]): r["contenders"] for r in (rows_of(record, "layers") if record else [])
+    }
     cells = []
-    for aim in (a for a in AIMS if a.device == device):
+    for aim in (a for a in meant if a.device == device):
         other = rows.get(tuple(aim.shape), {}).get(aim.other)
         text = f"{name(aim.shape._asdict())}: at least {aim.least:g} times as fast as {NAMES[aim.other]}"
-        if other is None:
+        if other is None or other["int8_ratio"] is None:
             cells.append([text, "", "not measured"])
         else:
             cells.append([text, spread(other["int8_ratio"]), "reached" if other["int8_ratio"]["median"] >= aim.least else "missed"])
     if device == "cuda":
-        shape, most = STAGES_AIM
+        shape, most = stages
         found = rows.get(tuple(shape), {})
         text = f"{name(shape._asdict())}: detection and quantization at most {100 * most:g} % of the layer's time"
-        if "detect-quantize" not in found:
+        if not {"detect-quantize", "int8"} <= found.keys():
             cells.append([text, "", "not measured"])
         else:
             share = found["detect-quantize"]["seconds"]["median"] / found["int8"]["seconds"]["median"]
@@ -237,6 +209,8 @@ def _provenance(record: Row) -> str:
 def _ratio(row: Row, contender: str) -> str:
     if contender in row["contenders"]:
         return spread(row["contenders"][contender]["ratio"])
+    if contender in row.get("wrong", {}):
+        return "wrong"
     return "did not run" if contender in row["did_not_run"] else ""
 
 
@@ -251,7 +225,7 @@ def _layers(rows: list[Row], picture: str) -> list[str]:
         "Our layer against its floor, the larger of its bytes over the bandwidth and its operations over their rates:",
         records.markdown(
             ["layer", "ms", "floor, ms", "time over floor", "of the bandwidth", "of the int8 rate"],
-            [[name(row), *_against_floor(row["contenders"]["int8"])] for row in rows],
+            [[name(row), *_against_floor(row["contenders"]["int8"])] for row in rows if "int8" in row["contenders"]],
         ),
         "Each stage alone, in microseconds, and what it reaches of the bandwidth or of the int8 rate, whichever is more:",
         records.markdown(["layer", *stages.values()], [[name(row), *(_stage(row["contenders"].get(s)) for s in stages)] for row in rows]),
@@ -259,8 +233,14 @@ def _layers(rows: list[Row], picture: str) -> list[str]:
 
 
 def _failures(rows: list[Row]) -> str:
-    reasons = Counter(f"`{contender}`: {reason}" for row in rows for contender, reason in row["did_not_run"].items())
-    return "\n".join(f"- Did not run on {count} of {len(rows)} layers: {reason}" for reason, count in reasons.items())
+    lines = []
+    for key, text in (("did_not_run", "Did not run"), ("wrong", "Wrong, and so not timed,")):
+        reasons = Counter(f"`{contender}`: {reason}" for row in rows for contender, reason in row.get(key, {}).items())
+        lines += [f"- {text} on {count} of {len(rows)} layers: {reason}" for reason, count in reasons.items()]
+    kernels = {row["kernels"]["int-mm"] for row in rows if row.get("kernels", {}).get("int-mm")}
+    if kernels:
+        lines.append(f"- `torch._int_mm` is the kernel{'s' if len(kernels) > 1 else ''} {', '.join(f'`{k}`' for k in sorted(kernels))}.")
+    return "\n".join(lines)
 
 
 def _against_floor(own: Row) -> list[str]:

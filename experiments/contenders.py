@@ -23,11 +23,11 @@ from torch import Tensor
 import fast
 import reference
 
+from .shapes import Shape
 from .timing import Call
 
 THRESHOLD = 6.0
 DTYPE = torch.bfloat16
-BASELINE = "linear-bf16"
 
 #: Rows of X and of W of the sample that the reference computes.
 SAMPLE_ROWS, SAMPLE_COLUMNS = 16, 64
@@ -41,20 +41,6 @@ Bind = Callable[[Tensor], Call]
 
 class WrongResult(AssertionError):
     """A contender computed something else than it should have, so its time means nothing."""
-
-
-class Shape(NamedTuple):
-    """A layer: X (m, k), W (n, k), and which share of the k columns are outlier columns."""
-
-    m: int
-    k: int
-    n: int
-    fraction: float
-
-    @property
-    def columns(self) -> int:
-        """How many outlier columns: at least one, unless the share is 0."""
-        return max(1, round(self.fraction * self.k)) if self.fraction else 0
 
 
 class Work(NamedTuple):
@@ -235,7 +221,7 @@ def check_codes(truth: Truth, result: Sequence[Tensor], decomposed: bool) -> Non
     regular = np.where(truth.outliers, np.float32(0), truth.x) if decomposed else truth.x
     expected = reference.absmax_quantize(regular, -1)
     for name, found, value in zip(expected._fields, result, expected, strict=False):
-        _equal(found[truth.rows].cpu(), value, f"the reference's {name}")
+        _equal(found[truth.rows].cpu(), np.asarray(value), f"the reference's {name}")
 
 
 def check_mask(truth: Truth, mask: Tensor) -> None:
@@ -332,7 +318,7 @@ def _product_of_codes(product: Callable[[Tensor, Tensor], Tensor], weight: Tenso
     return lambda: product(codes, weight)
 
 
-def _called(layer: Callable[[Tensor], Tensor], x: Tensor) -> Call:
+def _called(layer: Callable[[Tensor], Any], x: Tensor) -> Call:
     return lambda: layer(x)
 
 
@@ -400,28 +386,28 @@ def kernel_stages() -> dict[str, Contender]:
     from fast.kernels import outliers, product, quantization
     from fast.weights import QuantizedWeight
 
-    def launch(limit: float | None) -> Callable[[Tensor], Bind]:
+    def launch(threshold: float | None) -> Callable[[Tensor], Bind]:
         def prepare(w: Tensor) -> Bind:
             weight = QuantizedWeight.from_float(w)
 
             def bind(x: Tensor) -> Call:
-                codes, scale, _, _, listed = quantization.quantize_regular(x, limit, True, False, False, weight.codes)
+                quantized = quantization.quantize_regular(x, threshold, outlier_weight=weight.codes)
                 y = x.new_empty(x.shape[0], w.shape[0])
-                return lambda: product.launch_product(codes, weight.codes, y, x, weight, None, listed, scale)
+                return lambda: product.launch_product(quantized, weight, y, x)
 
             return bind
 
         return prepare
 
-    def scan(x: Tensor) -> Tensor:
-        return outliers.scan(x, THRESHOLD, extremes=False, zeropoint=False)[0]
+    def scan(x: Tensor) -> Tensor | None:
+        return outliers.scan(x, THRESHOLD, extremes=False, zeropoint=False).flags
 
-    def quantize(limit: float | None) -> Callable[[Tensor], Bind]:
+    def quantize(threshold: float | None) -> Callable[[Tensor], Bind]:
         """W has a part in it where its outlier columns are gathered."""
 
         def prepare(w: Tensor) -> Bind:
             w_codes = fast.absmax_quantize(w, -1).codes
-            return partial(_called, lambda x: quantization.quantize_regular(x, limit, True, False, False, w_codes)[:2])
+            return partial(_called, lambda x: quantization.quantize_regular(x, threshold, outlier_weight=w_codes)[:2])
 
         return prepare
 

@@ -28,8 +28,8 @@ from tqdm import tqdm
 from fast.transformers_traits import is_conv1d
 from reference import features
 
-from . import models, outliers, perplexity, records
-from .models import InputError
+from . import command, machine, models, outliers, perplexity, records
+from .command import InputError
 from .perplexity import METHODS, Setting
 
 #: Method and where the outlier columns take their weights from, by label.
@@ -188,12 +188,12 @@ def section(record: dict[str, Any]) -> str:
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Reads the command line."""
-    parser = models.Parser(prog="python -m experiments.dial", description=(__doc__ or "").splitlines()[0])
+    parser = command.Parser(prog="python -m experiments.dial", description=(__doc__ or "").splitlines()[0])
     models.add_options(parser)
     parser.add_argument(
         "--factors", nargs="+", type=_power_of_two, default=[1, 4, 16, 64, 256], help="powers of two (default 1 4 16 64 256)"
     )
-    parser.add_argument("--features", type=models.positive, default=6, help="how many features to turn (default 6)")
+    parser.add_argument("--features", type=command.positive, default=6, help="how many features to turn (default 6)")
     return parser.parse_args(arguments)
 
 
@@ -219,7 +219,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     rows = measure(model, read, columns, options.factors, windows)
     about = models.described(source, by_passage) | {"features": columns, "factors": options.factors, "threshold": 6.0}
     float_perplexity = perplexity.perplexity(losses(model, windows))
-    record = records.plain(records.heading("dial", about) | {"float_perplexity": float_perplexity, "rows": rows})
+    record = records.plain(machine.heading("dial", about) | {"float_perplexity": float_perplexity, "rows": rows})
     written = records.write(out, record, pictures(record))
     print(f"{source.name}, features {', '.join(map(str, columns))}; float32 perplexity {float_perplexity:.2f} at every factor")
     print(records.table(*cells(record)))
@@ -227,4 +227,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    models.run_command(main)
+    command.run_command(main)

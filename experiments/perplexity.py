@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -29,8 +29,8 @@ import fast
 import reference
 from fast.transformers_traits import is_conv1d
 
-from . import models, numpy_llama, records
-from .models import InputError
+from . import command, machine, models, numpy_llama, records
+from .command import InputError
 
 ENGINES = ("reference", "fast")
 LAYERS = ("attention", "mlp", "all")
@@ -171,7 +171,7 @@ def widen(model: torch.nn.Module) -> torch.nn.Module:
     The layers still read and write float32. Hugging Face's norms and angles compute in float32 whatever they are given, so
     they are replaced.
     """
-    inner = model.model
+    inner: Any = model.model
     inner.rotary_emb = RotaryAngles(inner.rotary_emb.inv_freq)
     inner.embed_tokens.register_forward_hook(lambda module, inputs, y: y.double())
     for name, module in list(model.named_modules()):
@@ -188,7 +188,7 @@ def widen(model: torch.nn.Module) -> torch.nn.Module:
 def window_losses(model: torch.nn.Module, tokens: NDArray[np.int64]) -> NDArray[np.float64]:
     """Mean loss of each window (B,), in nats a token, of a causal language model that reads `tokens` (B, T) as one batch."""
     with torch.inference_mode():
-        logits = model(torch.from_numpy(tokens).to(model.device), use_cache=False).logits
+        logits = model(torch.from_numpy(tokens).to(models.device_of(model)), use_cache=False).logits
     return np.array([cross_entropy(window[:-1].float().cpu().numpy(), t[1:]) for window, t in zip(logits, tokens, strict=True)])
 
 
@@ -234,7 +234,7 @@ def reference_engine(
 
     if method.quantizer is not None:
         chosen = {n for n in linears if n != "lm_head" and setting.layers in ("all", kind(n))}
-        llama.linears = {n: replaced(layer) if n in chosen else layer for n, layer in linears.items()}
+        llama.linears = {n: replaced(cast(numpy_llama.FloatLinear, layer)) if n in chosen else layer for n, layer in linears.items()}
     try:
         yield losses
     finally:
@@ -531,14 +531,14 @@ def shown(value: float | None, form: str = "#.4g") -> str:
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Reads the command line."""
-    parser = models.Parser(prog="python -m experiments.perplexity", description=(__doc__ or "").splitlines()[0])
+    parser = command.Parser(prog="python -m experiments.perplexity", description=(__doc__ or "").splitlines()[0])
     models.add_options(parser)
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), metavar="METHOD", help=", ".join(METHODS))
     parser.add_argument("--engine", choices=(*ENGINES, "both"), default="both", help="whose arithmetic (default both)")
     parser.add_argument("--layers", nargs="+", choices=LAYERS, default=["all"], help="linear layers to quantize (default all)")
     parser.add_argument("--thresholds", nargs="+", type=_threshold, default=[6.0], metavar="T", help='numbers or "off" (default 6)')
     parser.add_argument(
-        "--batch", nargs="+", type=models.positive, default=[1], metavar="B", help="windows that go through together (default 1)"
+        "--batch", nargs="+", type=command.positive, default=[1], metavar="B", help="windows that go through together (default 1)"
     )
     parser.add_argument(
         "--outlier-weight",
@@ -593,7 +593,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     }
 
     def record_of(rows: list[dict[str, Any]]) -> dict[str, Any]:
-        return records.plain(records.heading("perplexity", about) | {"engines_differ_by": engine_difference(rows), "rows": rows})
+        return records.plain(machine.heading("perplexity", about) | {"engines_differ_by": engine_difference(rows), "rows": rows})
 
     earlier = records.rows_to_resume(out, about) if options.resume else []
     save = (lambda rows: records.write(out, record_of(rows))) if options.resume else (lambda rows: None)
@@ -608,4 +608,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    models.run_command(main)
+    command.run_command(main)

@@ -1,31 +1,22 @@
-"""What an experiment leaves behind: a JSON record, with where and when and by which command, and a picture beside it.
+"""The output of an experiment: a JSON record and its pictures. Each file is written whole or not at all."""
 
-Both are written whole, at the end, or not at all.
-"""
-
-import datetime
 import io
 import json
 import os
-import platform
 import re
-import shlex
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import matplotlib
 import numpy as np
-import torch
-from matplotlib.figure import Figure
 
-from .models import InputError
+from .command import InputError
+
+if TYPE_CHECKING:  # a record can be written where no picture can be drawn
+    from matplotlib.figure import Figure
 
 RESULTS = Path(__file__).parent / "results"
-PACKAGES = ("numpy", "torch", "triton", "transformers", "bitsandbytes", "torchao")
 
 #: Of middle brightness, so that each stands out on a white page and on a near-black one.
 BLUE, ORANGE, GREEN, RED, PURPLE, GREY = "#4a90d9", "#e0862b", "#3fa36b", "#d9574e", "#9a72d0", "#7d828c"
@@ -48,7 +39,6 @@ STYLE: dict[str, Any] = {
     "axes.axisbelow": True,
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "axes.prop_cycle": matplotlib.cycler(color=COLORS),
     "axes.titlesize": 11,
     "font.size": 11,
     "figure.constrained_layout.use": True,
@@ -75,48 +65,7 @@ def output_path(out: str | None, name: str) -> Path:
     return path
 
 
-def heading(experiment: str, settings: dict[str, Any]) -> dict[str, Any]:
-    """The first entries of a record: what ran, by which command, when, on what, with which versions."""
-    return {
-        "experiment": experiment,
-        "command": shlex.join(["python", "-m", f"experiments.{experiment}", *sys.argv[1:]]),
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "device": device(),
-        "versions": versions(),
-        "settings": settings,
-    }
-
-
-def device() -> dict[str, Any]:
-    """The processor, how many of its threads Torch uses, and the GPU if there is one."""
-    return {
-        "cpu": _cpu_name(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-    }
-
-
-def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
-
-
-def versions() -> dict[str, str]:
-    """Python's version and those of the packages that matter, where they are installed."""
-    found = {"python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
-
-
-def write(path: Path, record: dict[str, Any], pictures: Iterable[Figure] = ()) -> list[Path]:
+def write(path: Path, record: dict[str, Any], pictures: Iterable["Figure"] = ()) -> list[Path]:
     """Writes the record to `path`, and each picture beside it: NAME.png, NAME-2.png and so on.
 
     Returns:
@@ -137,7 +86,7 @@ def write(path: Path, record: dict[str, Any], pictures: Iterable[Figure] = ()) -
     return [path, *(name for name in contents if name != path)]
 
 
-def png(figure: Figure) -> bytes:
+def png(figure: "Figure") -> bytes:
     """The figure as a file, without the date."""
     content = io.BytesIO()
     figure.savefig(content, format="png", dpi=120, transparent=True, metadata={"Software": None})
@@ -180,12 +129,15 @@ def read(name: str) -> dict[str, Any] | None:
 
 
 @contextmanager
-def figure(width: float = 7.2, height: float = 3.6, rows: int = 1, columns: int = 1) -> Iterator[tuple[Figure, Any]]:
+def figure(width: float = 7.2, height: float = 3.6, rows: int = 1, columns: int = 1) -> Iterator[tuple["Figure", Any]]:
     """Within this context, the figure and its axes have the style of all pictures here; sizes in inches."""
+    import matplotlib
     import matplotlib.pyplot as plt
+    from cycler import cycler
 
     matplotlib.use("agg")
-    with matplotlib.rc_context(STYLE):
+    style: dict[Any, Any] = STYLE | {"axes.prop_cycle": cycler(color=COLORS)}
+    with matplotlib.rc_context(style):
         made, axes = plt.subplots(rows, columns, figsize=(width, height))
         yield made, axes
     plt.close(made)

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from . import charts, dial, generate, generation, memory, models, outliers, perplexity, records
-from .models import InputError
+from . import charts, command, dial, generate, generation, memory, outliers, perplexity, records
+from .command import InputError
 from .perplexity import METHODS
 
 Record = dict[str, Any]
@@ -412,7 +412,7 @@ def pages(read: Read = records.read) -> dict[Path, str]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command."""
-    parser = models.Parser(prog="python -m experiments.report", description=(__doc__ or "").splitlines()[0])
+    parser = command.Parser(prog="python -m experiments.report", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--check", action="store_true", help="write nothing, fail if a page is not what its records give")
     parser.add_argument("--pictures", action="store_true", help="draw the pictures of the records anew")
     options = parser.parse_args(arguments)
@@ -432,4 +432,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    models.run_command(main)
+    command.run_command(main)

@@ -2,10 +2,12 @@
 
     python -m experiments.speed                                  on the GPU if there is one, else on the CPU
     python -m experiments.speed --device cpu --threads 2
+    python -m experiments.speed --aims                           only the layers that the aims of docs/speed.md are about
     python -m experiments.speed --shapes 256x4096x4096 --outliers 0 0.01       M x K x N of your own
 
-Each result is checked first, then timed; a wrong one ends the run. Before anything is timed, the device's bandwidth and rates are
-measured, and the floor of each shape is written down: the time that its bytes and operations take at those.
+Each result is checked first, then timed; one that is wrong is recorded with the reason, and not timed. Each layer is on disk as soon as
+it has been measured, and --resume goes on with the others. Before anything is timed, the device's bandwidth and rates are measured, and
+the floor of each shape is written down: the time that its bytes and operations take at those.
 """
 
 import argparse
@@ -13,9 +15,10 @@ import gc
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Any, NamedTuple
+from unittest import mock
 
 import torch
 from torch import Tensor
@@ -23,66 +26,37 @@ from tqdm import tqdm
 
 import fast
 
-from . import charts, contenders, models, records, timing
+from . import charts, command, contenders, machine, records, shapes, timing
 from .charts import pictures, section
-from .contenders import BASELINE, Contender, Shape, WrongResult
-from .models import InputError
+from .command import InputError, first_line
+from .contenders import Contender, WrongResult
+from .journal import Journal, Skipped
+from .shapes import BASELINE, DETECTION, FRACTION, Job, Shape, grid
 
 __all__ = ["main", "pictures", "section"]
 
-#: The share of outlier columns where nothing else is said.
-FRACTION = {"cpu": 0.005, "cuda": 0.001}
 
-#: (K, N) of layers: SmolLM2-135M; Llama 3.1 of 8, 70 and 405 billion parameters.
-SMOLLM2 = ((576, 576), (576, 1536), (1536, 576))
-LLAMA = ((4096, 4096), (4096, 14336), (14336, 4096), (8192, 8192), (8192, 28672), (28672, 8192), (16384, 53248), (53248, 16384))
-#: Widths of the models in the paper, whose first feed-forward layer is four times as wide: Dettmers et al. (2022), appendix D.
-PAPER_WIDTHS = (768, 1024, 1536, 2048, 2560, 4096, 5140, 12288)
+class Sizes(NamedTuple):
+    """What the ceilings are measured on: bytes of a copy; width of square products; rows of the float ones."""
 
-CROSSOVER = (BASELINE, "bitsandbytes", "int8", "int8-none")
-DETECTION = (BASELINE, "int8", "int8-clean", "int8-none", "detect", "quantize")
+    bytes: int
+    side: int
+    rows: int
 
 
-class Job(NamedTuple):
-    """One row of the record: a shape, what is timed there, and the part of the page that asks for it."""
-
-    part: str
-    shape: Shape
-    names: Sequence[str]
+#: Where a CPU has no float16 arithmetic, a product of full size takes a second.
+SIZES = {"cpu": Sizes(256 << 20, 2048, 512), "cuda": Sizes(256 << 20, 8192, 8192), "rehearsal": Sizes(1 << 20, 32, 32)}
 
 
-def grid(device: str, names: Sequence[str]) -> list[Job]:
-    """What is measured unless shapes are given; on a CPU a small grid, of minutes."""
-    usual = FRACTION[device]
-    layers = [name for name in names if name != "int8-clean"]
-    if device == "cpu":
-        shapes = [Shape(m, 4096, 4096, usual) for m in (1, 16, 256)]
-        shapes += [Shape(m, k, n, usual) for k, n in SMOLLM2 for m in (1, 512)]
-        rows, widths, sweep_rows, wide = (1, 4, 16, 64, 256, 512), (256, 512, 1024, 2048, 4096), (1, 256), 4096
-        detection = [(m, k) for m in (1, 16, 256, 1024) for k in (1024, 4096)]
-    else:
-        shapes = [Shape(m, d, 4 * d, usual) for d in PAPER_WIDTHS for m in (1, 16, 256, 4096)]
-        shapes += [Shape(m, k, n, usual) for k, n in (*SMOLLM2, *LLAMA) for m in (1, 16, 256, 4096)]
-        shapes += [Shape(m, 8192, 8192, f) for m in (1, 4096) for f in (0.0, 0.01, 0.05)] + [Shape(16384, 8192, 8192, usual)]
-        rows, widths, sweep_rows, wide = tuple(2**i for i in range(15)), (256, 512, 1024, 2048, 4096, 8192, 16384), (1, 256, 4096), 8192
-        detection = [(m, k) for m in (1, 16, 256, 4096) for k in (1024, 4096, 8192, 16384)]
-    jobs = [Job("layers", shape, layers) for shape in dict.fromkeys(shapes)]
-    sweep = [Shape(m, wide, wide, usual) for m in rows] + [Shape(m, k, k, usual) for m in sweep_rows for k in widths]
-    jobs += [Job("crossover", shape, CROSSOVER) for shape in dict.fromkeys(sweep)]
-    return jobs + [Job("detection", Shape(m, k, k, usual), DETECTION) for m, k in detection]
-
-
-def ceilings(device: str, clock: timing.Clock, rounds: int = 7) -> dict[str, Any]:
-    """What the device can do: bytes a second of a large copy, read plus written; operations a second of large products, by unit."""
-    size = max(256 << 20, 8 * clock.cache)
+def ceilings(device: str, clock: timing.Clock, rounds: int = 7, sizes: Sizes | None = None) -> dict[str, Any]:
+    """What the device can do: bytes per second of a large copy, read plus written; operations per second of large products, by unit."""
+    least, side, rows = sizes or SIZES[device]
+    size = max(least, 8 * clock.cache)
     source = torch.randint(0, 255, (size,), dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     moved = _best(clock, lambda: target.copy_(source), rounds)
-    side = 8192 if device == "cuda" else 2048
     a, b = (torch.randn(side, side, device=device) for _ in range(2))
     calls = {"int8": (side, contenders.int_mm(b)(a))}
-    # Where a CPU has no float16 arithmetic, a product of full size takes a second.
-    rows = side if device == "cuda" else 512
     for unit in ("bfloat16", "float16", "float32"):
         calls[unit] = rows, contenders.linear(getattr(torch, unit))(b)(a[:rows])
     rates = {unit: 2 * m * side**2 / _best(clock, call, rounds) for unit, (m, call) in calls.items()}
@@ -96,10 +70,15 @@ def _best(clock: timing.Clock, call: timing.Call, rounds: int) -> float:
 
 
 class Layers:
-    """Weights, and what the contenders prepared from them, kept as long as the next job has weights of the same shape."""
+    """Weights, and what the contenders prepared from them, kept as long as the next job has weights of the same shape.
 
-    def __init__(self, device: str) -> None:
-        self._device = device
+    Args:
+        device: "cpu" or "cuda".
+        preparing: makes a context to prepare in.
+    """
+
+    def __init__(self, device: str, preparing: Callable[[], AbstractContextManager[Any]] = nullcontext) -> None:
+        self._device, self._preparing = device, preparing
         self._shape: tuple[int, int] | None = None
         self._kept: dict[Any, Any] = {}
 
@@ -115,65 +94,95 @@ class Layers:
         """The contender, prepared from the weight of this seed."""
         weight = self.weight(shape, seed)
         if (name, seed) not in self._kept:
-            self._kept[name, seed] = contender.prepare(weight)
+            with self._preparing():
+                self._kept[name, seed] = contender.prepare(weight)
         return self._kept[name, seed]
+
+
+#: What a contender may raise where the device or the shape does not suit it.
+UNSUITED = (RuntimeError, ValueError, NotImplementedError, AssertionError)
 
 
 def checked_calls(
     job: Job, found: dict[str, Contender], device: str, count: int, layers: Layers
-) -> tuple[dict[str, list[timing.Call]], dict[str, str]]:
+) -> tuple[dict[str, list[timing.Call]], dict[str, str], dict[str, str]]:
     """The calls of each contender on `count` different inputs, the first of each checked.
 
     Returns:
-        calls by name, and why those that are not among them did not run.
+        calls by name; of the other libraries' that are not among them, why they did not run; and of the others that are not, what is
+        wrong: a result, or that one of ours did not run.
 
     Raises:
-        WrongResult: a result is wrong.
+        torch.OutOfMemoryError: the shape is too large for the device.
     """
     inputs = [contenders.draw_activations(job.shape, device, seed) for seed in range(count)]
     weight = layers.weight(job.shape, 0)
     truths = {False: contenders.Truth(inputs[0].x, weight), True: contenders.Truth(inputs[0].clean, weight)}
-    calls, failed = {}, {}
+    calls: dict[str, list[timing.Call]] = {}
+    failed: dict[str, str] = {}
+    wrong: dict[str, str] = {}
     for name in (name for name in job.names if name in found):
         contender = found[name]
         try:
             own = [layers.prepared(job.shape, seed, name, contender)(i.clean if contender.clean else i.x) for seed, i in enumerate(inputs)]
             result = own[0]()
-        except (RuntimeError, ValueError, NotImplementedError, AssertionError) as error:
-            if not contender.foreign:
-                raise
-            failed[name] = (str(error) or type(error).__name__).splitlines()[0]
+        except torch.OutOfMemoryError:
+            raise
+        except UNSUITED as error:
+            if device == "cuda":
+                torch.cuda.synchronize()  # raises where the device is lost: then this is not the contender's failure alone
+            (failed if contender.foreign else wrong)[name] = first_line(error)
             continue
         try:
             contender.check(truths[contender.clean], result)
         except WrongResult as error:
-            raise WrongResult(f"{contender.label}, M = {job.shape.m}, K = {job.shape.k}, N = {job.shape.n}: {error}") from error
+            wrong[name] = first_line(error)
+            continue
         calls[name] = own
-    return calls, failed
+    return calls, failed, wrong
 
 
 def measure(
     job: Job, found: dict[str, Contender], device: str, clock: timing.Clock, rounds: int, limits: dict[str, Any], layers: Layers
 ) -> dict[str, Any]:
-    """Checks and times one shape; returns its row of the record, times in seconds."""
+    """Checks and times one shape; returns its row of the record, times in seconds.
+
+    Raises:
+        WrongResult: the baseline is wrong, so that there is nothing to compare with.
+        Skipped: the shape is too large for the device's memory.
+    """
     s = job.shape
     count = timing.copies(clock.cache, 2 * (s.n * s.k + s.m * s.k + s.m * s.n))
-    calls, failed = checked_calls(job, found, device, count, layers)
-    samplers = {name: clock.sampler(own, graph=found[name].capturable) for name, own in calls.items()}
+    try:
+        calls, failed, wrong = checked_calls(job, found, device, count, layers)
+        samplers = {}
+        for name, own in calls.items():
+            try:
+                samplers[name] = clock.sampler(own, graph=found[name].capturable)
+            except UNSUITED as error:
+                if isinstance(error, torch.OutOfMemoryError):
+                    raise
+                (failed if found[name].foreign else wrong)[name] = f"not timed: {first_line(error)}"
+    except torch.OutOfMemoryError as error:
+        raise Skipped("too large for the device's memory") from error
+    if BASELINE not in samplers:
+        raise WrongResult(f"{found[BASELINE].label}: {wrong.get(BASELINE, 'did not run')}")
     samples = timing.interleave(samplers, rounds)
     row: dict[str, Any] = {
         "part": job.part, "m": s.m, "k": s.k, "n": s.n, "fraction": s.fraction, "columns": s.columns, "copies": count,
         "contenders": {}, "did_not_run": failed,
     }  # fmt: skip
-    for name, own in samples.items():
-        seconds = timing.spread(own)
+    if wrong:
+        row["wrong"] = wrong
+    for name, times in samples.items():
+        seconds = timing.spread(times)
         work = found[name].work(s)
         row["contenders"][name] = {
             "label": found[name].label,
             "stage": found[name].stage,
             "seconds": seconds,
-            "ratio": timing.ratio(samples[BASELINE], own),
-            "int8_ratio": timing.ratio(own, samples["int8"]),
+            "ratio": timing.ratio(samples[BASELINE], times),
+            "int8_ratio": timing.ratio(times, samples["int8"]) if "int8" in samples else None,
             "over_floor": seconds["median"] / work.floor(**limits),
             "of_bandwidth": work.bytes / seconds["median"] / limits["bandwidth"],
             "of_rate": {unit: count / seconds["median"] / limits["rates"][unit] for unit, count in work.operations.items() if count},
@@ -181,6 +190,24 @@ def measure(
     if set(DETECTION) <= set(samples):
         row["shares"] = shares(samples)
     return row
+
+
+def name_kernels(journal: Journal, jobs: Sequence[Job], found: dict[str, Contender], device: str, layers: Layers) -> None:
+    """Adds to the rows of `jobs` which kernel each other library's product launches, as PyTorch's profiler reports it.
+
+    After everything has been timed: once it has run, the profiler may slow down what the host launches.
+    """
+    rows = {shapes.key_of(row): row for row in journal.record["rows"]}
+    for job in jobs:
+        row = rows.get(job.key)
+        if row is None or "kernels" in row:
+            continue
+        row["kernels"] = {}
+        x = contenders.draw_activations(job.shape, device, 0).x
+        for name in ("int-mm", BASELINE):
+            if name in row["contenders"]:
+                row["kernels"][name] = timing.kernel_of(layers.prepared(job.shape, 0, name, found[name])(x), device)
+        journal.write()
 
 
 def shares(samples: dict[str, list[float]]) -> dict[str, dict[str, float]]:
@@ -202,6 +229,8 @@ def describe(device: str, clock: timing.Clock) -> dict[str, Any]:
     """What a reader needs to know of the device beside its name."""
     if device == "cpu":
         return {"instructions": torch.backends.cpu.get_cpu_capability(), "cache": clock.cache}
+    if not torch.cuda.is_available():  # a rehearsal
+        return dict.fromkeys(("driver", "cuda", "capability", "multiprocessors", "memory")) | {"cache": clock.cache}
     properties = torch.cuda.get_device_properties()
     command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     try:
@@ -220,9 +249,9 @@ def describe(device: str, clock: timing.Clock) -> dict[str, Any]:
 
 def floors(jobs: Sequence[Job], found: dict[str, Contender], limits: dict[str, Any]) -> str:
     """The table that is written before anything is timed: what our layer and the 16-bit one cannot be faster than."""
-    shapes = dict.fromkeys(job.shape for job in jobs)
     rows = [
-        [charts.name(s._asdict()), *(f"{found[name].work(s).floor(**limits) * 1e6:,.1f}" for name in (BASELINE, "int8"))] for s in shapes
+        [charts.name(s._asdict()), *(f"{found[name].work(s).floor(**limits) * 1e6:,.1f}" for name in (BASELINE, "int8"))]
+        for s in dict.fromkeys(job.shape for job in jobs)
     ]
     return records.table(["layer", "F.linear, us at least", "int8, us at least"], rows)
 
@@ -233,12 +262,16 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is a GPU")
     parser.add_argument("--threads", type=int, default=1, help="of the CPU (default 1)")
     parser.add_argument("--rounds", type=int, default=20, help="how often everything is timed in turn (default 20)")
-    parser.add_argument("--parts", nargs="+", choices=charts.PARTS, default=list(charts.PARTS), help="default: all")
-    parser.add_argument("--shapes", nargs="+", type=_shape, metavar="MxKxN", help="layers of your own, in place of all parts")
+    parser.add_argument("--parts", nargs="+", choices=shapes.PARTS, default=list(shapes.PARTS), help="default: all")
+    parser.add_argument("--aims", action="store_true", help="only the layers that the aims are about, the smallest first")
+    parser.add_argument("--shapes", nargs="+", type=_shape, metavar="MxKxN", help="layers of your own, instead of all parts")
     parser.add_argument(
         "--outliers", nargs="+", type=_share, metavar="SHARE", help="of the columns, for --shapes (default 0.005, on a GPU 0.001)"
     )
     parser.add_argument("--compile", action="store_true", help="time torchao compiled as well; half a minute for each layer")
+    parser.add_argument("--resume", action="store_true", help="go on with the record that is there, and measure what it lacks")
+    parser.add_argument("--rehearse", action="store_true", help="what a GPU would do, on tiny layers in Triton's interpreter")
+    parser.add_argument("--no-pictures", action="store_true", help="write the record alone")
     parser.add_argument(
         "--out", metavar="FILE.json", help="the record, its pictures beside it (default experiments/results/speed-DEVICE.json)"
     )
@@ -264,59 +297,94 @@ def _share(text: str) -> float:
 
 
 def jobs_of(options: argparse.Namespace, names: Sequence[str]) -> list[Job]:
-    """What the command line asks for."""
+    """What the command line asks for, in the order in which it is measured."""
+    if options.shapes is None and options.outliers is not None:
+        raise InputError("--outliers needs --shapes")
+    if options.aims:
+        return [Job("layers", shape, shapes.layer_names(names)) for shape in shapes.aimed_at(options.device)]
     if options.shapes is None:
-        if options.outliers is not None:
-            raise InputError("--outliers needs --shapes")
-        return [job for job in grid(options.device, names) if job.part in options.parts]
-    layers = [name for name in names if name != "int8-clean"]
-    shares = options.outliers or [FRACTION[options.device]]
-    return [Job("layers", Shape(m, k, n, share), layers) for m, k, n in options.shapes for share in shares]
+        jobs = [job for job in grid(options.device, names) if job.part in options.parts]
+    else:
+        shares = options.outliers or [FRACTION[options.device]]
+        jobs = [Job("layers", Shape(m, k, n, share), shapes.layer_names(names)) for m, k, n in options.shapes for share in shares]
+    # Those with weights of one shape after another, since some contenders take seconds to prepare.
+    return sorted(jobs, key=lambda job: (job.shape.k, job.shape.n))
+
+
+def run(journal: Journal, jobs: Sequence[Job], found: dict[str, Contender], clock: timing.Clock, options: argparse.Namespace) -> None:
+    """Measures the jobs that the record lacks."""
+    device = "cpu" if options.rehearse else options.device
+    limits = journal.settings["ceilings"] = journal.settings["ceilings"] or ceilings(
+        device, clock, sizes=SIZES["rehearsal" if options.rehearse else device]
+    )
+    print(floors(jobs, found, limits))
+    # Quantizing weights is not what is timed, and takes most of the time in the interpreter.
+    layers = Layers(device, (lambda: fast.backend("cpu")) if options.rehearse else nullcontext)
+    pending = set(journal.pending([job.key for job in jobs]))
+    for job in tqdm([job for job in jobs if job.key in pending], unit="layer", disable=None):
+        journal.measure(job.key, lambda job=job: measure(job, found, device, clock, options.rounds, limits, layers))  # type: ignore[misc]
+        if job.key in journal.record["skipped"]:
+            journal.settings["out_of_memory"].append(charts.name(job.shape._asdict()))
+        gc.collect()  # large tensors in cycles with what failed or was compiled
+    if options.device == "cuda":
+        name_kernels(journal, jobs, found, device, layers)
+
+
+def computing(options: argparse.Namespace) -> AbstractContextManager[Any]:
+    """Within this context the layers run where the options say."""
+    stack = ExitStack()
+    stack.enter_context(torch.no_grad())
+    if options.rehearse:
+        stack.enter_context(fast.backend("triton"))
+        # Triton's interpreter truncates to bfloat16 where a GPU rounds.
+        stack.enter_context(mock.patch.object(contenders, "DTYPE", torch.float16))
+    elif options.device == "cpu":
+        # Under TRITON_INTERPRET the CPU would otherwise be timed interpreting Triton.
+        stack.enter_context(fast.backend("cpu"))
+    return stack
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command."""
     options = parse(arguments)
-    options.device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if options.device == "cuda" and not torch.cuda.is_available():
+    options.device = options.device or ("cuda" if torch.cuda.is_available() or options.rehearse else "cpu")
+    if options.device == "cuda" and not options.rehearse and not torch.cuda.is_available():
         raise InputError("--device cuda: PyTorch finds no CUDA device here")
     if options.rounds < 2 or options.threads < 1:
         raise InputError(f"--rounds must be 2 or more and --threads 1 or more, got {options.rounds} and {options.threads}")
     out = records.output_path(options.out, f"speed-{options.device}")
     found = contenders.contenders(options.device, options.compile)
     jobs = jobs_of(options, list(found))
-    if options.device == "cpu":
+    if options.device == "cpu" or options.rehearse:
         torch.set_num_threads(options.threads)
+    if options.rehearse:
+        jobs = shapes.rehearsed(jobs)
 
-    # Under TRITON_INTERPRET the CPU would otherwise be timed interpreting Triton.
-    with torch.no_grad(), fast.backend("cpu") if options.device == "cpu" else nullcontext():
-        clock = timing.clock_for(options.device)
-        limits = ceilings(options.device, clock)
-        print(floors(jobs, found, limits))
-        layers, rows, skipped = Layers(options.device), {}, []
-        # Those with weights of one shape after another, since some contenders take seconds to prepare.
-        for job in tqdm(sorted(jobs, key=lambda job: (job.shape.k, job.shape.n)), unit="layer"):
-            try:
-                rows[job.part, job.shape] = measure(job, found, options.device, clock, options.rounds, limits, layers)
-            except WrongResult as error:
-                raise SystemExit(f"wrong result, nothing was written: {error}") from error
-            except torch.OutOfMemoryError:
-                skipped.append(charts.name(job.shape._asdict()))
-            gc.collect()  # large tensors in cycles with what failed or was compiled
-
+    clock = timing.CpuClock(least=0, cache=1) if options.rehearse else timing.clock_for(options.device)
     settings = {
         "device": options.device,
         "hardware": describe(options.device, clock),
         "rounds": options.rounds,
-        "ceilings": limits,
-        "out_of_memory": skipped,
+        "ceilings": None,
+        "out_of_memory": [],
         "absent": sorted({"bitsandbytes", "torchao"} - set(found)),
     }
-    record = records.heading("speed", settings) | {"rows": [rows[job[:2]] for job in jobs if job[:2] in rows]}
-    written = records.write(out, record, pictures(record))
+    journal = Journal(
+        out,
+        machine.heading("speed", settings),
+        shapes.key_of,
+        options.resume,
+        order=[job.key for job in grid(options.device, list(found))],
+        same=("device", "hardware", "rounds", "absent"),
+        alive=machine.alive,
+    )
+    with computing(options):
+        run(journal, jobs, found, clock, options)
+    written = records.write(out, journal.record, () if options.no_pictures else pictures(records.plain(journal.record)))
     print(section(json.loads(out.read_text())))
     print("wrote", *written, file=sys.stderr)
+    raise SystemExit(journal.status)
 
 
 if __name__ == "__main__":
-    models.run_command(main)
+    command.run_command(main)

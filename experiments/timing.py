@@ -21,6 +21,9 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 import torch
 
+# The profiler otherwise announces itself on standard error.
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")
+
 Call = Callable[[], Any]
 Sampler = Callable[[], float]
 Name = TypeVar("Name", bound=Hashable)
@@ -59,8 +62,8 @@ class CpuClock:
         least: seconds that one sample takes at least, by which the clock's own cost vanishes.
     """
 
-    def __init__(self, least: float = 1e-3) -> None:
-        self.cache = _cpu_cache()
+    def __init__(self, least: float = 1e-3, cache: int | None = None) -> None:
+        self.cache = cache or _cpu_cache()
         self.least = least
 
     def sampler(self, calls: Sequence[Call], graph: bool = False) -> Sampler:
@@ -150,6 +153,21 @@ def stopwatch(device: str) -> Callable[[], float]:
         return time.perf_counter()
 
     return now
+
+
+def kernel_of(call: Call, device: str) -> str | None:
+    """Which kernel a call launches on "cuda", or which of PyTorch's operations it runs on "cpu": the one that takes longest.
+
+    None where the profiler sees none.
+    """
+    activity = torch.profiler.ProfilerActivity
+    # Without acc_events Torch 2.11 warns that events are cleared between cycles; there is one cycle here.
+    with torch.profiler.profile(activities=[activity.CUDA if device == "cuda" else activity.CPU], acc_events=True) as profile:
+        call()
+        stopwatch(device)()
+    events = profile.key_averages()
+    longest = max(events, key=lambda e: e.self_device_time_total if device == "cuda" else e.self_cpu_time_total, default=None)
+    return longest and longest.key
 
 
 def _cpu_cache() -> int:

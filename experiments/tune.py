@@ -2,11 +2,13 @@
 
     python -m experiments.tune                              this GPU, every row
     python -m experiments.tune --case decode                rows whose name contains "decode"
+    python -m experiments.tune --aims                       the rows that the layers of the aims of docs/speed.md use
     python -m experiments.tune --dry-run --arch sm_90       no GPU: which candidates there are, and which fit
 
 A neighbour differs in one entry: a block, the warps or the parts by a factor of 2, the stages or splits by 1, loads by threads or by the
-copy engine. Every candidate is compiled first; what does not compile, spills registers or asks for more shared memory than
-the architecture has is left out. What remains has to give the result of the present row, and is then timed. To go further, enter the
+copy engine. Every candidate is compiled first; what does not compile, spills registers or needs more shared memory than
+the architecture has is left out. A candidate that does not compute what the present row does is recorded as wrong, and the others are
+timed. Each row of the tables is on disk as soon as it has been tuned, and --resume goes on with the others. To go further, enter the
 suggested row into the table and run again; `make test` checks it on every architecture that it serves.
 """
 
@@ -14,6 +16,7 @@ import argparse
 import os
 import re
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -30,11 +33,14 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
+import fast
 from fast.kernels import configurations, decode, outliers, product, quantization
+from fast.kernels.operands import Outliers, Quantized
 from fast.weights import QuantizedWeight
 
-from . import models, records, timing
-from .models import InputError
+from . import command, machine, records, shapes, timing
+from .command import InputError, first_line
+from .journal import Journal
 
 #: Compute capability, and bytes of shared memory that one program may have (CUDA C++ Programming Guide, compute capabilities).
 TARGETS = {"sm_80": (80, 163 << 10), "sm_89": (89, 99 << 10), "sm_90": (90, 227 << 10), "sm_100": (100, 227 << 10)}
@@ -73,16 +79,16 @@ class Fit(NamedTuple):
 def cases(arch: str) -> list[Case]:
     """Every row of the tables of `arch`, at the largest M and N that it serves."""
     found = []
-    for most_m, most_n, row in configurations.PRODUCTS[arch]:
-        m, n = most_m or LARGE_M, most_n or LARGE_N
+    for row, up_to_m, up_to_n in configurations.PRODUCTS[arch]:
+        m, n = up_to_m or LARGE_M, up_to_n or LARGE_N
         gathered = configurations.gather_configuration(arch, m, n)
         build = partial(launch_product, m=m, n=n, dtype=torch.bfloat16, gathered=gathered.columns if gathered else 0)
         found.append(Case(f"product {m} x {n} x {n}", row, n * (m + n), build))
     m, n, row = LARGE_M, LARGE_N, configurations.GENERAL[arch]
     found.append(Case(f"product {m} x {n} x {n}, float32", row, n * (m + n), partial(launch_product, m=m, n=n, dtype=torch.float32)))
-    for most_m, most_n, row in configurations.DECODES[arch]:
-        m, n = most_m or configurations.DECODE_ROWS, most_n or LARGE_N
-        found.append(Case(f"decode {m} x {n} x {n}", row, n * n, partial(launch_decode, m=m, n=n)))
+    for decode_row, up_to_m, up_to_n in configurations.DECODES[arch]:
+        m, n = up_to_m or configurations.DECODE_ROWS, up_to_n or LARGE_N
+        found.append(Case(f"decode {m} x {n} x {n}", decode_row, n * n, partial(launch_decode, m=m, n=n)))
     for m, k in ((256, 4096), (LARGE_M, LARGE_N)):
         scan, rows = configurations.scan_configuration(arch, m, k), configurations.rows_configuration(arch, m, k)
         found.append(Case(f"scan {m} x {k}", scan, 2 * m * k, partial(launch_scan, m=m, k=k)))
@@ -93,15 +99,14 @@ def cases(arch: str) -> list[Case]:
 def launch_product(device: str, m: int, n: int, dtype: torch.dtype, gathered: int = 0) -> Callable[[Any], Tensor]:
     """The product with outlier columns, K = N; `gathered`: for how many of them there is place side by side."""
     x, weight = activations(device, m, n, dtype), quantized_weight(device, n)
-    codes, scale = filled(device, (m, n), torch.int8), filled(device, (m, 1), torch.float32)
-    x_side, w_side = (filled(device, (m, gathered), dtype), filled(device, (n, gathered), torch.int8)) if gathered else (None, None)
-    listed = outliers.Outliers(filled(device, (n + 1,), torch.int32), x_side, w_side)
+    listed = Outliers(filled(device, (n + 1,), torch.int32))
+    if gathered:
+        listed = listed._replace(x=filled(device, (m, gathered), dtype), w=filled(device, (n, gathered), torch.int8), capacity=gathered)
     if device != "meta":
         columns = torch.arange(0, n, OUTLIER_EVERY, dtype=torch.int32, device=device)
         listed.columns[: len(columns)], listed.columns[-1] = columns, len(columns)
-    return lambda config: product.launch_product(
-        codes, weight.codes, torch.empty(m, n, dtype=dtype, device=device), x, weight, None, listed, scale, config=config
-    )
+    quantized = Quantized(filled(device, (m, n), torch.int8), filled(device, (m, 1), torch.float32), outliers=listed)
+    return lambda config: product.quantized_product(x, quantized, weight, config=config)
 
 
 def launch_decode(device: str, m: int, n: int) -> Callable[[Any], Tensor]:
@@ -113,13 +118,19 @@ def launch_decode(device: str, m: int, n: int) -> Callable[[Any], Tensor]:
 def launch_scan(device: str, m: int, k: int) -> Callable[[Any], Tensor]:
     """Outlier columns; the flags of all splits are one result, whatever their number."""
     x = activations(device, m, k, torch.bfloat16)
-    return lambda config: outliers.scan(x, 6.0, extremes=False, zeropoint=False, config=config)[0]
+
+    def launch(config: Any) -> Tensor:
+        flags = outliers.scan(x, 6.0, extremes=False, zeropoint=False, config=config).flags
+        assert flags is not None  # with a threshold there are some
+        return flags
+
+    return launch
 
 
 def launch_rows(device: str, m: int, k: int) -> Callable[[Any], Tensor]:
     """Codes of rows, without a threshold."""
     x = activations(device, m, k, torch.bfloat16)
-    return lambda config: quantization.quantize_regular(x, None, True, False, False, config=config)[0]
+    return lambda config: quantization.quantize_regular(x, None, config=config).codes
 
 
 #: One column in so many is an outlier column: 0.1 %.
@@ -228,15 +239,28 @@ def same(found: Tensor, expected: Tensor) -> bool:
     return bool(((found - expected).abs() <= eps * expected.abs() + 2.0**-20 * expected.abs().max()).all())
 
 
-def timed(case: Case, configs: Sequence[Any], clock: timing.Clock, rounds: int) -> dict[Any, list[float]]:
-    """Seconds by round of each configuration, the present row among them; a wrong result ends the run."""
-    launches = [case.build("cuda") for _ in range(timing.copies(clock.cache, case.bytes))]
+def timed(
+    case: Case, configs: Sequence[Any], clock: timing.Clock, rounds: int, device: str = "cuda"
+) -> tuple[dict[Any, list[float]], dict[Any, str]]:
+    """Seconds by round of each configuration, the present row among them; and what is wrong with those that cannot be timed."""
+    launches = [case.build(device) for _ in range(timing.copies(clock.cache, case.bytes))]
     expected = launches[0](case.row)
+    samplers, wrong = {}, {}
     for config in configs:
-        if not same(launches[0](config), expected):
-            raise SystemExit(f"{case.name}: {config} does not compute what {case.row} does")
-    samplers = {config: clock.sampler([partial(launch, config) for launch in launches], graph=True) for config in configs}
-    return timing.interleave(samplers, rounds)
+        try:
+            if same(launches[0](config), expected):
+                samplers[config] = clock.sampler([partial(launch, config) for launch in launches], graph=True)
+            elif config == case.row:
+                raise RuntimeError(f"two launches of the present row, {case.row}, differ")
+            else:
+                wrong[config] = f"does not compute what {case.row} does"
+        except (RuntimeError, triton.TritonError, ValueError, AssertionError) as error:
+            if config == case.row:
+                raise
+            if device == "cuda":
+                torch.cuda.synchronize()  # raises where the device is lost: then no candidate can follow
+            wrong[config] = f"does not run: {first_line(error)}"
+    return timing.interleave(samplers, rounds), wrong
 
 
 def facts(found: Fit) -> list[str]:
@@ -244,22 +268,43 @@ def facts(found: Fit) -> list[str]:
     return [str(found.registers), str(found.shared), found.why_not]
 
 
-def tune(case: Case, fits: dict[Any, Fit], clock: timing.Clock, rounds: int) -> str:
-    """Times the candidates that fit; returns their table, the fastest first, and the row to use."""
-    samples = timed(case, [config for config, found in fits.items() if not found.why_not], clock, rounds)
+def tune(case: Case, fits: dict[Any, Fit], clock: timing.Clock, rounds: int, device: str = "cuda") -> dict[str, Any]:
+    """Times the candidates that fit; returns the record's row: what was found of each, the fastest first, and the row to use."""
+    samples, wrong = timed(case, [config for config, found in fits.items() if not found.why_not], clock, rounds, device)
     seconds = {config: timing.spread(own) for config, own in samples.items()}
     order = sorted(seconds, key=lambda config: seconds[config]["median"])
-    rows = []
-    for config in order:
-        ratio, own = timing.ratio(samples[case.row], samples[config]), seconds[config]
-        times = [f"{ratio['median']:.3f}", *(f"{own[key] * 1e6:.2f}" for key in ("median", "low", "high"))]
-        rows.append([difference_of(config, case.row), *times, *facts(fits[config])[:2]])
+    candidates = [
+        {
+            "entry": difference_of(config, case.row),
+            "ratio": timing.ratio(samples[case.row], samples[config]),
+            "seconds": seconds[config],
+            "registers": fits[config].registers,
+            "shared": fits[config].shared,
+        }
+        for config in order
+    ]
     best = order[0]
     # Faster by less than the rounds differ among themselves is not faster.
     better = seconds[best]["high"] < seconds[case.row]["low"]
-    verdict = f"suggested: {best}" if better else f"keep: {case.row}"
+    return {
+        "case": case.name,
+        "row": str(case.row),
+        "candidates": candidates,
+        "left_out": {difference_of(config, case.row): found.why_not for config, found in fits.items() if found.why_not},
+        "wrong": {difference_of(config, case.row): reason for config, reason in wrong.items()},
+        "suggested": str(best) if better else None,
+    }
+
+
+def table(row: dict[str, Any]) -> str:
+    """A row of the record as text: the candidates, what is wrong with others, and the verdict."""
+    cells = []
+    for one in row["candidates"]:
+        times = [f"{one['seconds'][key] * 1e6:.2f}" for key in ("median", "low", "high")]
+        cells.append([one["entry"], f"{one['ratio']['median']:.3f}", *times, str(one["registers"]), str(one["shared"])])
     head = ["entry", "times as fast", "us, median", "low", "high", "registers", "shared"]
-    return records.table(head, rows) + "\n" + verdict
+    lines = [records.table(head, cells), *(f"wrong: {entry}: {reason}" for entry, reason in row["wrong"].items())]
+    return "\n".join([*lines, f"suggested: {row['suggested']}" if row["suggested"] else f"keep: {row['row']}"])
 
 
 def difference_of(config: Any, row: Any) -> str:
@@ -267,41 +312,105 @@ def difference_of(config: Any, row: Any) -> str:
     return ", ".join(f"{name} {value}" for name, value in config._asdict().items() if value != getattr(row, name)) or "present row"
 
 
+def aimed_at(arch: str) -> list[Case]:
+    """The cases of `arch` whose rows the layers of the aims use, in the order of those layers."""
+    rows: list[Any] = []
+    for m, k, n, _ in shapes.aimed_at("cuda"):
+        if m <= configurations.DECODE_ROWS:
+            rows.append(configurations.decode_configuration(arch, m, n, general=False))
+        else:
+            rows.append(configurations.product_configuration(arch, m, n, general=False))
+            rows += [configurations.scan_configuration(arch, m, k), configurations.rows_configuration(arch, m, k)]
+    # The general row is one that they do not use, even where its entries are the same; of equal rows the largest case counts.
+    found = {(case.name.split()[0], case.row): case for case in cases(arch) if case.row in rows and "float32" not in case.name}
+    return sorted(found.values(), key=lambda case: rows.index(case.row))
+
+
+def rehearsed(chosen: Sequence[Case]) -> list[Case]:
+    """The same kernels on tiny inputs: one case of each."""
+    small = {
+        "product": partial(launch_product, m=20, n=32, dtype=torch.bfloat16),
+        "decode": partial(launch_decode, m=1, n=32),
+        "scan": partial(launch_scan, m=20, k=32),
+        "rows": partial(launch_rows, m=20, k=32),
+    }
+    first = {case.name.split()[0]: case for case in reversed(chosen)}
+    return [case._replace(build=small[kind], bytes=1) for kind, case in first.items()]
+
+
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Reads the command line; `argparse` itself refuses unknown choices, with exit status 2."""
     parser = argparse.ArgumentParser(prog="python -m experiments.tune", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--case", default="", help="only rows whose name contains this")
+    parser.add_argument("--aims", action="store_true", help="only rows that the layers of the aims use")
     parser.add_argument("--rounds", type=int, default=20, help="how often each candidate is timed in turn (default 20)")
     parser.add_argument("--dry-run", action="store_true", help="compile the candidates and say which fit; needs no GPU")
     parser.add_argument("--arch", choices=TARGETS, help="for --dry-run (default sm_90); otherwise this GPU's")
+    parser.add_argument("--resume", action="store_true", help="go on with the record that is there, and tune what it lacks")
+    parser.add_argument("--rehearse", action="store_true", help="what a GPU would do, on tiny inputs in Triton's interpreter")
+    parser.add_argument("--out", metavar="FILE.json", help="the record (default experiments/results/tune-ARCH.json)")
     return parser.parse_args(arguments)
+
+
+def architecture(options: argparse.Namespace) -> str:
+    """The architecture to tune for.
+
+    Raises:
+        InputError: the options cannot be used here.
+    """
+    if options.rounds < 2:
+        raise InputError(f"--rounds must be 2 or more, got {options.rounds}")
+    if options.rehearse:
+        return "interpreter"
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        raise InputError("TRITON_INTERPRET=1 replaces the compiler: unset it")
+    if options.dry_run:
+        return options.arch or "sm_90"
+    if not torch.cuda.is_available():
+        raise InputError("timing needs a CUDA GPU, and PyTorch finds none here; --dry-run lists the candidates and which of them fit")
+    arch = configurations.architecture(torch.device("cuda", torch.cuda.current_device()))
+    if arch not in TARGETS:
+        raise InputError(f"the candidates are compiled and timed on NVIDIA GPUs only, this is {arch}")
+    return arch
+
+
+def fits_of(case: Case, arch: str) -> dict[Any, Fit]:
+    """What the compiler makes of the row of a case and of its neighbours; the interpreter takes two of them as they are."""
+    if arch == "interpreter":
+        return dict.fromkeys([case.row, *neighbours(case.row)[:2]], Fit(0, 0, 0, ""))
+    return {config: fit(case, config, arch) for config in tqdm([case.row, *neighbours(case.row)], desc=case.name, leave=False)}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command."""
     options = parse(arguments)
-    if os.environ.get("TRITON_INTERPRET") == "1":
-        raise InputError("TRITON_INTERPRET=1 replaces the compiler: unset it")
-    if not options.dry_run and not torch.cuda.is_available():
-        raise InputError("timing needs a CUDA GPU, and PyTorch finds none here; --dry-run lists the candidates and which of them fit")
-    if options.rounds < 2:
-        raise InputError(f"--rounds must be 2 or more, got {options.rounds}")
-    arch = options.arch or "sm_90" if options.dry_run else configurations.architecture(torch.device("cuda", torch.cuda.current_device()))
-    if arch not in TARGETS:
-        raise InputError(f"the candidates are compiled and timed on NVIDIA GPUs only, this is {arch}")
-    chosen = [case for case in cases(arch) if options.case in case.name]
+    arch = architecture(options)
+    everything = aimed_at(arch) if options.aims else cases(arch)
+    chosen = [case for case in everything if options.case in case.name]
     if not chosen:
-        raise InputError(f"--case {options.case}: no row of that name; there are {', '.join(case.name for case in cases(arch))}")
-
-    for case in chosen:
-        fits = {config: fit(case, config, arch) for config in tqdm([case.row, *neighbours(case.row)], desc=case.name, leave=False)}
-        print(f"\n{case.name}, {arch}: {case.row}")
-        if options.dry_run:
-            rows = [[difference_of(config, case.row), *facts(found)] for config, found in fits.items()]
+        raise InputError(f"--case {options.case}: no row of that name; there are {', '.join(case.name for case in everything)}")
+    if options.dry_run:
+        for case in chosen:
+            rows = [[difference_of(config, case.row), *facts(found)] for config, found in fits_of(case, arch).items()]
+            print(f"\n{case.name}, {arch}: {case.row}")
             print(records.table(["entry", "registers", "shared", "does not fit"], rows), flush=True)
-        else:
-            print(tune(case, fits, timing.clock_for("cuda"), options.rounds), flush=True)
+        return
+
+    out = records.output_path(options.out, f"tune-{arch}")
+    heading = machine.heading("tune", {"arch": arch, "rounds": options.rounds})
+    journal = Journal(out, heading, lambda row: row["case"], options.resume, same=("arch", "rounds"), alive=machine.alive, patience=900)
+    clock, device = timing.clock_for("cuda") if not options.rehearse else timing.CpuClock(least=0, cache=1), "cuda"
+    if options.rehearse:
+        chosen, device = rehearsed(chosen), "cpu"
+    journal.pending([case.name for case in chosen])
+    with fast.backend("triton"):
+        for case in chosen:
+            journal.measure(case.name, lambda case=case: tune(case, fits_of(case, arch), clock, options.rounds, device))  # type: ignore[misc]
+    for row in journal.record["rows"]:
+        print(f"\n{row['case']}, {arch}: {row['row']}\n{table(row)}")
+    print("wrote", out, file=sys.stderr)
+    raise SystemExit(journal.status)
 
 
 if __name__ == "__main__":
-    models.run_command(main)
+    command.run_command(main)

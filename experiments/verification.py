@@ -31,8 +31,8 @@ from tqdm import tqdm
 import reference
 from reference import bounds
 
-from . import models, records
-from .models import InputError
+from . import command, machine, records
+from .command import InputError
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "verification.md"
@@ -61,7 +61,7 @@ def run_tests(file: str) -> dict[str, Any]:
         done = subprocess.run([*command, *options], cwd=ROOT, capture_output=True, text=True)
         if done.returncode not in (0, NO_TESTS):
             raise InputError(f"tests/{file} did not pass, so nothing is recorded:\n{done.stdout[-3000:]}{done.stderr[-1000:]}")
-        return {"date": today(), "gpu": records.device()["gpu"], **counted(ElementTree.parse(report).getroot())}
+        return {"date": today(), "gpu": machine.device()["gpu"], **counted(ElementTree.parse(report).getroot())}
 
 
 def today() -> str:
@@ -98,16 +98,16 @@ def counted(report: ElementTree.Element) -> dict[str, Any]:
 
 
 def compile_kernels() -> list[dict[str, Any]]:
-    """Compiles every kernel for every architecture that tests/generated_code.py names; a row each.
+    """Compiles every kernel for every architecture that tests/tools/generated_code.py names; a row each.
 
     Raises:
         InputError: one does not compile.
     """
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [sys.executable, "-m", "tests.generated_code"]
+    command = [sys.executable, "-m", "tests.tools.generated_code"]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     if done.returncode:
-        raise InputError(f"tests.generated_code failed:\n{done.stderr[-3000:]}")
+        raise InputError(f"tests.tools.generated_code failed:\n{done.stderr[-3000:]}")
     facts = sorted((json.loads(line) for line in done.stdout.splitlines()), key=lambda fact: fact["arch"])
     rows = []
     for arch, group in itertools.groupby(facts, key=lambda fact: fact["arch"]):
@@ -132,7 +132,7 @@ def matrix_unit(instruction: str) -> str | None:
 
 
 def measure_errors(seed: int = 0) -> dict[str, Any]:
-    """Errors against their bounds, by K and by the size of an outlier; in units of scale_x * scale_w, with float64 as the judge."""
+    """Errors against their bounds, by K and by the size of an outlier; in units of x_scale * w_scale, with float64 as the judge."""
     rng = np.random.default_rng(seed)
     by_k = []
     for k in (2**i for i in range(3, 15)):
@@ -249,7 +249,7 @@ def merged_ratios(files: dict[str, Any]) -> dict[str, float]:
 
 
 def mutants_text(mutants: dict[str, Any] | None) -> str:
-    """What the record of tests/mutants.py says, in one line."""
+    """What the record of tests/tools/mutants.py says, in one line."""
     if mutants is None:
         return "no record: run `make mutants`"
     return (
@@ -322,7 +322,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     empty: dict[str, Any] = {"files": {}, "compiled": [], "errors": None}
     kept = empty if previous is None or options.only is None else {name: previous[name] for name in empty}
-    record = records.heading("verification", {"markers": "not deep and not site"}) | kept
+    record = machine.heading("verification", {"markers": "not deep and not site"}) | kept
     for part in tqdm(chosen, unit="part", disable=None):
         if part == COMPILED:
             record["compiled"] = compile_kernels()
@@ -343,4 +343,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    models.run_command(main)
+    command.run_command(main)

@@ -36,13 +36,11 @@ class Adaptable(nn.Module):
     dequantized_weight: Callable[..., Tensor]
     requantize: Callable[[Tensor], None]
 
-    @property
-    def weight(self) -> Tensor:
-        """(N, K): for code of PEFT a new float parameter, for others the int8 codes."""
-        if "weight" not in self._parameters:
-            raise AttributeError("weight")
-        if torch.compiler.is_compiling() or not is_peft(sys._getframe(1).f_globals.get("__name__", "")):
-            return self._parameters["weight"]  # type: ignore[return-value]
+    #: Whether a tuner layer holds it. torch.compile cannot trace who reads the weight, and goes by this.
+    adapted = False
+
+    def weight_for_peft(self) -> Tensor:
+        """(N, K), a new float parameter: what `weight` is for code of PEFT."""
         read = nn.Parameter(self.dequantized_weight(), requires_grad=False)
         read.codes = self._parameters["weight"]  # type: ignore[attr-defined]
         return read
@@ -58,6 +56,13 @@ class Adaptable(nn.Module):
             _prepare(tuner)
 
 
+def read_by_peft(layer: Adaptable) -> bool:
+    """Whether the code that reads `layer.weight`, two calls up, is PEFT's."""
+    if torch.compiler.is_compiling():
+        return layer.adapted
+    return is_peft(sys._getframe(2).f_globals.get("__name__", ""))
+
+
 def is_peft(module: str) -> bool:
     """Whether the module of this name is one of PEFT's."""
     return module == "peft" or module.startswith("peft.")
@@ -69,9 +74,13 @@ def _tuner_layer() -> type | None:
 
 
 def _on_registration(parent: nn.Module, name: str, module: nn.Module | None) -> None:
-    """Sees each module that becomes part of another: the first tuner layer of a class that holds a layer in int8 comes by here."""
-    if isinstance(module, Adaptable) and (tuner := _tuner_layer()) is not None and isinstance(parent, tuner):
-        _prepare(type(parent))
+    """Sees each module that becomes part of another: tuner layers that take a layer in int8, and models that get it back."""
+    if isinstance(module, Adaptable) and (tuner := _tuner_layer()) is not None:
+        if isinstance(parent, tuner):
+            _prepare(type(parent))
+            module.adapted = True
+        elif isinstance(parent._modules.get(name), tuner):
+            module.adapted = False
 
 
 register_module_module_registration_hook(_on_registration)

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from . import arguments, attachments, bitsandbytes_checkpoint
-from .adapters import Adaptable
+from .eager import engine_for
+from .guard import HoldsCodes
 from .operators import int8_linear
 from .transformers_traits import initialized, is_conv1d
 from .weights import QuantizedWeight, absmax_scale, absolute_maximum
@@ -20,10 +21,10 @@ STORED = ("weight", *SCALES, "weight_zero_point")
 
 
 @initialized
-class Int8Linear(Adaptable, nn.Linear):
+class Int8Linear(HoldsCodes, nn.Linear):
     """A linear layer whose weight is held in int8. Make one with `Int8Linear.from_float`, or load a state dict into an empty one.
 
-    It keeps 1 byte a weight and 4 bytes a row, and 2 or 4 more bytes a weight with `outlier_weight="float"`. The weight is
+    It keeps 1 byte per weight and 4 bytes per row, and 2 or 4 more bytes per weight with `outlier_weight="float"`. The weight is
     frozen; gradients reach the input and the bias. The arithmetic is the same in `train()` and `eval()`. The output has the
     input's dtype, under autocast the autocast dtype (as torch.nn.Linear), whatever the data. Casting the module
     (`.half()`, `.to(torch.bfloat16)`) casts bias and float weight, never codes or scales.
@@ -47,7 +48,7 @@ class Int8Linear(Adaptable, nn.Linear):
         float_dtype: what `dequantize` gives: the dtype of the float weight, or what the module was cast to since.
 
     Raises:
-        TypeError, ValueError: an argument is none of these; the message names it.
+        TypeError, ValueError: an argument has the wrong type or shape, or is not one of the allowed values; the message names it.
     """
 
     def __init__(
@@ -111,7 +112,7 @@ class Int8Linear(Adaptable, nn.Linear):
             granularity: "tensor", "row" or "vector".
 
         Raises:
-            TypeError, ValueError: an argument is none of these; the message names it.
+            TypeError, ValueError: an argument has the wrong type or shape, or is not one of the allowed values; the message names it.
         """
         if isinstance(weight, nn.Module):
             if bias is not None:
@@ -127,7 +128,7 @@ class Int8Linear(Adaptable, nn.Linear):
             bias = arguments.floats("bias", bias, ndim=1)
             arguments.same_device("weight", weight, "bias", bias)
             if bias.shape != weight.shape[:1]:
-                raise ValueError(f"bias must have shape ({weight.shape[0]},), one entry a row of weight, got {tuple(bias.shape)}")
+                raise ValueError(f"bias must have shape ({weight.shape[0]},), one entry per row of weight, got {tuple(bias.shape)}")
         n, k = weight.shape
         layer = cls(k, n, bias is not None, threshold, outlier_weight, quantizer, granularity, "meta", weight.dtype)
         if weight.is_meta:
@@ -177,19 +178,24 @@ class Int8Linear(Adaptable, nn.Linear):
         kept = self._parameters["weight_scale"]
         if kept is not None:
             return kept
-        assert self.weight_absmax is not None
-        return absmax_scale(self.weight_absmax)
+        absmax = self._parameters["weight_absmax"]
+        assert absmax is not None
+        return absmax_scale(absmax)
 
     def _set(self, name: str, value: Tensor | None) -> None:
         setattr(self, name, None if value is None else nn.Parameter(value, requires_grad=False))
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns x @ weight.T + bias, (..., N) for x (..., K), by mixed-precision decomposition."""
-        return self._as_autocast(int8_linear(x, QuantizedWeight.of_layer(self), self.bias, self.threshold, self.granularity))
+        weight = QuantizedWeight.of_layer(self)
+        native = engine_for(x, weight, self.bias)
+        if native is not None and x.shape[-1] == self.in_features:
+            return native.linear(x, weight, self.bias, arguments.threshold(self.threshold), self.granularity != "tensor")
+        return self._as_autocast(int8_linear(x, weight, self.bias, self.threshold, self.granularity))
 
     def _as_autocast(self, y: Tensor) -> Tensor:
         device = y.device.type
-        if y.is_meta or not torch.is_autocast_enabled(device):  # there is no autocast on meta, not even to ask about
+        if y.is_meta or not torch.is_autocast_enabled(device):  # the meta device has no autocast; even querying it fails
             return y
         return y.to(torch.get_autocast_dtype(device))
 

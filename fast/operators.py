@@ -1,7 +1,7 @@
 """The fast path as PyTorch operators, so that torch.compile and torch.export see one opaque node each.
 
 Inside, `implementation(x)` decides who computes, at run time: the data-dependent parts (how many columns are outliers) never
-break a graph. The shapes, dtypes and the gradient are all that PyTorch needs to know from outside.
+break a graph. From outside, PyTorch sees only the shapes, the dtypes and the gradient.
 """
 
 from typing import Any
@@ -56,10 +56,10 @@ def _int8_matmul_fake(a: Tensor, b: Tensor) -> Tensor:
 
 @torch.library.impl("llm_int8::outlier_columns", "default")
 def _outlier_columns(x: Tensor, threshold: float | None) -> Tensor:
-    limit = arguments.threshold(threshold)
-    if limit is None:
+    threshold = arguments.threshold(threshold)
+    if threshold is None:
         return x.new_zeros(x.shape[1], dtype=torch.bool)
-    return implementation(x).outlier_columns(x, limit)
+    return implementation(x).outlier_columns(x, threshold)
 
 
 @torch.library.register_fake("llm_int8::outlier_columns")

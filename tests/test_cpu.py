@@ -26,7 +26,7 @@ routes = pytest.mark.parametrize("route", ROUTES)
 
 @pytest.fixture(autouse=True)
 def on_the_cpu():
-    with fast.backend("cpu"):
+    with fast.backend("torch"):
         yield
 
 
@@ -41,7 +41,7 @@ def layer(n=35, k=70, seed=1, **options):
 
 
 def test_every_route_is_exact_where_the_instructions_are():
-    limited = "ONEDNN_MAX_CPU_ISA" in os.environ or not cpu_product._has("vnni")
+    limited = "ONEDNN_MAX_CPU_ISA" in os.environ or not cpu_product.has_instructions("vnni")
     assert (["float32"] if limited else list(cpu_product.ROUTES)) == ROUTES
 
 
@@ -175,7 +175,7 @@ def test_a_torch_without_the_operators_takes_the_float32_route(monkeypatch):
     assert not cpu_product.is_exact("int8")
     monkeypatch.delattr(torch, "_int_mm")
     assert not cpu_product.is_exact("int8")
-    assert cpu_product._best_route.__wrapped__() == "float32"
+    assert cpu_product.best_route.__wrapped__() == "float32"
 
 
 @pytest.mark.parametrize(
@@ -219,7 +219,7 @@ def test_the_best_route_needs_the_instructions_and_right_sums(instructions, exac
     else:
         monkeypatch.delattr(torch.cpu, "_is_vnni_supported", raising=False)
     monkeypatch.setattr(cpu_product, "is_exact", lambda name: name in exact)
-    assert cpu_product._best_route.__wrapped__() == best
+    assert cpu_product.best_route.__wrapped__() == best
 
 
 def test_an_error_ends_a_route():
@@ -237,8 +237,8 @@ def test_an_unknown_route_is_refused():
 def test_a_route_holds_for_its_thread_alone():
     with cpu_product.route("float32"), ThreadPoolExecutor(1) as pool:
         assert cpu_product.chosen_route() == "float32"
-        assert pool.submit(cpu_product.chosen_route).result() == cpu_product._best_route()
-    assert cpu_product.chosen_route() == cpu_product._best_route()
+        assert pool.submit(cpu_product.chosen_route).result() == cpu_product.best_route()
+    assert cpu_product.chosen_route() == cpu_product.best_route()
 
 
 @pytest.fixture

@@ -1,7 +1,10 @@
 """What README and pages say, against what is there: their code runs, the files and tests that they name exist."""
 
+import ast
+import io
 import re
 import subprocess
+import tokenize
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +15,21 @@ import reference
 from experiments import perplexity, records
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PACKAGES = ("reference", "fast", "tests", "experiments", "tutorials")
+#: Every file of the repository by its path, without what was built.
+FILES = {
+    path.relative_to(ROOT).as_posix()
+    for top in ROOT.iterdir()
+    if top.name in (".ci", ".github") or not top.name.startswith((".", "build", "node_modules", "site"))
+    for path in (top.rglob("*") if top.is_dir() else [top])
+    if path.is_file()
+}
+PROSE = [ROOT / path for path in sorted(FILES) if path.endswith((".py", ".md", ".toml", ".yml", "Makefile"))]
 RUNNABLE = [ROOT / "README.md", ROOT / "docs" / "index.md"]
-NAMED_FILE = re.compile(r"`((?:reference|fast|tests|tutorials|docs|experiments)/[\w/]+\.\w+)`")
-NAMED_TEST = re.compile(r"`(test_\w+\.py)`")
-NAMED_COMMAND = re.compile(r"python -m (\w+)\.(\w+)")
+NAMED_FILE = re.compile(r"(?<![\w/.*{<}-])((?:\.\./)*(?:[\w-]+/)*[\w-]+\.(?:py|md|toml|yml|ipynb|json|css|js))\b(?![\w(])")
+#: A placeholder, a record that a command will write, a file of a saved model.
+FOREIGN = re.compile(r"\b[A-Z]{2,}[_.]|-cuda\.json|\bconfig\.json")
+NAMED_COMMAND = re.compile(r"python -m (\w+)\.([\w.]+\w)")
 
 
 def name(path: Path) -> str:
@@ -52,14 +65,41 @@ def test_the_demo_leaves_the_records_alone_that_the_pages_repeat():
     assert command.endswith("--out build/perplexity.json")
 
 
-@pytest.mark.parametrize("page", PAGES, ids=name)
-def test_a_file_that_a_page_names_exists(page):
-    text = page.read_text(encoding="utf-8")
-    missing = [path for path in NAMED_FILE.findall(text) if not (ROOT / path).exists()]
-    missing += [test for test in NAMED_TEST.findall(text) if not (ROOT / "tests" / test).exists()]
-    missing += [f"{package}.{module}" for package, module in NAMED_COMMAND.findall(text) if not module_exists(package, module)]
-    assert missing == []
+@pytest.mark.parametrize("file", PROSE, ids=name)
+def test_every_file_and_command_that_prose_names_exists(file):
+    assert [word for text in prose(file) for word in missing(text, file)] == []
 
 
-def module_exists(package: str, module: str) -> bool:
-    return package not in ("reference", "fast", "experiments", "tutorials", "tests") or (ROOT / package / f"{module}.py").exists()
+def prose(file: Path) -> list[str]:
+    """What people read in a file: all of a page; the comments and docstrings of Python, the comments of anything else."""
+    text = file.read_text(encoding="utf-8")
+    if file.suffix == ".md":
+        return [text]
+    if file.suffix != ".py":
+        return re.findall(r"#.*", text)
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef)
+    docstrings = [ast.get_docstring(node) or "" for node in ast.walk(ast.parse(text)) if isinstance(node, documented)]
+    return docstrings + [t.string for t in tokenize.generate_tokens(io.StringIO(text).readline) if t.type == tokenize.COMMENT]
+
+
+def missing(text: str, file: Path) -> list[str]:
+    """The files and commands in `text` that are not there; a path may start at the root or beside `file`, or be the end of one."""
+    words = [word for word in NAMED_FILE.findall(text) if not FOREIGN.search(word)]
+    files = [re.sub(r"(tutorials/\w+)\.md$", r"\1.ipynb", word) for word in words]  # the page that the site makes of it
+    gone = [word for word in files if not (file.parent / word).exists() and not any(f"/{path}".endswith(f"/{word}") for path in FILES)]
+    commands = [f"{package}.{module}" for package, module in NAMED_COMMAND.findall(text) if package in PACKAGES and module != "NAME"]
+    return gone + [command for command in commands if f"{command.replace('.', '/')}.py" not in FILES]
+
+
+@pytest.mark.parametrize(
+    ("text", "gone"),
+    [
+        ("see `tests/test_docs.py`, docs/index.md and laws.py", ["laws.py"]),
+        ("[the layer](../fast/linear.py), fast/missing/linear.py", ["fast/missing/linear.py"]),
+        ("experiments/NAME.py, config.json, `python -m tests.tools.mutants --list`, python -m pytest", []),
+        ("python -m experiments.nothing", ["experiments.nothing"]),
+        ("https://example.org/setup.py and *_test.py and {name}.py", []),
+    ],
+)
+def test_a_name_that_is_nowhere_is_seen(text, gone):
+    assert missing(text, ROOT / "tests" / "test_docs.py") == gone

@@ -1,4 +1,4 @@
-"""What the compiler makes of the kernels, for GPUs that need not be here: read from the machine code (tests/generated_code.py).
+"""What the compiler makes of the kernels, for GPUs that need not be here: read from the machine code (tests/tools/generated_code.py).
 
 The program that compiles runs on its own, because Triton's interpreter, under which this suite runs without a GPU, replaces the
 compiler for good. Triton's cache may answer: its key is the source, the options and the compiler, so what it holds is what would come out.
@@ -12,6 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+
+triton = pytest.importorskip("triton")
 
 from fast.kernels import configurations
 
@@ -23,12 +26,17 @@ ARCHITECTURES = (*NVIDIA, "gfx942")
 #: CDNA 3 instruction set architecture, section on the local data share).
 SHARED = {"sm_80": 163 << 10, "sm_89": 99 << 10, "sm_90": 227 << 10, "sm_100": 227 << 10, "gfx942": 64 << 10}
 
+#: Whose assembler fuses on Blackwell what must be rounded twice (`test_the_assembler_of_triton_3_6_...`).
+TRITON_3_6 = tuple(map(int, triton.__version__.split(".")[:2])) < (3, 7)
+REFUSED = pytest.mark.skipif(TRITON_3_6, reason="the kernels refuse Triton 3.6 on this architecture")
+COMPILED = [pytest.param(arch, marks=REFUSED) if arch == "sm_100" else arch for arch in ARCHITECTURES]
+
 Facts = dict[str, Any]
 
 
 def program(*arguments: str, code: str | None = None) -> str:
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [sys.executable, *(["-c", code] if code else ["-m", "tests.generated_code", *arguments])]
+    command = [sys.executable, *(["-c", code] if code else ["-m", "tests.tools.generated_code", *arguments])]
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True).stdout
 
 
@@ -57,8 +65,9 @@ def multiplies(kernel: Facts) -> bool:
 def has_outlier_product(kernel: Facts) -> bool:
     """Whether the kernel has an outlier product on 16-bit matrix instructions."""
     signature = kernel["signature"]
-    decomposes = signature["outliers"] != "constexpr" if kernel["kernel"] == "product_kernel" else kernel["constants"]["DETECT"]
-    return bool(decomposes) and signature["x"] in ("*fp16", "*bf16") and signature["float_weight"] in ("constexpr", signature["x"])
+    decomposes = "outliers.columns" in signature if kernel["kernel"] == "product_kernel" else kernel["constants"]["DETECT"]
+    x, float_weight = (signature.get(f"{name}.pointer") for name in ("x", "float_weight"))
+    return bool(decomposes) and x in ("*fp16", "*bf16") and float_weight in (None, x)
 
 
 def check_nvidia(kernel: Facts) -> None:
@@ -75,7 +84,7 @@ def check_nvidia(kernel: Facts) -> None:
         assert read(kernel, "UTMALDG", "LDGSTS.E.BYPASS.128", "LDGSTS.E.BYPASS.LTC128B.128", "LDG.E.128"), "no load of 16 bytes"
         if kernel["kernel"] == "product_kernel":
             assert bool(read(kernel, "UTMALDG")) == (arch == "sm_90" and "float32" not in kernel["case"] and "64-bit" not in kernel["case"])
-            if kernel["signature"]["x_outliers"] != "constexpr":
+            if kernel["signature"].get("outliers.x", "constexpr") != "constexpr":
                 assert read(kernel, "LDG.E.128"), "gathered columns in small loads"
         if kernel["kernel"] == "scan_columns":
             assert not read(kernel, "LDG.E.U8", "LDG.E.U16", "LDG.E.S8"), "loads of single entries"
@@ -95,7 +104,7 @@ def check_amd(kernel: Facts) -> None:
         assert read(kernel, "global_load_dwordx4", "buffer_load_dwordx4"), "no load of 16 bytes"
 
 
-@pytest.mark.parametrize("arch", ARCHITECTURES)
+@pytest.mark.parametrize("arch", COMPILED)
 def test_the_machine_code_of_every_row_of_the_tables(arch):
     kernels = compiled(arch, "--quick")
     assert {kernel["kernel"] for kernel in kernels} == {"scan_columns", "quantize_rows", "product_kernel", "decode_kernel"}
@@ -107,7 +116,7 @@ def test_the_machine_code_of_every_row_of_the_tables(arch):
 
 
 @pytest.mark.deep
-@pytest.mark.parametrize("arch", ARCHITECTURES)
+@pytest.mark.parametrize("arch", COMPILED)
 def test_the_machine_code_of_every_variant(arch):
     for kernel in compiled(arch):
         try:
@@ -116,17 +125,41 @@ def test_the_machine_code_of_every_variant(arch):
             raise AssertionError(f"{arch}, {kernel['kernel']}, {kernel['case']}: {error}") from error
 
 
+@pytest.mark.skipif(not TRITON_3_6, reason="this Triton has a newer assembler")
+def test_the_assembler_of_triton_3_6_fuses_what_must_be_rounded_twice():
+    (kernel,) = (k for k in compiled("sm_100", "--case", "large, absmax") if (k["kernel"], k["case"]) == ("quantize_rows", "large, absmax"))
+    assert kernel["fused_rounding"] > 0
+
+
+@pytest.mark.parametrize(
+    ("version", "capability", "served"),
+    [
+        ("3.6.0", (9, 0), "sm_90"), ("3.7.1", (10, 0), "sm_100"), ("3.10.0", (12, 0), "sm_89"), ("3.7.0+git1", (8, 9), "sm_89"),
+        ("3.6.0", (10, 0), None), ("3.6.1+git1", (12, 0), None),
+    ],
+)  # fmt: skip
+def test_an_assembler_that_fuses_is_refused(version, capability, served, monkeypatch):
+    monkeypatch.setattr(triton, "__version__", version)
+    monkeypatch.setattr(torch.version, "hip", None)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    if served:
+        assert configurations.architecture.__wrapped__(torch.device("cuda")) == served
+    else:
+        with pytest.raises(RuntimeError, match=f"need Triton 3.7 or newer on compute capability 10.0 or newer, got Triton {version[:3]}"):
+            configurations.architecture.__wrapped__(torch.device("cuda"))
+
+
 def test_the_quick_cases_reach_every_row_of_every_table_on_tensors_without_memory():
     # The launchers run on meta tensors: a launch that needed a value from the device, or a wait for it, would raise.
     code = """
 import json
-from tests import generated_code as g
+from tests.tools import generated_code as g
 for arch in g.TARGETS:
-    print(json.dumps([arch, [[l.kernel, dict(l.constants) | dict(l.options)] for l in g.launches(arch, g.QUICK)]], default=str))
+    print(json.dumps([arch, [[l.kernel, l.named_constants() | dict(l.options)] for l in g.launches(arch, g.QUICK)]], default=str))
 """
     for arch, launches in map(json.loads, program(code=code).splitlines()):
-        products = [row for *_, row in configurations.PRODUCTS[arch]] + [configurations.GENERAL[arch]]
-        decodes = [row for *_, row in configurations.DECODES[arch]] + [configurations.DECODE_GENERAL]
+        products = [row.configuration for row in configurations.PRODUCTS[arch]] + [configurations.GENERAL[arch]]
+        decodes = [row.configuration for row in configurations.DECODES[arch]] + [configurations.DECODE_GENERAL]
         launched = {kernel: [] for kernel, _ in launches}
         for kernel, constants in launches:
             launched[kernel].append({name.lower(): value for name, value in constants.items()})
@@ -141,7 +174,7 @@ def kernel_facts(**changes: Any) -> Facts:
     """What a faultless product kernel of sm_90 looks like, changed."""
     facts = {
         "arch": "sm_90", "case": "large, absmax", "kernel": "product_kernel", "shared": 1000, "stack": 0, "constants": {},
-        "signature": {"outliers": "*i32", "x": "*fp16", "float_weight": "constexpr", "x_outliers": "*fp16"},
+        "signature": {"outliers.columns": "*i32", "outliers.x": "*fp16", "x.pointer": "*fp16", "float_weight": "constexpr"},
         "instructions": {"IGMMA.64x128x32.S8.S8": 8, "HGMMA.64x256x16.F32": 2, "UTMALDG.2D": 8, "LDG.E.128": 2, "FMUL": 3},
         "rounding_sums": 0, "fused_rounding": 0,
     }  # fmt: skip
@@ -156,7 +189,7 @@ FAULTS = {
     "no IGMMA": {"instructions": {"IGMMA.64x128x32.S8.S8": 0}},
     "the older int8 instruction": {"instructions": {"IMMA.16832.S8.S8": 1}},
     "outliers without matrix instruction": {"instructions": {"HGMMA.64x256x16.F32": 0}},
-    "a float product without outliers": {"signature": kernel_facts()["signature"] | {"outliers": "constexpr"}},
+    "a float product without outliers": {"signature": {"outliers": "constexpr", "x.pointer": "*fp16", "float_weight": "constexpr"}},
     "gathered columns in small loads": {"instructions": {"LDG.E.128": 0, "LDG.E.U8": 32}},
     "loads of single bytes": {"instructions": {"UTMALDG.2D": 0, "LDG.E.U8": 8}},
     "no copy engine": {"instructions": {"UTMALDG.2D": 0, "LDG.E.128": 8}},

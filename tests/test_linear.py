@@ -1,6 +1,6 @@
 """fast.Int8Linear as people use a torch module: made, moved, cast, copied, saved, loaded, trained on top of, and asked the wrong thing.
 
-That its results equal the reference's is in test_equivalence.py; here a layer is compared with itself before something was done to it.
+That its results equal the reference's is in test_pairs.py; here a layer is compared with itself before something was done to it.
 """
 
 import copy

@@ -6,11 +6,9 @@ product, float64 for outputs. Where another definition differs from ours, the te
 
 from typing import Any
 
-import bitsandbytes
 import numpy as np
 import pytest
 import torch
-from bitsandbytes.functional import int8_vectorwise_quant
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -18,6 +16,9 @@ from numpy.typing import NDArray
 from tests import strategies
 from tests.comparison import CPU, DTYPES, GRANULARITIES, QUANTIZERS, REFERENCE, SIDES, U32, assert_equal, assert_same
 from tests.strategies import Recipe, recipes
+
+bitsandbytes = pytest.importorskip("bitsandbytes")
+int8_vectorwise_quant = bitsandbytes.functional.int8_vectorwise_quant
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning"),  # bitsandbytes' import

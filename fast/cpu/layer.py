@@ -11,9 +11,9 @@ from .product import corrected, layer_product
 from .quantization import block_rows, quantize
 
 
-def linear(x: Tensor, weight: QuantizedWeight, bias: Tensor | None, limit: float | None, per_row: bool) -> Tensor:
+def linear(x: Tensor, weight: QuantizedWeight, bias: Tensor | None, threshold: float | None, per_row: bool) -> Tensor:
     """(M, N) of x's dtype: the inference phase of LLM.int8() on `x` (M, K)."""
-    mask = None if limit is None else find_outliers(x, limit)
+    mask = None if threshold is None else find_outliers(x, threshold)
     outliers = None if mask is None else mask.nonzero().view(-1)
     codes, scale, zero_point = quantize(x, per_row, "absmax" if weight.zero_point is None else "zeropoint", outliers)
     wanted = outliers if weight.float_weight is None else None

@@ -5,7 +5,8 @@
 
 Without VNNI instructions oneDNN adds two products in 16 bits, which saturate: twice 127 * 255 does not fit (oneDNN's developer
 guide, "Nuances of int8 computations"; pytorch/pytorch#136746). So an int8 route is taken only where the instructions are there and
-the largest codes were multiplied correctly. That oneDNN may be told to ignore instructions (ONEDNN_MAX_CPU_ISA) is why both are asked.
+the largest codes were multiplied correctly. Both checks are needed, because ONEDNN_MAX_CPU_ISA can
+make oneDNN ignore instructions the CPU has.
 """
 
 from collections.abc import Iterator
@@ -24,7 +25,7 @@ _chosen: ContextVar[str | None] = ContextVar("route", default=None)
 #: A sum of this many products of two codes is at most 2**24 in magnitude, up to which float32 holds every whole number.
 EXACT_K = 2**24 // 128**2
 
-#: Entries of the weight in one piece of the product, for each thread; and the fewest rows of it, since X is reordered for each.
+#: Weight entries per thread in one piece of the product, and the minimum number of rows: oneDNN reorders X for each piece.
 PIECE, LEAST_ROWS = 2**22, 512
 
 
@@ -44,16 +45,17 @@ def route(name: str) -> Iterator[None]:
 
 def chosen_route() -> str:
     """The route that products take here."""
-    return _chosen.get() or _best_route()
+    return _chosen.get() or best_route()
 
 
 @cache
-def _best_route() -> str:
+def best_route() -> str:
     """The fastest exact route of this processor: looked for at the first product, not at import."""
-    return "int8" if _has("vnni") and is_exact("int8") else "float32"
+    return "int8" if has_instructions("vnni") and is_exact("int8") else "float32"
 
 
-def _has(instructions: str) -> bool:
+def has_instructions(instructions: str) -> bool:
+    """Whether the processor has these instructions, by Torch's name of them."""
     supported = getattr(torch.cpu, f"_is_{instructions}_supported", None)
     return supported is not None and supported()
 
@@ -128,7 +130,7 @@ def _by_float32(b: Tensor, a: Tensor) -> Tensor:
 
 
 def _standard(codes: Tensor) -> Tensor:
-    """Contiguous, a row K apart from the next even where there is no next: Torch leaves that stride open, and oneDNN reads it
+    """Contiguous, with row stride K even for a single row: Torch leaves that stride open, and oneDNN reads it
     (pytorch/pytorch#195066)."""
     codes = codes.contiguous()
     return codes if codes.stride(0) == codes.shape[1] else codes.view(-1).view(codes.shape)

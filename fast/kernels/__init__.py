@@ -12,9 +12,13 @@ Read in this order:
 8. `configurations.py`   block shapes by architecture
 """
 
+from ..interpreter import interpreted
 from .layer import linear, tiled
 from .outliers import outlier_columns
 from .product import int8_matmul
 from .quantization import quantize
+
+if interpreted():
+    from . import old_interpreter  # noqa: F401, it mends Triton 3.6's
 
 __all__ = ["int8_matmul", "linear", "outlier_columns", "quantize", "tiled"]

@@ -1,6 +1,6 @@
 """The Python of the how-to pages, and what they say that it prints.
 
-python -m tests.pages        writes into the pages what their code prints
+python -m tests.tools.pages        writes into the pages what their code prints
 """
 
 import contextlib
@@ -11,7 +11,7 @@ import tempfile
 import textwrap
 from pathlib import Path
 
-FOLDER = Path(__file__).parents[1] / "docs" / "howto"
+FOLDER = Path(__file__).parents[2] / "docs" / "howto"
 PAGES = ("quantize_a_model", "bitsandbytes", "several_devices")
 
 #: A block, maybe indented (in an admonition): indentation, language, content. One with a title shows a file and is not run here.

@@ -1,4 +1,4 @@
-"""A headless Chromium on the built site; `python -m tests.browser FOLDER [PAGE ...]` takes pictures of its pages.
+"""A headless Chromium on the built site; `python -m tests.tools.browser FOLDER [PAGE ...]` takes pictures of its pages.
 
 The browser is the system's (`apt-get install chromium`, or CHROMIUM=/path/to/chrome); no request may leave this machine.
 """
@@ -12,10 +12,11 @@ import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 from playwright.sync_api import Browser, Page, sync_playwright
 
-SITE = Path(__file__).parents[1] / "site"
+SITE = Path(__file__).parents[2] / "site"
 FLAGS = [
     "--no-sandbox",
     "--disable-gpu",
@@ -89,13 +90,21 @@ class Listener:
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m tests.browser", description="Pictures of the site's pages: light, dark, and phone.")
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.tools.browser", description="Pictures of the site's pages: light, dark, and phone."
+    )
     parser.add_argument("folder", type=Path, help="where the pictures go")
     parser.add_argument("pages", nargs="*", help="paths such as playground/; all pages if none is given")
     arguments = parser.parse_args()
     arguments.folder.mkdir(parents=True, exist_ok=True)
     with server() as address, browser() as chromium:
-        for scheme, view in (("light", "desktop"), ("dark", "desktop"), ("light", "phone"), ("dark", "phone")):
+        looks: tuple[tuple[Literal["light", "dark"], str], ...] = (
+            ("light", "desktop"),
+            ("dark", "desktop"),
+            ("light", "phone"),
+            ("dark", "phone"),
+        )
+        for scheme, view in looks:
             width, height = VIEWS[view]
             context = chromium.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)
             for path in arguments.pages or pages():

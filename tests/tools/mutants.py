@@ -1,15 +1,16 @@
 """Mutation testing: makes small faults in `reference/` and `fast/`, one at a time, and runs the tests on each.
 
-    python -m tests.mutants                     a random sample of all mutants, for half an hour
-    python -m tests.mutants --resume            goes on where the last run stopped; what survived is tried again first
-    python -m tests.mutants --file fast/kernels/product.py --minutes 5 --seed 1
-    python -m tests.mutants --list              shows the mutants, and runs nothing
+    python -m tests.tools.mutants                     a random sample of all mutants, for half an hour
+    python -m tests.tools.mutants --resume            goes on where the last run stopped; what survived is tried again first
+    python -m tests.tools.mutants --file fast/kernels/product.py --minutes 5 --seed 1
+    python -m tests.tools.mutants --list              shows the mutants, and runs nothing
 
 Hypothesis tries fewer examples here than in `make test` (tests/conftest.py), and a law that is parametrized is tried on a few of its cases,
 drawn once, so the score is rather too low than too high.
 
-A mutant that no test notices is a line that no test checks, or a change that means the same: tests/equivalent_mutants.toml says which
-and why. The record, experiments/results/mutants.json, holds the counts and each survivor with its diff.
+A mutant that no test notices is a line that no test checks, or a change that means the same: tests/tools/equivalent_mutants.toml says which
+and why, by function and mutation. A run fails where an entry there matches no mutant. The record, experiments/results/mutants.json, holds
+the counts and each survivor with its diff.
 
 Why not an existing tool. mutmut 3.8 leaves out every function with a decorator, which is every Triton kernel and every registered
 operator, and every constant of a module. cosmic-ray 8.7 makes 9,098 mutants of these files, most of them by putting each of
@@ -19,7 +20,6 @@ fault is in a file on disk, since Triton reads the source of a kernel.
 """
 
 import argparse
-import ast
 import datetime
 import difflib
 import hashlib
@@ -34,17 +34,18 @@ import signal
 import sys
 import tempfile
 import time
-import tomllib
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from importlib import metadata
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
+from tests.tools.mutations import Mutant, equivalents, keys, line_of, mutants, unmatched
+
+ROOT = Path(__file__).resolve().parents[2]
 RECORD = ROOT / "experiments" / "results" / "mutants.json"
-EQUIVALENT = ROOT / "tests" / "equivalent_mutants.toml"
+EQUIVALENT = Path(__file__).with_name("equivalent_mutants.toml")
 COPIED = ("reference", "fast", "tests", "experiments", "pyproject.toml", "docs/contract.md")
 PACKAGES = ("torch", "triton", "numpy", "hypothesis", "pytest")
 
@@ -68,157 +69,23 @@ TESTS: dict[str, tuple[tuple[str, ...], tuple[str, ...], str]] = {
     "fast/kernels/outliers.py": (KERNELS, ("triton",), "not decode and not single"),
     "fast/kernels/quantization.py": (KERNELS, ("triton",), "not decode and not single"),
     "fast/kernels/*.py": (KERNELS, ("triton",), ""),
-    "fast/cpu*.py": ((*BACKBONE, "cpu"), ("cpu",), ""),
+    "fast/cpu/*.py": ((*BACKBONE, "cpu"), ("cpu",), ""),
     "fast/bitsandbytes_checkpoint.py": (("bitsandbytes_checkpoint",), ("cpu",), ""),
     "fast/model.py": (("quantize_model",), ("cpu",), ""),
+    "fast/selection.py": (("quantize_model",), ("cpu",), ""),
+    "fast/transformers_traits.py": (("quantize_model",), ("cpu",), ""),
     "fast/linear.py": (("worked_examples", "errors", "linear", "bitsandbytes_checkpoint", "edges", "pairs", "structure"), ("cpu",), ""),
     "fast/operators.py": (("worked_examples", "edges", "operators", "pairs"), ("cpu",), ""),
-    "fast/derived.py": (("derived", "worked_examples", "linear", "operators"), ("cpu",), ""),
     "fast/*.py": ((*BACKBONE, "structure"), ("cpu",), ""),
 }
 
-#: Left out. configurations.py: its rows change speed and not results; tests/generated_code.py holds them to what compiles without spills.
-#: huggingface.py, distributed.py: each of their tests loads a model, seconds to minutes for each mutant.
-LEFT_OUT = ("fast/kernels/configurations.py", "fast/huggingface.py", "fast/distributed.py", "*/__init__.py")
-
-
-class Mutant(NamedTuple):
-    """The text from `start` to `end` of a file, replaced."""
-
-    file: str
-    operator: str
-    start: int
-    end: int
-    replacement: str
-
-    def apply(self, source: str) -> str:
-        return source[: self.start] + self.replacement + source[self.end :]
-
-
-COMPARISONS: dict[type, tuple[str, ...]] = {
-    ast.Lt: ("<=", ">"), ast.LtE: ("<", ">="), ast.Gt: (">=", "<"), ast.GtE: (">", "<="), ast.Eq: ("!=",), ast.NotEq: ("==",),
-    ast.Is: ("is not",), ast.IsNot: ("is",), ast.In: ("not in",), ast.NotIn: ("in",),
-}  # fmt: skip
-OPERATORS: dict[type, tuple[str, str]] = {
-    ast.Add: ("+", "-"), ast.Sub: ("-", "+"), ast.Mult: ("*", "+"), ast.Div: ("/", "*"), ast.FloorDiv: ("//", "%"), ast.Mod: ("%", "//"),
-    ast.BitAnd: ("&", "|"), ast.BitOr: ("|", "&"), ast.BitXor: ("^", "&"), ast.Pow: ("**", "*"),
-}  # fmt: skip
-
-#: Names that stand for a rounding, a reduction, a type: each with what it might have been by mistake.
-NAMES = {
-    "rint": ("floor", "trunc"), "round_": ("trunc_",), "maximum": ("minimum",), "minimum": ("maximum",), "max": ("min",), "min": ("max",),
-    "amax": ("amin",), "amin": ("amax",), "any": ("all",), "all": ("any",), "isfinite": ("isnan",), "isinf": ("isnan",),
-    "isnan": ("isinf",), "sum": ("max",), "cumsum": ("cumprod",), "float32": ("float16",), "float64": ("float16",), "int64": ("int32",),
-    "int32": ("int8",), "int8": ("int16",), "uint8": ("int32",), "reciprocal": ("square",), "abs": ("negative",), "float": ("half",),
-}  # fmt: skip
-
-
-def mutants(file: str, source: str) -> list[Mutant]:
-    """Every mutant of one file, in order."""
-    tree = ast.parse(source)
-    lines = [0]
-    for line in source.splitlines(keepends=True):
-        lines.append(lines[-1] + len(line))
-    ascii_only = source.isascii()
-
-    def offset(line: int, column: int) -> int:
-        if not ascii_only:  # columns count bytes
-            column = len(source[lines[line - 1] : lines[line]].encode()[:column].decode())
-        return lines[line - 1] + column
-
-    def span(node: Any) -> tuple[int, int]:
-        return offset(node.lineno, node.col_offset), offset(node.end_lineno, node.end_col_offset)
-
-    def text(node: Any) -> str:
-        return source[slice(*span(node))]
-
-    def between(left: Any, right: Any, symbol: str) -> tuple[int, int]:
-        """Where the operator between two operands stands."""
-        start = source.index(symbol, span(left)[1], span(right)[0])
-        return start, start + len(symbol)
-
-    def of(node: ast.AST) -> Iterator[tuple[str, tuple[int, int], str]]:
-        match node:
-            case ast.Compare(left=left, ops=[op], comparators=[right]):
-                symbol = {ast.Lt: "<", ast.LtE: "<=", ast.Gt: ">", ast.GtE: ">=", ast.Eq: "==", ast.NotEq: "!=", ast.Is: "is",
-                          ast.IsNot: "is not", ast.In: "in", ast.NotIn: "not in"}[type(op)]  # fmt: skip
-                for other in COMPARISONS[type(op)]:
-                    yield "comparison", between(left, right, symbol), other
-            case ast.BoolOp(op=op, values=[left, right, *_]):
-                symbols = ("and", "or") if isinstance(op, ast.And) else ("or", "and")
-                yield "and/or", between(left, right, symbols[0]), symbols[1]
-            case ast.BinOp(left=left, op=op, right=right) if type(op) in OPERATORS:
-                symbol, other = OPERATORS[type(op)]
-                yield "operator", between(left, right, symbol), other
-            case ast.AugAssign(target=target, op=op, value=value):
-                symbol, other = OPERATORS[type(op)]
-                where = between(target, value, symbol + "=")
-                yield "accumulation", where, other + "="
-                yield "accumulation", where, "="
-            case ast.UnaryOp(op=ast.Not() | ast.USub() | ast.Invert(), operand=operand):
-                yield "unary operator", span(node), text(operand)
-            case ast.Constant(value=bool() as value):
-                yield "constant", span(node), str(not value)
-            case ast.Constant(value=int() | float() as value):
-                yield "constant", span(node), f"({text(node)} + 1)"
-                yield "constant", span(node), f"({text(node)} - 1)"
-            case ast.If(test=test) | ast.IfExp(test=test):
-                yield "condition", span(test), f"(not ({text(test)}))"
-            case ast.Expr(value=ast.Call()):
-                yield "statement left out", span(node), "pass"
-            case ast.Call():
-                yield from of_call(node)
-            case ast.Subscript(slice=ast.Tuple(elts=[ast.Slice(), ast.Constant(value=None)]) as index):
-                yield "axis", span(index), "None, :"
-            case ast.Subscript(slice=ast.Tuple(elts=[ast.Constant(value=None), ast.Slice()]) as index):
-                yield "axis", span(index), ":, None"
-            case ast.Attribute(attr=name) if name in NAMES:
-                start = span(node)[1] - len(name)
-                for other in NAMES[name]:
-                    yield "rounding, reduction or type", (start, start + len(name)), other
-
-    def of_call(node: ast.Call) -> Iterator[tuple[str, tuple[int, int], str]]:
-        name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
-        if name == "where" and len(node.args) == 3:
-            yield "branch", span(node), text(node.args[1])
-            yield "branch", span(node), text(node.args[2])
-        if name in ("range", "tl.range") and len(node.args) == 3:
-            first, last, step = map(text, node.args)
-            yield "trip count", span(node.args[1]), f"{last} - {step}"
-            yield "trip count", span(node.args[1]), f"{last} + {step}"
-            yield "trip count", span(node.args[0]), f"{first} + {step}"
-        if name == "cdiv":
-            yield "trip count", span(node), f"({text(node.args[0])} // {text(node.args[1])})"
-        for keyword in node.keywords:
-            if keyword.arg == "mask":
-                yield "mask", span(keyword.value), f"({text(keyword.value)}) | True"
-
-    skipped = set(_unseen(tree))
-    found = [
-        Mutant(file, operator, start, end, replacement)
-        for node in ast.walk(tree)
-        if node not in skipped
-        for operator, (start, end), replacement in of(node)
-        if source[start:end] != replacement
-    ]
-    return sorted(set(found), key=lambda mutant: mutant[2:] + mutant[1:2])
-
-
-def _unseen(tree: ast.AST) -> Iterator[ast.AST]:
-    """What is no behaviour: documentation, types, imports, messages of errors, and asserts, which tell the type checker something."""
-    for node in ast.walk(tree):
-        match node:
-            case ast.Expr(value=ast.Constant()) | ast.Import() | ast.ImportFrom() | ast.Raise() | ast.JoinedStr() | ast.Assert():
-                yield from ast.walk(node)
-            case ast.AnnAssign(annotation=annotation) | ast.arg(annotation=ast.expr() as annotation):
-                yield from ast.walk(annotation)
-            case ast.FunctionDef(returns=returns, decorator_list=decorators, args=arguments):
-                for part in (*decorators, *([returns] if returns else []), *(a.annotation for a in arguments.args if a.annotation)):
-                    yield from ast.walk(part)
-            case ast.Call(func=ast.Attribute(attr="float32") as number):  # a number, which takes the type of what it meets
-                yield number
-            case ast.Call(func=ast.Attribute(attr="errstate" | "device_of" | "TypeVar" | "getLogger" | "autocast")):
-                yield from ast.walk(node)
+#: Left out. configurations.py: its rows change speed and not results; tests/tools/generated_code.py holds them to what compiles without
+#: spills.
+#: huggingface.py, distributed.py: each of their tests loads a model, seconds to minutes for each mutant. old_interpreter.py: what it
+#: mends is another version's.
+LEFT_OUT = (
+    "fast/kernels/configurations.py", "fast/kernels/old_interpreter.py", "fast/huggingface.py", "fast/distributed.py", "*/__init__.py"
+)  # fmt: skip
 
 
 def files() -> list[str]:
@@ -376,25 +243,9 @@ def make_copies(folder: Path, processes: int) -> list[Path]:
     return copies
 
 
-def line_of(source: str, position: int) -> str:
-    """The line around a position, without its indentation."""
-    end = source.find("\n", position)
-    return source[source.rfind("\n", 0, position) + 1 : end if end >= 0 else len(source)].strip()
-
-
-def reason(mutant: Mutant, source: str, known: list[dict[str, str]]) -> str | None:
-    """Why the mutant is equivalent, or None where tests/equivalent_mutants.toml does not say that it is."""
-    before, after = line_of(source, mutant.start), line_of(mutant.apply(source), mutant.start)
-    for entry in known:
-        if Path(mutant.file).match(entry["file"]) and entry["before"] == before and entry["after"] in ("*", after):
-            return entry["reason"]
-    return None
-
-
 def describe(mutant: Mutant, source: str, outcome: str, seconds: float) -> dict[str, Any]:
     """What the record keeps of a mutant."""
-    lines = [text.splitlines() for text in (source, mutant.apply(source))]
-    diff = list(difflib.unified_diff(*lines, lineterm="", n=0))[2:]
+    diff = list(difflib.unified_diff(source.splitlines(), mutant.apply(source).splitlines(), lineterm="", n=0))[2:]
     return {
         "file": mutant.file,
         "line": source.count("\n", 0, mutant.start) + 1,
@@ -407,7 +258,7 @@ def describe(mutant: Mutant, source: str, outcome: str, seconds: float) -> dict[
 
 def identity(mutant: Mutant, source: str) -> str:
     """Names a mutant as long as its file stays as it is."""
-    text = "\0".join((mutant.file, hashlib.sha256(source.encode()).hexdigest(), *map(str, mutant[1:])))
+    text = "\0".join((mutant.file, hashlib.sha256(source.encode()).hexdigest(), *map(str, mutant[1:5])))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -424,7 +275,7 @@ def summary(results: dict[str, dict[str, Any]], possible: int, options: argparse
     killed = outcomes["killed"] + outcomes["timed out"]
     judged = len(results) - outcomes["equivalent"]
     return {
-        "command": "python -m tests.mutants --resume",
+        "command": "python -m tests.tools.mutants --resume",
         "date": datetime.date.today().isoformat(),
         "versions": {"python": sys.version.split()[0], **{name: metadata.version(name) for name in PACKAGES}},
         "seed": options.seed,
@@ -446,7 +297,7 @@ def summary(results: dict[str, dict[str, Any]], possible: int, options: argparse
 
 def parse() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m tests.mutants", description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m tests.tools.mutants", description=__doc__.partition("\n")[0])
     parser.add_argument("--minutes", type=float, default=28, help="start no mutant after this long (28)")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="how many mutants are tried at a time (one a core)")
     parser.add_argument("--sample", type=int, help="try at most this many, a random sample")
@@ -466,13 +317,19 @@ def main() -> int:
     """Runs the command line; 1 if a mutant survived that is not known to be equivalent."""
     options = parse()
     sources = {file: (ROOT / file).read_text(encoding="utf-8") for file in files()}
-    everything = [mutant for file, source in sources.items() for mutant in mutants(file, source)]
+    named = {mutant: key for file, source in sources.items() for mutant, key in keys(mutants(file, source), source).items()}
+    known = equivalents(EQUIVALENT)
+    if stale := unmatched(known, named.values()):
+        sys.exit("no mutant has these keys of tests/tools/equivalent_mutants.toml (--list shows the keys there are):\n" + "\n".join(stale))
+    reasons = {mutant: known.get(key) or known.get((*key[:2], "*")) for mutant, key in named.items()}
+    everything = list(named)
     chosen = [mutant for mutant in everything if not options.file or mutant.file in options.file]
     random.Random(options.seed).shuffle(chosen)
     if options.list:
         for mutant in sorted(chosen[: options.sample]):
             source = sources[mutant.file]
-            print(f"{mutant.file}: {mutant.operator}: {line_of(source, mutant.start)}  ->  {line_of(mutant.apply(source), mutant.start)}")
+            print(" | ".join(named[mutant]))
+            print(f"    {line_of(source, mutant.start)}  ->  {line_of(mutant.apply(source), mutant.start)}")
         print(len(chosen[: options.sample]), "mutants")
         return 0
 
@@ -484,7 +341,7 @@ def main() -> int:
         partial.replace(options.out)
         return record
 
-    record = try_all(chosen, everything, sources, options, save)
+    record = try_all(chosen, reasons, sources, options, save)
     print(
         f"{record['made']} of {record['possible']} mutants made, {record['killed']} killed ({record['timed_out']} by the clock), ", end=""
     )
@@ -494,21 +351,29 @@ def main() -> int:
 
 def try_all(
     chosen: list[Mutant],
-    everything: list[Mutant],
+    reasons: dict[Mutant, str | None],
     sources: dict[str, str],
     options: argparse.Namespace,
     save: Callable[[dict[str, dict[str, Any]], list[str], float], dict[str, Any]],
 ) -> dict[str, Any]:
-    """Tries the chosen mutants and returns the record, which is saved after each, so that a run that is ended can be resumed."""
-    known = tomllib.loads(EQUIVALENT.read_text(encoding="utf-8"))["mutant"]
+    """Tries the chosen mutants and returns the record, which is saved after each, so that a run that is ended can be resumed.
+
+    Args:
+        chosen: what to try.
+        reasons: every mutant, and why it is equivalent, or None.
+        sources: the text of each file.
+        options: the command line.
+        save: writes the record.
+    """
     old: dict[str, Any] = {"mutants": {}, "seconds": 0, "passed": []}
     if options.resume and options.out.exists():
         old |= json.loads(options.out.read_text(encoding="utf-8"))
     results: dict[str, dict[str, Any]] = {}
-    for mutant in everything:
+    for mutant in reasons:
         name = identity(mutant, sources[mutant.file])
         if name in old["mutants"]:
-            results[name] = _judged(mutant, sources[mutant.file], *old["mutants"][name], known)
+            outcome, seconds = old["mutants"][name]
+            results[name] = _judged(mutant, sources[mutant.file], outcome, seconds, reasons[mutant])
     names = {mutant: identity(mutant, sources[mutant.file]) for mutant in chosen}
     pending = [mutant for mutant in chosen if names[mutant] in results and results[names[mutant]]["outcome"] == "survived"]
     pending += [mutant for mutant in chosen if names[mutant] not in results]
@@ -520,7 +385,7 @@ def try_all(
         check_baseline(pending, sources, copies, old["passed"])
         left = 60 * options.minutes - (time.monotonic() - started)
         for number, (mutant, outcome, seconds) in enumerate(tried(pending, sources, copies, left)):
-            line = results[names[mutant]] = _judged(mutant, sources[mutant.file], outcome, seconds, known)
+            line = results[names[mutant]] = _judged(mutant, sources[mutant.file], outcome, seconds, reasons[mutant])
             print(
                 f"{number + 1}/{len(pending)} {line['outcome']:>10} {seconds:6.1f} s  {mutant.file}:{line['line']} {mutant.operator}",
                 flush=True,
@@ -531,8 +396,8 @@ def try_all(
     return save(results, old["passed"], old["seconds"] + time.monotonic() - started)
 
 
-def _judged(mutant: Mutant, source: str, outcome: str, seconds: float, known: list[dict[str, str]]) -> dict[str, Any]:
-    why = reason(mutant, source, known) if outcome in ("survived", "equivalent") else None
+def _judged(mutant: Mutant, source: str, outcome: str, seconds: float, reason: str | None) -> dict[str, Any]:
+    why = reason if outcome in ("survived", "equivalent") else None
     result = describe(mutant, source, "equivalent" if why else "survived" if outcome == "equivalent" else outcome, seconds)
     return result | {"reason": why} if why else result
 
