@@ -62,6 +62,8 @@ class Machine:
         Unsupported: an instruction that the emulator does not know.
     """
 
+    shared_memory: type[Memory] = Memory
+
     def __init__(
         self, kernel: Kernel, parameters: bytes, shared: int, memory: GlobalMemory, seed: int = 0, tensor_maps: dict[int, Any] | None = None
     ) -> None:
@@ -259,7 +261,7 @@ class Machine:
         self.regs[self.slots["%laneid"]] = np.arange(self.threads, dtype=np.uint32) % np.uint32(LANES)
         self.regs[self.slots["%ntid.x"]] = np.uint32(self.threads)
         self.clocks: Clocks = self.memory.begin(number, self.warps)
-        self.shared = Memory(SHARED_BASE, self.shared_size, self.granule, self.clocks)
+        self.shared = self.shared_memory(SHARED_BASE, self.shared_size, self.granule, self.clocks)
         self.copies = asynchronous.Copies(self)
         self.products = warpgroup.Products()
         self.tensor_memory: tensor_memory.TensorMemory | None = None
