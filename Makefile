@@ -7,7 +7,7 @@ WORKERS ?= 2
 PIP = .venv/bin/python -m pip install --quiet -c constraints.txt $(EXTRA_PIP)
 RUN = .venv/bin/python
 
-.PHONY: demo test test-deep lint format docs docs-serve docs-test notebooks notebooks-check mutants results bench clean
+.PHONY: demo test test-deep test-compiled machine-faults lint format docs docs-serve docs-test notebooks notebooks-check mutants results bench clean
 
 # Not over the record in experiments/results, whose figures the README and the site repeat.
 demo: .venv/demo
@@ -17,8 +17,18 @@ demo: .venv/demo
 test: .venv/test lint
 	$(RUN) -m pytest -n $(WORKERS) --dist worksteal -m "not deep and not site"
 
-test-deep: .venv/test
+test-deep: .venv/test test-compiled
 	HYPOTHESIS_PROFILE=deep $(RUN) -m pytest -n $(WORKERS) --dist worksteal -m "not site"
+
+# The tests of the kernels, the pairs and the laws once more, the kernels compiled and executed as PTX in the emulator.
+test-compiled: .venv/test
+	for arch in sm_80 sm_89 sm_90 sm_100; do \
+		EMULATE=$$arch $(RUN) -m pytest -n $(WORKERS) --dist worksteal tests/test_kernels.py tests/test_pairs.py tests/test_laws.py \
+			-k "not cpu and not reference" || exit 1; \
+	done
+
+machine-faults: .venv/test
+	$(RUN) -m tests.machine_faults --out experiments/results/machine_faults.json
 
 lint: .venv/test
 	$(RUN) -m ruff check .

@@ -22,8 +22,9 @@ SECTOR, BANKS, WORD = 32, 32, 4
 #: Class of an instruction by the first word of its opcode; those that are not here count as "integer".
 CLASSES = {
     "ld": "memory", "st": "memory", "cp": "memory", "atom": "memory", "red": "memory", "ldmatrix": "memory", "stmatrix": "memory",
-    "mma": "matrix", "wgmma": "matrix", "tcgen05": "matrix", "shfl": "exchange", "redux": "exchange", "vote": "exchange", "elect": "exchange",
-    "bar": "wait", "barrier": "wait", "mbarrier": "wait", "fence": "wait", "membar": "wait", "bra": "branch", "ret": "branch", "exit": "branch",
+    "mma": "matrix", "wgmma": "matrix", "tcgen05": "matrix", "shfl": "exchange", "redux": "exchange", "vote": "exchange",
+    "elect": "exchange", "bar": "wait", "barrier": "wait", "mbarrier": "wait", "fence": "wait", "membar": "wait", "bra": "branch",
+    "ret": "branch", "exit": "branch",
     "mov": "move", "cvta": "move", "cvt": "conversion", "fma": "float", "div": "float", "rcp": "float", "ex2": "float", "lg2": "float",
     "setp": "comparison", "selp": "comparison", "prmt": "integer",
 }  # fmt: skip
@@ -32,7 +33,11 @@ CLASSES = {
 def class_of(opcode: str) -> str:
     """The class of an instruction: memory, matrix, exchange, wait, branch, move, conversion, comparison, float or integer."""
     name, *modifiers = opcode.split(".")
-    if (name in ("wgmma", "tcgen05") and modifiers[0] != "mma_async" and modifiers[0] != "mma") or "wait_group" in opcode or "commit" in opcode:
+    if (
+        (name in ("wgmma", "tcgen05") and modifiers[0] != "mma_async" and modifiers[0] != "mma")
+        or "wait_group" in opcode
+        or "commit" in opcode
+    ):
         return "wait" if not modifiers[0].startswith(("ld", "st")) else "memory"
     if name in ("add", "sub", "mul", "min", "max", "abs", "neg") and re.search(r"\.(f16|f32|f64|bf16)", opcode):
         return "float"
@@ -43,8 +48,8 @@ def class_of(opcode: str) -> str:
 class Access:
     """What the runs of one instruction asked of memory.
 
-    requests: by warps. data: bytes that lanes asked for. sectors, wavefronts: of global and of shared memory, each beside the fewest that hold
-    as many different bytes.
+    requests: by warps. data: bytes that lanes asked for. sectors, wavefronts: of global and of shared memory, each beside the fewest
+    that hold as many different bytes.
     """
 
     what: str
@@ -152,7 +157,7 @@ class CountingMachine(Machine):
         if re.match(r"cp\.async\.c[ag]\.", i.opcode):
             return self._copies(at, i)
         if i.opcode.startswith("cp.async.bulk.tensor"):
-            return self._boxes(at, i, "global" == modifiers[4])
+            return self._boxes(at, i, modifiers[4] == "global")
         if i.opcode.startswith("tcgen05.mma"):
             how = self.reader(i.operands[3], "u32")
             return lambda machine: self._described(i.opcode, int(machine.full(how(machine.regs))[machine.lanes()[0]]))

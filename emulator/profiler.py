@@ -4,9 +4,9 @@
         kernel[grid](...)
     print(device.profiles[-1])
 
-Of a large grid a few programs are enough: they are alike. What it cannot say: the order of warps, hits in caches, clocks, latencies, and what
-ptxas makes of the instructions: one of PTX is now none, now one, now several of the machine's. A number of cycles is what one resource alone
-needs, a floor and no time.
+Of a large grid a few programs are enough: they are alike. What it cannot say: the order of warps, hits in caches, clocks, latencies,
+and what ptxas makes of the instructions: one of PTX is now none, now one, now several of the machine's. A number of cycles is what one
+resource alone needs, a floor and no time.
 """
 
 import re
@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -29,8 +29,8 @@ from .launch import Gpu, Launch, gpu
 class Ceiling(NamedTuple):
     """What one GPU can do per multiprocessor and cycle.
 
-    clock: GHz. hbm, cache: bytes per cycle from device memory and from the second-level cache. int8, sixteen: multiply-adds per cycle on int8
-    and on 16-bit numbers. registers, shared, warps: of a multiprocessor, shared memory in bytes.
+    clock: GHz. hbm, cache: bytes per cycle from device memory and from the second-level cache. int8, sixteen: multiply-adds per cycle on
+    int8 and on 16-bit numbers. registers, shared, warps: of a multiprocessor, shared memory in bytes.
     """
 
     name: str
@@ -112,8 +112,8 @@ class Profile:
         n = self.programs
         per = {name: f"{count / n:,.0f}" for name, count in self.instructions.most_common()}
         lines = [
-            f"{self.kernel} on {self.arch}: {n} of {self.grid} programs, {self.warps} warps, {self.registers} registers, {self.spilled} bytes"
-            f" spilled, {self.shared:,} bytes of shared memory",
+            f"{self.kernel} on {self.arch}: {n} of {self.grid} programs, {self.warps} warps, {self.registers} registers, "
+            f"{self.spilled} bytes spilled, {self.shared:,} bytes of shared memory",
             "  warp instructions per program: " + ", ".join(f"{name} {count}" for name, count in per.items()),
             f"  per program: sectors {self.total('sectors') / n:,.0f} of {self.total('fewest_sectors') / n:,.0f} at best, wavefronts "
             f"{self.total('wavefronts') / n:,.0f} of {self.total('fewest_wavefronts') / n:,.0f}, matrix instructions "
@@ -130,7 +130,8 @@ class Profile:
         for place, a in self.accesses.items():
             if a.sectors > a.fewest_sectors or a.wavefronts > a.fewest_wavefronts:
                 lines.append(
-                    f"  {place}: {a.requests} requests, sectors {a.sectors} of {a.fewest_sectors}, wavefronts {a.wavefronts} of {a.fewest_wavefronts}"
+                    f"  {place}: {a.requests} requests, sectors {a.sectors} of {a.fewest_sectors}, "
+                    f"wavefronts {a.wavefronts} of {a.fewest_wavefronts}"
                 )
         return "\n".join(lines)
 
@@ -146,7 +147,7 @@ def assembled(ptx: str) -> tuple[int, int]:
     with tempfile.TemporaryDirectory() as made:
         file = Path(made) / "kernel.ptx"
         file.write_text(ptx)
-        command = [tool, "-v", "--fmad=false", f"--gpu-name={target}", file, "-o", Path(made) / "kernel.cubin"]
+        command: list[str | Path] = [tool, "-v", "--fmad=false", f"--gpu-name={target}", file, "-o", Path(made) / "kernel.cubin"]
         said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
     spills = re.search(r"(\d+) bytes spill stores, (\d+) bytes spill loads", said)
     return int(re.search(r"Used (\d+) registers", said)[1]), sum(map(int, spills.groups())) if spills else 0  # type: ignore[index]

@@ -4,14 +4,15 @@
     python -m experiments.profile --arch sm_90 --kernel decode    some of them; --out names another record
     python -m experiments.profile --details                       and each line whose accesses are not the best possible
 
-Counts are of one program in its steady state, in PTX's instructions. Cycles are what each resource of a multiprocessor needs for one program,
-were it alone the bound: floors, no times.
+Counts are of one program in its steady state, in PTX's instructions. Cycles are what each resource of a multiprocessor needs for one
+program, were it alone the bound: floors, no times.
 """
 
 import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -24,6 +25,8 @@ from . import records
 from .models import InputError
 
 HALF = torch.float16
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "kernels.md"
+BEGIN, END = "<!-- begin: made by python -m experiments.profile -->", "<!-- end -->"
 #: name -> (M, N, K).
 SHAPES = {
     "large": (4096, 8192, 8192), "medium": (512, 4096, 4096), "decode": (16, 8192, 8192), "decode, 8 rows": (8, 4096, 4096),
@@ -168,6 +171,13 @@ def tables(rows: Sequence[dict[str, Any]], make: Callable[..., str] = records.ta
     return make(head, counts) + "\n\n" + make(["cycles per program", *RESOURCES, "bound", "programs at once"], cycles)
 
 
+def with_tables(page: str, rows: Sequence[dict[str, Any]]) -> str:
+    """docs/kernels.md with its tables replaced by those of a record."""
+    before, _, rest = page.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    return f"{before}{BEGIN}\n\n{tables(rows, records.markdown)}\n\n{END}{after}"
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
@@ -197,6 +207,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(tables(rows))
     for written in records.write(path, record | {"ceilings": {a: c._asdict() for a, c in CEILINGS.items()}, "rows": rows}):
         print(f"wrote {written}")
+    if path == records.output_path(None, "profile"):
+        PAGE.write_text(with_tables(PAGE.read_text(encoding="utf-8"), records.plain(rows)), encoding="utf-8")
+        print(f"wrote {PAGE}")
 
 
 if __name__ == "__main__":

@@ -4,8 +4,8 @@
     python -m tests.machine_faults --arch sm_90 --kernel decode_kernel --sample 0      all places of all kinds
     python -m tests.machine_faults --out experiments/results/machine_faults.json
 
-A fault is caught if the sanitizer stops the program or its result differs from the reference. The record has each survivor with its line; why
-it is one, where that is known, stands in tests/surviving_faults.toml.
+A fault is caught if the sanitizer stops the program or its result differs from the reference. The record has each survivor with its
+line; why it is one, where that is known, stands in tests/surviving_faults.toml.
 """
 
 import argparse
@@ -27,7 +27,8 @@ ROOT = Path(__file__).resolve().parents[1]
 EXPLAINED = Path(__file__).parent / "surviving_faults.toml"
 #: Kernel -> the beginning of the name of the case (tests/compiled_cases.py) that it runs in.
 CASES = {
-    "scan_columns": "scan", "quantize_rows": "quantize rows, repeated", "product_kernel": "product 0: {}, zeropoint", "decode_kernel": "decode 2:",
+    "scan_columns": "scan", "quantize_rows": "quantize rows, repeated", "product_kernel": "product 0: {}, zeropoint",
+    "decode_kernel": "decode 2:",
 }  # fmt: skip
 #: Seconds after which a program is taken not to end, which counts as caught.
 LIMIT = 120
@@ -81,10 +82,9 @@ def sites(ptx: str) -> Iterator[FaultSite]:
                 yield FaultSite("shift an address", number, code[: found.start()] + shifted + code[found.end() :])
         elif found := re.search(r"\b(shl|shr)\.\w+\s+(\S+), (\S+), (\d+);", code):
             yield FaultSite("shift a shift", number, code[: found.start(4)] + str(int(found[4]) + 1) + code[found.end(4) :])
-        elif found := re.search(r"\b(sub\.\w+|selp\.\w+|shfl\.sync\.up\S*)\s+(\S+), ([^,]+), ([^,;]+)([,;])", code):
-            if found[3] != found[4] and not found[1].startswith("shfl"):
-                exchanged = f"{found[1]} {found[2]}, {found[4]}, {found[3]}{found[5]}"
-                yield FaultSite("exchange operands", number, code[: found.start()] + exchanged + code[found.end() :])
+        elif (found := re.search(r"\b(sub\.\w+|selp\.\w+)\s+(\S+), ([^,]+), ([^,;]+)([,;])", code)) and found[3] != found[4]:
+            exchanged = f"{found[1]} {found[2]}, {found[4]}, {found[3]}{found[5]}"
+            yield FaultSite("exchange operands", number, code[: found.start()] + exchanged + code[found.end() :])
 
 
 def _operands(number: int, code: str) -> Iterator[FaultSite]:
@@ -187,7 +187,11 @@ def campaign(arch: str, kernel: str, sample: int, seed: int) -> dict[str, Any]:
 def explanation(survivor: dict[str, str]) -> str | None:
     """Why a survivor is one, from tests/surviving_faults.toml: the first entry whose kind and pattern fit."""
     for entry in tomllib.loads(EXPLAINED.read_text())["fault"]:
-        if entry["kind"] == survivor["kind"] and re.search(entry["ptx"], survivor["ptx"]) and re.search(entry.get("line", ""), survivor["line"]):
+        if (
+            entry["kind"] == survivor["kind"]
+            and re.search(entry["ptx"], survivor["ptx"])
+            and re.search(entry.get("line", ""), survivor["line"])
+        ):
             return entry["why"]
     return None
 

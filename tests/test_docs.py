@@ -9,12 +9,12 @@ import pytest
 
 import fast
 import reference
-from experiments import perplexity, records
+from experiments import perplexity, profile, records
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 RUNNABLE = [ROOT / "README.md", ROOT / "docs" / "index.md"]
-NAMED_FILE = re.compile(r"`((?:reference|fast|tests|tutorials|docs|experiments)/[\w/]+\.\w+)`")
+NAMED_FILE = re.compile(r"`((?:reference|fast|emulator|tests|tutorials|docs|experiments)/[\w/]+\.\w+)`")
 NAMED_TEST = re.compile(r"`(test_\w+\.py)`")
 NAMED_COMMAND = re.compile(r"python -m (\w+)\.(\w+)")
 
@@ -43,6 +43,13 @@ def test_the_table_of_the_readme_is_the_one_that_the_demo_printed():
     record = records.read("perplexity")
     assert record is not None
     assert records.table(*perplexity.cells(record["rows"])) in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_counts_on_the_page_of_the_kernels_are_those_of_the_profiler():
+    record = records.read("profile")
+    assert record is not None
+    page = profile.PAGE.read_text(encoding="utf-8")
+    assert profile.with_tables(page, record["rows"]) == page
 
 
 def test_the_demo_leaves_the_records_alone_that_the_pages_repeat():

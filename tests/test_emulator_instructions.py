@@ -441,7 +441,8 @@ FLOATING += [
 
 
 FLOATING += [
-    (f"{name}.f32 d32, a32, b32, c32;", "32", "f32", lambda a, b, c, f=f: f(f(a, b), c), "f32") for name, f in (("min", smaller), ("max", larger))
+    (f"{name}.f32 d32, a32, b32, c32;", "32", "f32", lambda a, b, c, f=f: f(f(a, b), c), "f32")
+    for name, f in (("min", smaller), ("max", larger))
 ]
 
 
