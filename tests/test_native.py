@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.guarded import guarded, guarded_buffers
 from torch import nn
 from torch.autograd import forward_ad
 from torch.overrides import TorchFunctionMode
@@ -23,7 +24,6 @@ from fast.cpu import build, engine, native, product
 from fast.weights import QuantizedWeight
 from tests import native_driver
 from tests.comparison import DTYPES, NATIVE, OUTLIER_WEIGHTS, QUANTIZERS, assert_same
-from tests.guarded import guarded, guarded_buffers
 from tests.strategies import Recipe
 
 ROOT = Path(__file__).resolve().parents[1]
