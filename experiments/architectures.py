@@ -34,7 +34,15 @@ DECODER: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 96, "num_hidd
 GROUPED: dict[str, Any] = DECODER | {"num_key_value_heads": 2}
 EXPERTS: dict[str, Any] = GROUPED | {"moe_intermediate_size": 96, "num_experts": 4, "num_experts_per_tok": 2}
 ENCODER: dict[str, Any] = DECODER | {"max_position_embeddings": 64}
-T5: dict[str, Any] = {"vocab_size": 128, "d_model": 64, "d_ff": 96, "d_kv": 16, "num_layers": 2, "num_heads": 4, "decoder_start_token_id": 0}
+T5: dict[str, Any] = {
+    "vocab_size": 128,
+    "d_model": 64,
+    "d_ff": 96,
+    "d_kv": 16,
+    "num_layers": 2,
+    "num_heads": 4,
+    "decoder_start_token_id": 0,
+}
 BART: dict[str, Any] = {"vocab_size": 128, "d_model": 64, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 4}
 BART |= {
     "decoder_attention_heads": 4,
@@ -43,7 +51,14 @@ BART |= {
     "max_position_embeddings": 64,
     "decoder_start_token_id": 0,
 }
-VISION: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4, "image_size": 32, "patch_size": 8}
+VISION: dict[str, Any] = {
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "image_size": 32,
+    "patch_size": 8,
+}
 SPEECH: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 32}
 SPEECH |= {
     "conv_dim": (32, 32),

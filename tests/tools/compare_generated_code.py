@@ -1,4 +1,4 @@
-"""Says whether two versions of the kernels compile to the same instructions: `python -m tests.compare_generated_code BEFORE AFTER`.
+"""Says whether two versions of the kernels compile to the same instructions: `python -m tests.tools.compare_generated_code BEFORE AFTER`.
 
 A version is a git revision, "." for the files as they are, or a JSON file that `--save` wrote. Every variant of every kernel that
 `generated_code` finds in a version is compiled by the compiler that is installed here, for each architecture, down to its assembly
@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 ARCHITECTURES = ("sm_80", "sm_89", "sm_90", "sm_100", "gfx942")
 
 #: Where a revision keeps the list of its variants, the newest place first.
