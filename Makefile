@@ -10,12 +10,14 @@ CONSTRAINTS ?= constraints.txt
 SHARE ?= 150
 # Where `make learn` puts the reader's copy of the notebooks, which git ignores and nothing overwrites.
 LEARN = work
+# The limit of `make gpu-day`.
+MINUTES ?= 25
 RUN = $(VENV)/bin/python
 PIP = $(RUN) -m pip install --quiet -c $(CONSTRAINTS) $(EXTRA_PIP)
 PYTEST = $(RUN) -m pytest -n $(WORKERS) --dist worksteal
 
-.PHONY: help demo test suite test-lowest test-without-triton test-deep lint format pre-commit
-.PHONY: docs docs-serve docs-test learn notebooks notebooks-check mutants mutants-share results results-check bench clean
+.PHONY: help demo test suite test-lowest test-without-triton test-deep test-compiled machine-faults lint format pre-commit
+.PHONY: docs docs-serve docs-test learn notebooks notebooks-check mutants mutants-share results results-check bench gpu-day clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-20s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -39,8 +41,17 @@ test-without-triton: ## the suite without Triton, in an environment of its own
 	$(VENV)-without-triton/bin/python -m pip uninstall --quiet --yes triton
 	$(MAKE) suite VENV=$(VENV)-without-triton
 
-test-deep: $(VENV)/test ## the suite with 1000 examples per law and every compiled variant
+test-deep: $(VENV)/test test-compiled ## the suite with 1000 examples per law and every compiled variant
 	HYPOTHESIS_PROFILE=deep $(PYTEST) -m "not site"
+
+# The tests of the kernels, the pairs and the laws once more, the kernels compiled and executed as PTX in the emulator.
+test-compiled: $(VENV)/test ## the kernels' tests on four emulated GPUs
+	for arch in sm_80 sm_89 sm_90 sm_100; do \
+		EMULATE=$$arch $(PYTEST) tests/test_kernels.py tests/test_pairs.py tests/test_laws.py -k "not cpu and not reference" || exit 1; \
+	done
+
+machine-faults: $(VENV)/test ## faults put into the machine code; the emulator has to find them
+	$(RUN) -m tests.machine_faults --out experiments/results/machine_faults.json
 
 lint: $(VENV)/test ## ruff and mypy
 	$(RUN) -m ruff check .
@@ -89,6 +100,9 @@ results-check: $(VENV)/demo ## whether the result pages are those that the recor
 
 bench: $(VENV)/demo ## measure the speed of this machine
 	$(RUN) -m experiments.speed
+
+gpu-day: $(VENV)/test ## verify and measure everything on this machine's GPU, within MINUTES; run again, it goes on
+	$(RUN) -m experiments.gpu_day --minutes $(MINUTES) --out build/gpu-day
 
 clean: ## remove everything that these commands made
 	rm -rf $(VENV) $(VENV)-lowest $(VENV)-without-triton build node_modules site

@@ -12,10 +12,10 @@ import pytest
 
 import fast
 import reference
-from experiments import perplexity, records
+from experiments import perplexity, profile, records
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = ("reference", "fast", "tests", "experiments", "tutorials")
+PACKAGES = ("reference", "fast", "emulator", "tests", "experiments", "tutorials")
 #: Every file of the repository by its path, without what was built.
 FILES = {
     path.relative_to(ROOT).as_posix()
@@ -56,6 +56,13 @@ def test_the_table_of_the_readme_is_the_one_that_the_demo_printed():
     record = records.read("perplexity")
     assert record is not None
     assert records.table(*perplexity.cells(record["rows"])) in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_counts_on_the_page_of_the_kernels_are_those_of_the_profiler():
+    record = records.read("profile")
+    assert record is not None
+    page = profile.PAGE.read_text(encoding="utf-8")
+    assert profile.with_tables(page, record["rows"]) == page
 
 
 def test_the_demo_leaves_the_records_alone_that_the_pages_repeat():

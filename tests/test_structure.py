@@ -127,7 +127,7 @@ def functions(package):
                 yield f"{path.name}: {node.name}", node.end_lineno - node.lineno + 1, len(arguments), compiled
 
 
-@pytest.mark.parametrize("package", MAY_IMPORT)
+@pytest.mark.parametrize("package", ["reference", "fast"])
 def test_functions_are_short_and_take_few_arguments(package):
     found = list(functions(package))
     assert ("product.py: product_kernel", True) in {(name, compiled) for name, _, _, compiled in functions("fast")}
@@ -253,7 +253,7 @@ def test_nobody_reaches_for_the_private_name_of_another_module(folder):
         ("import fast.cpu\nfast.cpu.product._best", ["fast.cpu.product._best"]),
         ("from fast.cpu import _quantize", ["_quantize"]),
         ("from . import checks\nchecks._layer", ["checks._layer"]),
-        ("from fast import derived\nmonkeypatch.setattr(derived, '_now', None)", ["_now"]),
+        ("from fast import model\nmonkeypatch.setattr(model, '_now', None)", ["_now"]),
         ("import torch\ntorch._int_mm\nfrom fast import cpu\ncpu.__name__\nself._x", []),
     ],
 )
