@@ -10,12 +10,14 @@ CONSTRAINTS ?= constraints.txt
 SHARE ?= 150
 # Where `make learn` puts the reader's copy of the notebooks, which git ignores and nothing overwrites.
 LEARN = work
+# The limit of `make gpu-day`.
+MINUTES ?= 25
 RUN = $(VENV)/bin/python
 PIP = $(RUN) -m pip install --quiet -c $(CONSTRAINTS) $(EXTRA_PIP)
 PYTEST = $(RUN) -m pytest -n $(WORKERS) --dist worksteal
 
 .PHONY: help demo test suite test-lowest test-without-triton test-deep lint format pre-commit
-.PHONY: docs docs-serve docs-test learn notebooks notebooks-check mutants mutants-share results results-check bench clean
+.PHONY: docs docs-serve docs-test learn notebooks notebooks-check mutants mutants-share results results-check bench gpu-day clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-20s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -89,6 +91,9 @@ results-check: $(VENV)/demo ## whether the result pages are those that the recor
 
 bench: $(VENV)/demo ## measure the speed of this machine
 	$(RUN) -m experiments.speed
+
+gpu-day: $(VENV)/test ## verify and measure everything on this machine's GPU, within MINUTES; run again, it goes on
+	$(RUN) -m experiments.gpu_day --minutes $(MINUTES) --out build/gpu-day
 
 clean: ## remove everything that these commands made
 	rm -rf $(VENV) $(VENV)-lowest $(VENV)-without-triton build node_modules site

@@ -305,6 +305,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "picture": out.stem,
     }
     found = variants()
+    if options.rehearse:
+        found.pop("bitsandbytes", None)  # the rehearsal of the layers has it
     same = [key for key in settings if key != "picture"]
     journal = Journal(
         out, machine.heading("generation", settings), lambda row: row["model"], options.resume, list(found), same, machine.alive

@@ -93,7 +93,7 @@ class Journal:
         """Those of `names` that are not on disk yet; `names` join the plan."""
         plan = self.record["planned"]
         plan += [name for name in names if name not in plan]
-        known = {self._key(row) for row in self.record["rows"]} | self.record["failed"].keys() | self.record["skipped"].keys()
+        known = names_of(self.record, self._key)
         return [name for name in names if name not in known]
 
     def measure(self, name: str, work: Callable[[], Row]) -> None:
@@ -157,6 +157,11 @@ class Journal:
         """Writes the record, whole or not at all."""
         with self._lock:
             write(self._path, self.record)
+
+
+def names_of(record: Row, key: Callable[[Row], str]) -> set[str]:
+    """The names of the rows that are not measured again: those that are there, that failed, and that were skipped."""
+    return {key(row) for row in record["rows"]} | record["failed"].keys() | record["skipped"].keys()
 
 
 def _earlier(path: Path, heading: dict[str, Any], same: Sequence[str]) -> dict[str, Any] | None:

@@ -9,8 +9,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import torch
-
 PACKAGES = ("numpy", "torch", "triton", "transformers", "bitsandbytes", "torchao")
 
 #: A command that runs others names itself here: it is what somebody would run to get the same record.
@@ -31,6 +29,8 @@ def heading(experiment: str, settings: dict[str, Any]) -> dict[str, Any]:
 
 def device() -> dict[str, Any]:
     """The processor, how many of its threads Torch uses, and the GPU if there is one."""
+    import torch  # what only asks for versions does not wait for it
+
     return {
         "cpu": _cpu_name(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
@@ -60,6 +60,8 @@ def versions() -> dict[str, str]:
 
 def alive() -> bool:
     """Whether the GPU still works, if there is one: after some errors every further call fails until the process ends."""
+    import torch
+
     try:
         if torch.cuda.is_initialized():
             torch.cuda.synchronize()

@@ -46,7 +46,7 @@ POLICIES = {"16 bits": None, "int8, dequantized": "dequantized", "int8, float": 
 class Linear(NamedTuple):
     """`count` linear layers with a weight of shape (N, K) and, maybe, a bias."""
 
-    count: int
+    count: int  # type: ignore[assignment]  # a tuple has a method of this name, which nothing here calls
     n: int
     k: int
     bias: bool = True

@@ -12,7 +12,7 @@ import contextlib
 import itertools
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -64,7 +64,7 @@ def record_inputs(model: torch.nn.Module, windows: NDArray[np.int64], progress: 
             alive: list[torch.Tensor] = []
             readers.clear()
             with torch.inference_mode():
-                model(torch.from_numpy(window[None]).to(model.device), use_cache=False)
+                model(torch.from_numpy(window[None]).to(models.device_of(model)), use_cache=False)
 
     kinds: dict[str, tuple[list[list[str]], list[NDArray[np.float32]]]] = {}
     for names in readers.values():
@@ -106,7 +106,7 @@ def readers(model: torch.nn.Module, tokens: NDArray[np.int64]) -> dict[str, list
     handles += [m.register_forward_pre_hook(look(n)) for n, m in perplexity.linear_layers(model).items()]
     try:
         with torch.inference_mode():
-            model(torch.from_numpy(tokens).to(model.device), use_cache=False)
+            model(torch.from_numpy(tokens).to(models.device_of(model)), use_cache=False)
     finally:
         for handle in handles:
             handle.remove()
@@ -169,7 +169,7 @@ def _describe_feature(values: NDArray[np.float32], large: NDArray[np.bool_], num
     }
 
 
-def cleared(model: torch.nn.Module, kinds: dict[str, Kind], chosen: dict[str, Sequence[int]]) -> Any:
+def cleared(model: torch.nn.Module, kinds: dict[str, Kind], chosen: Mapping[str, Sequence[int] | NDArray[np.integer]]) -> Any:
     """Within this context, the layers of each kind read zeros in the place of its chosen features."""
     features_of = {name: list(chosen[kind]) for kind in chosen for names in kinds[kind].layers for name in names}
 
@@ -179,14 +179,16 @@ def cleared(model: torch.nn.Module, kinds: dict[str, Kind], chosen: dict[str, Se
     return _hooks({name: model.get_submodule(name) for name in features_of}, clear)
 
 
-def without(x: torch.Tensor, columns: Sequence[int]) -> torch.Tensor:
+def without(x: torch.Tensor, columns: Sequence[int] | NDArray[np.integer]) -> torch.Tensor:
     """A copy of x with these columns set to zero."""
     x = x.clone()
     x[..., list(columns)] = 0
     return x
 
 
-def attention_peak(model: torch.nn.Module, windows: NDArray[np.int64], columns: Sequence[Sequence[int]]) -> NDArray[np.float64]:
+def attention_peak(
+    model: torch.nn.Module, windows: NDArray[np.int64], columns: Sequence[Sequence[int] | NDArray[np.integer]]
+) -> NDArray[np.float64]:
     """How sure the attention is: the mean of the largest softmax probability of each head and position, for each set of columns.
 
     Each layer is asked on its own, as in the paper: it reads its input without the columns, and passes on what it would have
@@ -224,7 +226,7 @@ def attention_peak(model: torch.nn.Module, windows: NDArray[np.int64], columns: 
     try:
         for window in windows:
             with torch.inference_mode():
-                model(torch.from_numpy(window[None]).to(model.device), use_cache=False)
+                model(torch.from_numpy(window[None]).to(models.device_of(model)), use_cache=False)
     finally:
         for handle in handles:
             handle.remove()
@@ -239,7 +241,7 @@ def _peak(probabilities: torch.Tensor) -> float:
 def removal(
     model: torch.nn.Module,
     kinds: dict[str, Kind],
-    chosen: dict[str, Sequence[int]],
+    chosen: Mapping[str, Sequence[int] | NDArray[np.integer]],
     windows: NDArray[np.int64],
     seeds: int,
     progress: bool = True,
@@ -296,7 +298,7 @@ def pictures(record: dict[str, Any]) -> Iterator[Any]:
     if not record["removals"]:
         return
     with records.figure(7.6, 0.9 + 0.55 * 2 * len(record["removals"])) as (figure, axes):
-        labels = []
+        labels: list[str] = []
         for one in record["removals"]:
             found = one["perplexity"]
             axes.barh(len(labels), _percent(found["without"], found["all"]), color=records.RED, height=0.6)

@@ -133,9 +133,11 @@ def figure(width: float = 7.2, height: float = 3.6, rows: int = 1, columns: int 
     """Within this context, the figure and its axes have the style of all pictures here; sizes in inches."""
     import matplotlib
     import matplotlib.pyplot as plt
+    from cycler import cycler
 
     matplotlib.use("agg")
-    with matplotlib.rc_context(STYLE | {"axes.prop_cycle": matplotlib.cycler(color=COLORS)}):
+    style: dict[Any, Any] = STYLE | {"axes.prop_cycle": cycler(color=COLORS)}
+    with matplotlib.rc_context(style):
         made, axes = plt.subplots(rows, columns, figsize=(width, height))
         yield made, axes
     plt.close(made)

@@ -64,6 +64,9 @@ def grid(device: str, names: Sequence[str]) -> list[Job]:
     """
     usual = FRACTION[device]
     layers = layer_names(names)
+    rows: tuple[int, ...]
+    widths: tuple[int, ...]
+    sweep_rows: tuple[int, ...]
     if device == "cpu":
         shapes = [Shape(m, 4096, 4096, usual) for m in (1, 16, 256)]
         shapes += [Shape(m, k, n, usual) for k, n in SMOLLM2 for m in (1, 512)]
@@ -126,3 +129,18 @@ def miniature(shape: Shape) -> Shape:
     m = {1: 1, 16: 2}.get(shape.m, 20)
     k, n = (24 if size > 8192 else 16 for size in shape[1:3])
     return Shape(m, k, n, 0.05)
+
+
+#: What a rehearsal leaves out, since it takes long in the interpreter and shows nothing that another contender does not.
+UNREHEARSED = ("int8-float", "int8-launched", "product", "product-outliers", "linear-fp16", "linear-fp32")
+
+
+def rehearsed(jobs: Sequence[Job]) -> list[Job]:
+    """Tiny layers that stand for those of the jobs, two of each sweep."""
+    small: dict[str, dict[Shape, Job]] = {part: {} for part in PARTS}
+    for job in jobs:
+        shape = miniature(job.shape)
+        left_out = UNREHEARSED if job.part == "layers" else (*UNREHEARSED, "bitsandbytes")
+        small[job.part][shape] = Job(job.part, shape, [name for name in job.names if name not in left_out])
+    sweeps = {part: sorted(found.values(), key=lambda job: job.shape)[:2] for part, found in small.items() if part != "layers"}
+    return [*small["layers"].values(), *(job for part in sweeps for job in sweeps[part])]

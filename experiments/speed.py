@@ -174,15 +174,15 @@ def measure(
     }  # fmt: skip
     if wrong:
         row["wrong"] = wrong
-    for name, own in samples.items():
-        seconds = timing.spread(own)
+    for name, times in samples.items():
+        seconds = timing.spread(times)
         work = found[name].work(s)
         row["contenders"][name] = {
             "label": found[name].label,
             "stage": found[name].stage,
             "seconds": seconds,
-            "ratio": timing.ratio(samples[BASELINE], own),
-            "int8_ratio": timing.ratio(own, samples["int8"]) if "int8" in samples else None,
+            "ratio": timing.ratio(samples[BASELINE], times),
+            "int8_ratio": timing.ratio(times, samples["int8"]) if "int8" in samples else None,
             "over_floor": seconds["median"] / work.floor(**limits),
             "of_bandwidth": work.bytes / seconds["median"] / limits["bandwidth"],
             "of_rate": {unit: count / seconds["median"] / limits["rates"][unit] for unit, count in work.operations.items() if count},
@@ -358,7 +358,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.device == "cpu" or options.rehearse:
         torch.set_num_threads(options.threads)
     if options.rehearse:
-        jobs = rehearsed(jobs)
+        jobs = shapes.rehearsed(jobs)
 
     clock = timing.CpuClock(least=0, cache=1) if options.rehearse else timing.clock_for(options.device)
     settings = {
@@ -384,19 +384,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(section(json.loads(out.read_text())))
     print("wrote", *written, file=sys.stderr)
     raise SystemExit(journal.status)
-
-
-#: What a rehearsal leaves out, since it takes long in the interpreter and shows nothing that another contender does not.
-UNREHEARSED = ("int8-float", "int8-launched", "product", "product-outliers", "linear-fp16", "linear-fp32")
-
-
-def rehearsed(jobs: Sequence[Job]) -> list[Job]:
-    """Tiny layers that stand for those of the jobs, two of each sweep."""
-    small: dict[str, dict[Shape, Job]] = {part: {} for part in shapes.PARTS}
-    for job in jobs:
-        shape = shapes.miniature(job.shape)
-        small[job.part][shape] = Job(job.part, shape, [name for name in job.names if name not in UNREHEARSED])
-    return [job for part, found in small.items() for job in list(found.values())[: None if part == "layers" else 2]]
 
 
 if __name__ == "__main__":

@@ -61,9 +61,9 @@ def quantize_shard(x: Tensor, per_row: bool, quantizer: str, group: Group = None
 def accumulate(codes: Tensor, zero_point: Tensor | None, weight: QuantizedWeight, group: Group = None) -> Tensor:
     """The accumulators (M, N) of one process, from the columns that each process holds: int32, for zeropoint int64 and corrected."""
     acc = torch.ops.llm_int8.int8_matmul(codes.contiguous(), weight.codes)
-    if zero_point is not None and weight.zero_point is not None and weight.code_sum is not None:
+    if zero_point is not None and weight.zero_point is not None:
         zx, zw = zero_point.long(), weight.zero_point.long().T
-        acc = acc - zx * weight.code_sum.long() - zw * codes.sum(-1, keepdim=True) + codes.shape[1] * zx * zw
+        acc = acc - zx * weight.codes.sum(-1, dtype=torch.int64) - zw * codes.sum(-1, keepdim=True) + codes.shape[1] * zx * zw
     dist.all_reduce(acc, dist.ReduceOp.SUM, group)
     return acc
 

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
+import torch
 from torch import nn
 
 from . import arguments
@@ -68,26 +69,7 @@ def quantize_model(
     pending = [(module, names) for module, names in chosen.items()]
     chosen.clear()
     with _progress_bar(len(pending), progress) as advance:
-        while pending:
-            module, names = pending.pop(0)  # so that the float layer is freed as soon as the model drops it
-            try:
-                layer = Int8Linear.from_float(module, None, threshold, outlier_weight, quantizer, granularity)
-            except Exception as error:
-                done = len(summary.quantized)
-                error.add_note(
-                    f"quantize_model stopped at {names[0]}: {done} of {done + 1 + len(pending)} layers are int8, the others still float; "
-                    "the model works as it is, and calling again goes on"
-                )
-                raise
-            layer.train(module.training)
-            summary.quantized[names[0]] = (size_of(module), size_of(layer))
-            for name in names:
-                if name == "":
-                    model = layer
-                else:
-                    parent, _, last = name.rpartition(".")
-                    setattr(model.get_submodule(parent), last, layer)
-            advance()
+        model = _replace_layers(model, pending, (threshold, outlier_weight, quantizer, granularity), summary, advance)
 
     summary.bytes_after = size_of(model)
     model.quantization_summary = summary  # type: ignore[assignment]
@@ -109,6 +91,40 @@ def _skipped(model: nn.Module, skip: Sequence[str] | None) -> Callable[[str], bo
     return lambda name: "an output head; write skip=() to quantize it, too" if name in left_alone else False
 
 
+def _replace_layers(
+    model: nn.Module, pending: list[tuple[nn.Module, list[str]]], settings: tuple, summary: Summary, advance: Callable[[], object]
+) -> nn.Module:
+    """Replaces each of the `pending` modules under all of its names, and returns the model, which may be one of them.
+
+    Args:
+        model: to replace them in.
+        pending: float layers and their names; emptied, so that each float layer is freed as soon as the model drops it.
+        settings: what `Int8Linear.from_float` takes after weight and bias.
+        summary: its `quantized` is filled in.
+        advance: called after each layer.
+    """
+    while pending:
+        module, names = pending.pop(0)
+        try:
+            layer = Int8Linear.from_float(module, None, *settings)
+        except Exception as error:
+            done = len(summary.quantized)
+            error.add_note(
+                f"quantize_model stopped at {names[0]}: {done} of {done + 1 + len(pending)} layers are int8, the others still float; "
+                "the model works as it is, and calling again goes on"
+            )
+            raise
+        summary.quantized[names[0]] = (size_of(module), size_of(layer))
+        for name in names:
+            if name == "":
+                model = layer
+            else:
+                parent, _, last = name.rpartition(".")
+                setattr(model.get_submodule(parent), last, layer)
+        advance()
+    return model
+
+
 @contextmanager
 def _progress_bar(total: int, progress: bool | None) -> Iterator[Callable[[], object]]:
     try:
@@ -121,3 +137,29 @@ def _progress_bar(total: int, progress: bool | None) -> Iterator[Callable[[], ob
     # tqdm's None: only where stderr is a terminal.
     with tqdm(total=total, desc="quantizing", unit="layer", disable=None if progress is None else not progress) as bar:
         yield bar.update
+
+
+def dequantize_model(model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
+    """Replaces each `Int8Linear` of `model` by a torch.nn.Linear with the weight that its codes stand for, in place.
+
+    Rounding is not undone: the float model has the weights that the int8 model computed with. The method `dequantize` of a model of
+    transformers does the same, and takes the quantization out of its config.
+
+    Args:
+        model: any module; a bare `Int8Linear` is replaced and returned.
+        dtype: of weights and biases; None for that of the float weights that were quantized.
+
+    Returns:
+        The same model.
+    """
+    made: dict[nn.Module, nn.Linear] = {}
+    for name, module in list(model.named_modules(remove_duplicate=False)):
+        if not isinstance(module, Int8Linear):
+            continue
+        if module not in made:
+            made[module] = module.dequantize(dtype)
+        if name == "":
+            return made[module]
+        parent, _, last = name.rpartition(".")
+        setattr(model.get_submodule(parent), last, made[module])
+    return model

@@ -4,7 +4,7 @@ A version is a git revision, "." for the files as they are, or a JSON file that 
 `generated_code` finds in a version is compiled by the compiler that is installed here, for each architecture, down to its assembly
 (PTX, or AMD's own). What is compared is the multiset of instructions: their order, and the numbers of registers and labels, may differ.
 
-The exit status is 1 where a variant differs.
+The exit status is 1 where a variant differs by more than the loads of its arguments.
 """
 
 import argparse
@@ -113,21 +113,29 @@ def version(name: str, architectures: list[str], jobs: int) -> Version:
         return json.loads(file.read_text())
 
 
-def differences(before: Version, after: Version) -> list[str]:
-    """One line per variant that is not the same in both."""
+#: What AMD's compiler loads a kernel's arguments with, and what it puts around those loads: neighbours in memory are loaded together,
+#: so another order of the arguments gives loads of other widths, and waits at other places. They run once per wave, before the loops.
+ARGUMENT_LOADS = re.compile(r"s_(load_dword|waitcnt|nop|mov_b32|add_i32|addk_i32)")
+
+
+def differences(before: Version, after: Version) -> tuple[list[str], list[str]]:
+    """One line per variant that is not the same in both; and the variants that differ in the loads of their arguments only."""
     lines = [f"{name}: only before" for name in before.keys() - after.keys()]
     lines += [f"{name}: only after" for name in after.keys() - before.keys()]
+    loads = []
     for name in before.keys() & after.keys():
         old, new = before[name], after[name]
         a, b = Counter(old["instructions"]), Counter(new["instructions"])
-        if a != b:
+        if old["shared"] == new["shared"] and name.startswith("gfx942") and all(ARGUMENT_LOADS.match(one) for one in (a - b) + (b - a)):
+            loads += [name] if a != b else []
+        elif a != b:
             counts = f"{a.total()} -> {b.total()} instructions"
             lines.append(f"{name}: {counts}, shared {old['shared']} -> {new['shared']} B, less {dict(a - b)}, more {dict(b - a)}")
         elif old["shared"] != new["shared"]:
             lines.append(f"{name}: the same instructions, shared memory {old['shared']} -> {new['shared']} B")
         elif old["digest"] != new["digest"]:
             lines.append(f"{name}: the same instructions, other constants or kinds of operands")
-    return sorted(lines)
+    return sorted(lines), sorted(loads)
 
 
 def main() -> int:
@@ -152,8 +160,10 @@ def main() -> int:
     for arch in architectures:
         counts = [sum(name.startswith(f"{arch},") for name in found) for found in (before, after)]
         print(f"{arch}: {counts[0]} variants before, {counts[1]} after")
-    lines = differences(before, after)
-    print("\n".join(lines) if lines else "the same instructions in every variant")
+    lines, loads = differences(before, after)
+    if loads:
+        print(f"{len(loads)} variants of gfx942 differ in the scalar loads of their arguments only, which depend on the arguments' order")
+    print("\n".join(lines) if lines else f"the same instructions in every{' other' if loads else ''} variant")
     return bool(lines)
 
 

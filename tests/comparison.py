@@ -20,6 +20,7 @@ import fast
 import reference
 from fast.cpu import engine
 from fast.cpu.build import BuildError
+from tests import native_driver
 
 #: Where the kernels run: natively on a GPU, on CPU tensors in Triton's interpreter or the emulator (tests/conftest.py decides).
 ON_CPU = os.environ.get("TRITON_INTERPRET") == "1" or "EMULATE" in os.environ or not torch.cuda.is_available()
@@ -134,9 +135,18 @@ def _runs(name: str) -> bool:
     return True
 
 
+def _emulated() -> Iterator[Side]:
+    """ARM's instructions, where there is a compiler for ARM and qemu to run what it makes."""
+    arm = native_driver.emulated()
+    if arm is not None:
+        engine.put(arm)
+        yield Side(arm.name)
+
+
 REFERENCE, CPU, TRITON = Side("reference"), Side("cpu", "torch"), Side("triton")
 #: The native engine, by each set of instructions that this machine runs and compiles, the fastest first; none without a compiler.
-NATIVE = tuple(Side(name) for name in engine.available() if _runs(name))
+#: The suite's ARM runs in qemu.
+NATIVE = (*(Side(name) for name in engine.available() if _runs(name)), *_emulated())
 #: What is held against the reference, and everything.
 ENGINES = (CPU, *NATIVE, TRITON)
 SIDES = (REFERENCE, *ENGINES)

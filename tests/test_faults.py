@@ -284,7 +284,7 @@ def test_threads_share_one_layer(quantizer):
     inputs = [activations(outliers=outliers, seed=seed) for seed in range(4) for outliers in ("none", "one", "all columns")]
     expected = [Int8Linear.from_float(weight(), quantizer=quantizer)(x) for x in inputs]
     for _ in range(20):
-        layer = Int8Linear.from_float(weight(), quantizer=quantizer)  # with nothing derived yet: both threads derive it
+        layer = Int8Linear.from_float(weight(), quantizer=quantizer)
         with concurrent.futures.ThreadPoolExecutor(4) as pool:
             futures = [pool.submit(contextvars.copy_context().run, layer, x) for x in inputs]
             for future, y in zip(futures, expected, strict=True):

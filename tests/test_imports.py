@@ -25,7 +25,7 @@ ARROWS = {
 
 #: Rooms of `fast`, from the ground up: a room imports those below it and its own. A file alone is a room.
 ROOMS = (
-    ("codes", "interpreter", "derived", "transformers_traits"),
+    ("codes", "interpreter", "transformers_traits"),
     ("arguments",),
     ("weights", "bitsandbytes_checkpoint"),
     ("cpu", "kernels"),

@@ -21,8 +21,9 @@ import torch
 pytest.importorskip("triton")
 
 import fast
-from experiments import charts, contenders, generation, models, records, speed, timing, tune
+from experiments import charts, command, contenders, generation, models, records, shapes, speed, timing, tune
 from experiments.contenders import Contender, Shape, Truth, Work, WrongResult
+from experiments.journal import FAILED, Skipped
 from fast.kernels import configurations
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -36,7 +37,7 @@ def on_the_cpu_path() -> Any:
 
 
 class HandClock:
-    """Time that passes only where a call moves it, in the place of the module `time`."""
+    """Time that passes only where a call moves it, instead of the module `time`."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -287,38 +288,53 @@ def test_codes_scales_and_columns_are_equal_bit_for_bit() -> None:
         own.check(truth, mask)
 
 
-class Untouched:
-    """A clock that must not be used."""
-
-    cache = 1 << 20
-
-    def sampler(self, calls: Any, graph: bool = False) -> timing.Sampler:
-        raise AssertionError("timed before all results were checked")
+def measured(job: speed.Job, found: dict[str, Contender]) -> dict[str, Any]:
+    """The row of a job, timed in no time."""
+    clock = types.SimpleNamespace(cache=1, sampler=lambda calls, graph=False: lambda: 1.0)
+    limits = {"bandwidth": 1e9, "rates": dict.fromkeys(("int8", "bfloat16", "float16", "float32"), 1e9)}
+    return speed.measure(job, found, "cpu", clock, 2, limits, speed.Layers("cpu"))
 
 
-def test_a_wrong_result_ends_the_measurement_before_anything_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_result_is_recorded_and_never_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     found = contenders.contenders("cpu")
     monkeypatch.setattr(fast.Int8Linear, "forward", lambda self, x: torch.zeros(x.shape[0], self.out_features, dtype=x.dtype))
-    job = speed.Job("layers", SHAPE, [contenders.BASELINE, "int8"])
-    limits = {"bandwidth": 1e9, "rates": {}}
-    with pytest.raises(WrongResult, match=r"fast.Int8Linear, M = 33, K = 256, N = 130: .* differ from the reference"):
-        speed.measure(job, found, "cpu", Untouched(), 2, limits, speed.Layers("cpu"))
+    row = measured(speed.Job("layers", SHAPE, [shapes.BASELINE, "int8", "int-mm"]), found)
+    assert set(row["contenders"]) == {shapes.BASELINE, "int-mm"}
+    assert set(row["wrong"]) == {"int8"}
+    assert "differ from the reference" in row["wrong"]["int8"]
+    assert row["contenders"]["int-mm"]["int8_ratio"] is None
+
+
+def test_without_a_baseline_there_is_no_row() -> None:
+    found = contenders.contenders("cpu")
+    zeros = types.SimpleNamespace(**vars(found[shapes.BASELINE]) | {"prepare": lambda w: lambda x: lambda: torch.zeros(len(x), len(w))})
+    with pytest.raises(WrongResult, match=r"F.linear, bfloat16: .* differ from the float64 product"):
+        measured(speed.Job("layers", SHAPE, [shapes.BASELINE, "int8"]), found | {shapes.BASELINE: zeros})
 
 
 def raising(w: torch.Tensor) -> contenders.Bind:
     raise RuntimeError("not on this device\nand more")
 
 
-def test_another_library_may_fail_and_ours_may_not() -> None:
+def test_another_library_may_fail_and_ours_is_then_wrong() -> None:
     found = contenders.contenders("cpu")
-    job = speed.Job("layers", SHAPE, [contenders.BASELINE, "int-mm", "int8"])
-    broken = types.SimpleNamespace(**vars(found["int-mm"]) | {"prepare": raising})
-    calls, failed = speed.checked_calls(job, found | {"int-mm": broken}, "cpu", 2, speed.Layers("cpu"))
-    assert set(calls) == {contenders.BASELINE, "int8"}
+    job = speed.Job("layers", SHAPE, [shapes.BASELINE, "int-mm", "int8"])
+    broken = {name: types.SimpleNamespace(**vars(found[name]) | {"prepare": raising}) for name in ("int-mm", "int8")}
+    calls, failed, wrong = speed.checked_calls(job, found | broken, "cpu", 2, speed.Layers("cpu"))
+    assert set(calls) == {shapes.BASELINE}
     assert failed == {"int-mm": "not on this device"}
-    broken = types.SimpleNamespace(**vars(found["int8"]) | {"prepare": raising})
-    with pytest.raises(RuntimeError, match="not on this device"):
-        speed.checked_calls(job, found | {"int8": broken}, "cpu", 2, speed.Layers("cpu"))
+    assert wrong == {"int8": "not on this device"}
+
+
+def test_a_shape_too_large_for_the_memory_is_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(contenders, "draw_activations", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("no room")))
+    with pytest.raises(Skipped, match="too large"):
+        measured(speed.Job("layers", SHAPE, [shapes.BASELINE]), contenders.contenders("cpu"))
+
+
+def test_the_profiler_names_what_a_product_launches() -> None:
+    a = torch.ones(32, 32, dtype=torch.int8)
+    assert timing.kernel_of(lambda: torch._int_mm(a, a), "cpu") == "aten::_int_mm"
 
 
 def test_a_weight_is_prepared_once_and_let_go_when_the_shape_changes() -> None:
@@ -355,12 +371,12 @@ def test_the_grid_measures_every_aim_and_asks_each_question(device: str) -> None
     jobs = speed.grid(device, names)
     assert len({(job.part, job.shape) for job in jobs}) == len(jobs)
     layers = {job.shape for job in jobs if job.part == "layers"}
-    assert {aim.shape for aim in charts.AIMS if aim.device == device} <= layers
-    assert {aim.other for aim in charts.AIMS} <= {*names, "bitsandbytes"}
-    assert {job.part for job in jobs} == set(charts.PARTS)
+    assert {aim.shape for aim in shapes.AIMS if aim.device == device} <= layers
+    assert {aim.other for aim in shapes.AIMS} <= {*names, "bitsandbytes"}
+    assert {job.part for job in jobs} == set(shapes.PARTS)
     assert all({name for name in job.names if name != "bitsandbytes"} <= set(names) for job in jobs)
     if device == "cuda":
-        assert charts.STAGES_AIM[0] in layers
+        assert shapes.STAGES_AIM[0] in layers
         assert {job.shape.fraction for job in jobs if job.part == "layers"} == {0.0, 0.001, 0.01, 0.05}
         assert max(shape.m for shape in layers) == 16384
         assert max(shape.k for shape in layers) == max(shape.n for shape in layers) == 53248
@@ -370,16 +386,18 @@ def test_the_grid_measures_every_aim_and_asks_each_question(device: str) -> None
 def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path, str]:
     """What a tiny run of the command leaves: the text of its record, its path, and what was printed."""
     usual = speed.grid("cpu", list(contenders.contenders("cpu")))
-    shapes = {"layers": [Shape(4, 64, 48, 0.05)], "crossover": [Shape(m, k, k, 0.05) for m in (1, 8) for k in (32, 64)]}
-    shapes["detection"] = [Shape(m, 64, 64, 0.05) for m in (1, 8)]
-    jobs = [speed.Job(part, s, next(job.names for job in usual if job.part == part)) for part in charts.PARTS for s in shapes[part]]
+    small = {"layers": [Shape(4, 64, 48, 0.05)], "crossover": [Shape(m, k, k, 0.05) for m in (1, 8) for k in (32, 64)]}
+    small["detection"] = [Shape(m, 64, 64, 0.05) for m in (1, 8)]
+    jobs = [speed.Job(part, s, next(job.names for job in usual if job.part == part)) for part in shapes.PARTS for s in small[part]]
     rates = dict.fromkeys(("int8", "bfloat16", "float16", "float32"), 1e12)
     out, printed = tmp_path_factory.mktemp("speed") / "speed-cpu.json", io.StringIO()
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
         patch.setattr(speed, "grid", lambda device, names: jobs)
-        patch.setattr(speed, "ceilings", lambda device, clock: {"bandwidth": 1e10, "rates": rates})
+        patch.setattr(speed, "ceilings", lambda device, clock, sizes: {"bandwidth": 1e10, "rates": rates})
         patch.setattr(timing.CpuClock, "__init__", lambda self: vars(self).update(cache=1 << 12, least=1e-5))
-        speed.main(["--device", "cpu", "--rounds", "3", "--out", str(out)])
+        with pytest.raises(SystemExit) as ended:
+            speed.main(["--device", "cpu", "--rounds", "3", "--out", str(out)])
+    assert ended.value.code == 0
     return out.read_text(), out, printed.getvalue()
 
 
@@ -401,7 +419,7 @@ def test_a_run_leaves_a_complete_record_and_its_pictures(record: tuple[dict[str,
         for own in row["contenders"].values():
             assert own["seconds"]["low"] <= own["seconds"]["median"] <= own["seconds"]["high"]
             assert own["over_floor"] > 0
-        assert row["contenders"][contenders.BASELINE]["ratio"] == {"median": 1, "low": 1, "high": 1}
+        assert row["contenders"][shapes.BASELINE]["ratio"] == {"median": 1, "low": 1, "high": 1}
         assert row["contenders"]["int8"]["int8_ratio"] == {"median": 1, "low": 1, "high": 1}
     assert all(set(row["shares"]) == {"quantization", "int8 product", "detection", "outlier product"} for row in found["rows"][-2:])
     assert {path.name for path in out.parent.iterdir()} == {"speed-cpu.json", "speed-cpu.png", "speed-cpu-2.png", "speed-cpu-3.png"}
@@ -444,7 +462,7 @@ def with_ratio(shape: Shape, other: str, ratio: float) -> dict[str, Any]:
 
 
 def test_aims_are_reached_missed_or_not_measured() -> None:
-    aim = charts.AIMS[0]
+    aim = shapes.AIMS[0]
     for record, verdict in (
         (None, "not measured"),
         (with_ratio(aim.shape, aim.other, aim.least), "reached"),
@@ -457,7 +475,7 @@ def test_aims_are_reached_missed_or_not_measured() -> None:
 
 @pytest.mark.parametrize(("share", "verdict"), [(0.15, "reached"), (0.16, "missed")])
 def test_the_aim_of_the_stages_is_a_share_of_the_layer(share: float, verdict: str) -> None:
-    shape, _ = charts.STAGES_AIM
+    shape, _ = shapes.STAGES_AIM
     own = {name: {"seconds": {"median": median}} for name, median in (("detect-quantize", share), ("int8", 1.0))}
     record = {"rows": [{"part": "layers", **shape._asdict(), "contenders": own}]}
     assert charts.aims(record, "cuda")[-1][-1] == verdict
@@ -473,7 +491,7 @@ def test_a_device_without_a_record_is_said_to_be_unmeasured(device: str) -> None
 def refused(main: Callable[[list[str]], None], arguments: str, capsys: pytest.CaptureFixture[str]) -> str:
     """What a command says, on standard error, when it ends with exit status 2."""
     with pytest.raises(SystemExit) as ended:
-        models.run_command(lambda: main(arguments.split()))
+        command.run_command(lambda: main(arguments.split()))
     assert ended.value.code == 2
     return capsys.readouterr().err
 
@@ -569,32 +587,52 @@ def test_a_candidate_computes_what_the_present_row_does(name: str) -> None:
         assert not tune.same(spoiled, expected)
 
 
+ROW = configurations.Rows(rows=1, block_k=1024, repeat=1, warps=4)
+CASE = tune.Case("rows", ROW, 1, lambda device: lambda config: torch.ones(2, 3))
+
+
 def test_a_row_is_suggested_only_where_it_is_faster_by_more_than_the_rounds_differ(monkeypatch: pytest.MonkeyPatch) -> None:
-    row = configurations.Rows(rows=1, block_k=1024, repeat=1, warps=4)
-    case = tune.Case("rows", row, 1, lambda device: None)
-    other = row._replace(warps=8)
-    fits = {row: tune.Fit(10, 0, 0, ""), other: tune.Fit(10, 0, 0, ""), row._replace(rows=2): tune.Fit(0, 0, 0, "spills 8 bytes")}
-    for seconds, verdict in (([1.0, 1.1, 1.2], f"suggested: {other}"), ([1.5, 2.0, 2.5], f"keep: {row}")):
+    other = ROW._replace(warps=8)
+    fits = {ROW: tune.Fit(10, 0, 0, ""), other: tune.Fit(10, 0, 0, ""), ROW._replace(rows=2): tune.Fit(0, 0, 0, "spills 8 bytes")}
+    for seconds, verdict in (([1.0, 1.1, 1.2], f"suggested: {other}"), ([1.5, 2.0, 2.5], f"keep: {ROW}")):
         asked = []
-        samples = {row: [2.0, 2.1, 2.2], other: seconds}
-        monkeypatch.setattr(tune, "timed", lambda case, configs, clock, rounds, samples=samples: asked.append(list(configs)) or samples)  # noqa: B023
-        assert tune.tune(case, fits, Untouched(), 3).splitlines()[-1] == verdict
-        assert asked == [[row, other]]
+        samples = {ROW: [2.0, 2.1, 2.2], other: seconds}
+        monkeypatch.setattr(tune, "timed", lambda case, configs, *rest, samples=samples: asked.append(list(configs)) or (samples, {}))  # noqa: B023
+        row = tune.tune(CASE, fits, None, 3)
+        assert tune.table(row).splitlines()[-1] == verdict
+        assert row["left_out"] == {"rows 2": "spills 8 bytes"}
+        assert asked == [[ROW, other]]
 
 
-def tiny_llama(seed: int = 0) -> torch.nn.Module:
-    from transformers import LlamaConfig, LlamaForCausalLM
+def test_a_candidate_that_is_wrong_or_does_not_run_is_recorded_and_the_others_are_timed() -> None:
+    def build(device: str) -> Callable[[Any], torch.Tensor]:
+        def launch(config: Any) -> torch.Tensor:
+            if config.warps == 16:
+                raise RuntimeError("out of resources\nand more")
+            return torch.full((2, 3), 2.0 if config.rows == 2 else 1.0)
 
-    torch.manual_seed(seed)
-    sizes = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
-    config = LlamaConfig(vocab_size=256, max_position_embeddings=128, eos_token_id=None, initializer_range=0.1, **sizes)
-    return LlamaForCausalLM(config).eval().requires_grad_(False)
+        return launch
+
+    clock = types.SimpleNamespace(cache=1, sampler=lambda calls, graph=False: lambda: 1.0)
+    fits = dict.fromkeys([ROW, ROW._replace(rows=2), ROW._replace(warps=16), ROW._replace(warps=8)], tune.Fit(1, 0, 0, ""))
+    row = tune.tune(CASE._replace(build=build), fits, clock, 2, "cpu")
+    assert row["wrong"] == {"rows 2": f"does not compute what {ROW} does", "warps 16": "does not run: out of resources"}
+    assert {one["entry"] for one in row["candidates"]} == {"present row", "warps 8"}
+    assert "wrong: rows 2: does not compute" in tune.table(row)
+
+
+@pytest.mark.parametrize("arch", tune.TARGETS)
+def test_the_rows_that_the_aims_use_are_among_the_cases_once_each(arch: str) -> None:
+    found = tune.aimed_at(arch)
+    assert [case.name.split()[0] for case in found[:5]] == ["decode", "decode", "product", "scan", "rows"]
+    assert len({(case.name.split()[0], case.row) for case in found}) == len(found)
+    assert {case.name for case in found} <= {case.name for case in tune.cases(arch)}
 
 
 @pytest.fixture
 def language_model(monkeypatch: pytest.MonkeyPatch) -> torch.nn.Module:
-    """A tiny model, in the place of the one that the command would load; a byte is a token."""
-    model = tiny_llama()
+    """A tiny model, instead of the one that the command would load; a byte is a token."""
+    model = models.tiny_llama(blocks=2)
     monkeypatch.setattr(models, "find_model", lambda name: models.Source("tiny", "nowhere", None))
     monkeypatch.setattr(models, "load_tokenizer", lambda source: lambda text: list(text[:5000].encode()))
     monkeypatch.setattr(models, "load_model", lambda source, dtype, device: model)
@@ -603,7 +641,9 @@ def language_model(monkeypatch: pytest.MonkeyPatch) -> torch.nn.Module:
 
 def test_a_whole_model_leaves_a_complete_record(language_model: torch.nn.Module, tmp_path: Path) -> None:
     out = tmp_path / "generation.json"
-    generation.main(["--device", "cpu", "--prompt", "40", "--context", "8", "--new", "4", "--rounds", "2", "--out", str(out)])
+    with pytest.raises(SystemExit) as ended:
+        generation.main(["--device", "cpu", "--prompt", "40", "--context", "8", "--new", "4", "--rounds", "2", "--out", str(out)])
+    assert ended.value.code == 0
     found = json.loads(out.read_text())
     names = [row["model"] for row in found["rows"]]
     assert names[:2] == ["fp32", generation.BASELINE]
@@ -623,22 +663,30 @@ def test_a_whole_model_leaves_a_complete_record(language_model: torch.nn.Module,
     assert {path.name for path in tmp_path.iterdir()} == {"generation.json", "generation.png"}
 
 
-def test_a_model_that_computes_something_else_is_never_timed(
+def test_a_model_that_computes_something_else_is_recorded_and_never_timed(
     language_model: torch.nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "generation.json"
-    arguments = ["--device", "cpu", "--prompt", "64", "--context", "8", "--new", "4", "--rounds", "2", "--out", str(out)]
-    monkeypatch.setattr(timing, "interleave", lambda *_: pytest.fail("timed"))
-    with monkeypatch.context() as broken:
-        broken.setattr(generation, "quantized", lambda model, dtype: tiny_llama(seed=1).to(dtype))
-        with pytest.raises(SystemExit, match=r"wrong result, nothing was written: fast, float32 activations: its predictions are"):
+    arguments = ["--device", "cpu", "--prompt", "64", "--context", "8", "--new", "4", "--rounds", "2", "--out", str(out), "--no-pictures"]
+    monkeypatch.setattr(timing, "interleave", lambda timed, rounds: {key: [1.0, 1.0] for key in timed})
+
+    def failed() -> dict[str, str]:
+        with pytest.raises(SystemExit) as ended:
             generation.main(arguments)
+        assert ended.value.code == FAILED
+        found = json.loads(out.read_text())
+        assert {row["model"] for row in found["rows"]} == set(generation.variants()) - set(found["failed"])
+        return found["failed"]
+
+    with monkeypatch.context() as broken:
+        broken.setattr(generation, "quantized", lambda model, dtype: models.tiny_llama(seed=1, blocks=2).to(dtype))
+        wrong = failed()
+        assert set(wrong) == {"int8-fp32", "int8-bf16"}
+        assert "fast, float32 activations: its predictions are" in wrong["int8-fp32"]
     with monkeypatch.context() as broken:
         decode = generation.decode
         broken.setattr(generation, "decode", lambda *rest: (decode(*rest)[0].flip(0) + 1, 1.0))
-        with pytest.raises(SystemExit, match=r"the timed loop made the tokens \["):
-            generation.main(arguments)
-    assert not out.exists()
+        assert all("the timed loop made the tokens [" in reason for reason in failed().values())
 
 
 def test_agreement_counts_the_first_tokens_that_are_the_same() -> None:

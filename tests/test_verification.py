@@ -7,7 +7,7 @@ from xml.etree import ElementTree
 import pytest
 
 from experiments import records, verification
-from experiments.models import InputError
+from experiments.command import InputError
 
 STATISTICS = """tests/test_a.py::test_generated:
 

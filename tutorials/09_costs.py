@@ -29,8 +29,8 @@ import torch
 from matplotlib import pyplot as plt
 
 import fast
-from experiments import charts, contenders, memory, perplexity, records
-from experiments.contenders import Shape
+from experiments import charts, contenders, memory, perplexity, records, shapes
+from experiments.shapes import Shape
 from tutorials import checks, model_data, pictures, recorded, running_table, source
 from tutorials.example import W, X
 
@@ -180,11 +180,11 @@ lines = [
 for row in of_smollm2:
     micro = {
         name: 1e6 * row["contenders"][name]["seconds"]["median"]
-        for name in (contenders.BASELINE, "int8")
+        for name in (shapes.BASELINE, "int8")
     }
     name = f"{row['m']} x {row['k']} x {row['n']}"
     lines.append(
-        f"| {name} | {micro[contenders.BASELINE]:,.0f} | {micro['int8']:,.0f} | "
+        f"| {name} | {micro[shapes.BASELINE]:,.0f} | {micro['int8']:,.0f} | "
         f"{recorded.times(recorded.ratio(row, 'int8'))} |"
     )
 recorded.say("\n".join(lines))

@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "docs" / "playground"
 PYODIDE = ROOT / "node_modules" / "pyodide"
 RUNTIME = ("pyodide.js", "pyodide.asm.js", "pyodide.asm.wasm", "python_stdlib.zip", "pyodide-lock.json")
-#: What Pyodide's own lock file says about its build of NumPy, which its npm package does not bring.
+#: What Pyodide's own lock file says about its build of NumPy, which its npm package does not contain.
 NUMPY = "numpy-2.0.2-cp312-cp312-pyodide_2024_0_wasm32.whl"
 NUMPY_SHA256 = "ebb61241d962b98b21597d7ce43b67668a6d5bab3acec4fbe958657320d7cd08"
 
@@ -32,7 +32,7 @@ CHECKERS = [
     if not path.stem.endswith("kernel") and path.stem not in ("kernel_checks", "launches")
 ]
 
-#: The Python files that the browser runs, as they stand in the repository.
+#: The Python files that the browser runs, unmodified.
 SOURCES = (*sorted(ROOT.glob("reference/*.py")), ROOT / "tutorials" / "__init__.py", *CHECKERS)
 
 STUB = re.compile(r"^checks\.\w+\((my_\w+)\)$", re.MULTILINE)

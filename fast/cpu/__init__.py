@@ -3,7 +3,7 @@
 1. `arithmetic.py`     the contract's rounding, scales and codes
 2. `outliers.py`       which columns hold an outlier
 3. `quantization.py`   scales and codes of rows
-4. `product.py`        the int8 product, by one of three routes
+4. `product.py`        the int8 product, by one of two routes
 5. `layer.py`          the layer
 
 Everything except the product is processed in blocks of rows: the float32 values of a block stay in a core's cache, in memory that

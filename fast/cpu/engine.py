@@ -79,7 +79,7 @@ def implementation(choice: str, rows: int) -> Any:
     """
     if choice == "cpu":
         native = _choose()[1]
-        return cpu if native is None or (rows > AMX_ROWS and _packs()) else native
+        return cpu if native is None or (rows > AMX_ROWS and _has_amx()) else native
     if choice == TORCH:
         return cpu
     if choice == NATIVE:
@@ -95,12 +95,12 @@ def implementation(choice: str, rows: int) -> Any:
 
 def for_all_rows() -> Native | None:
     """The native engine, if it is what computes for any number of rows."""
-    return None if _packs() else _choose()[1]
+    return None if _has_amx() else _choose()[1]
 
 
-def _packs() -> bool:
-    """Whether many rows are oneDNN's, with a packed weight: where there is AMX, unless another route was chosen."""
-    return product.chosen_route() == "packed"
+def _has_amx() -> bool:
+    """Whether oneDNN multiplies int8 with AMX here."""
+    return product.has_instructions("amx_tile") and product.chosen_route() == "int8"
 
 
 @cache
@@ -147,6 +147,12 @@ def forced(name: str) -> Native:
                 raise build.BuildError(f"the library with the instructions {name} multiplies wrongly")
             _forced[name] = native
         return _forced[name]
+
+
+def put(native: Native) -> None:
+    """Makes `native` the engine that is forced by its name: one that runs elsewhere, or was compiled differently, for tests."""
+    with _lock:
+        _forced[native.name] = native
 
 
 def is_exact(native: Native) -> bool:

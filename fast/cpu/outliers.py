@@ -16,7 +16,8 @@ def find_outliers(x: Tensor, threshold: float) -> Tensor | None:
     """As `outlier_columns`, or None where no column is an outlier."""
     if x.numel() == 0:
         return None
-    largest = x.abs().amax(0).float()  # exact in any dtype, and NaN where there is a NaN
+    magnitudes = x.abs()
+    largest = (magnitudes.view(-1) if len(x) == 1 else magnitudes.amax(0)).float()  # exact in any dtype, and NaN where there is a NaN
     most = largest.amax().item()
     if most < threshold:
         return None

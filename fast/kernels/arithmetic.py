@@ -84,6 +84,17 @@ def parameters(above, below, ZEROPOINT: tl.constexpr):
 
 
 @triton.jit
+def absmax_scale(absmax):
+    """The scales that belong to the largest magnitudes of a layer's rows, rounded as `parameters` rounds.
+
+    Derived in every launch: a scale that the host keeps beside the magnitudes may be out of date, also in a captured CUDA graph.
+    """
+    usable = (absmax >= ZERO_SLICE) & (absmax < float("inf"))
+    scale = tl.math.div_rn(tl.where(usable, absmax, 1.0), INT8_MAX)
+    return tl.where(usable, scale, tl.where(absmax < ZERO_SLICE, 0.0, float("nan")))
+
+
+@triton.jit
 def encode(x, inverse, zero_point, ZEROPOINT: tl.constexpr):
     """int8 codes of x; inverse and zero_point broadcast against it."""
     # --8<-- [start:encode]

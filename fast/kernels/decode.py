@@ -20,7 +20,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..weights import QuantizedWeight
-from .arithmetic import NO_FUSION, encode, magnitudes, parameters, rounded
+from .arithmetic import NO_FUSION, absmax_scale, encode, magnitudes, parameters, rounded
 from .configurations import Decode, architecture, decode_configuration
 from .operands import Matrix, Side, aligned
 from .product import WIDE_FROM, corrected, from_code_units, outlier_product
@@ -52,7 +52,7 @@ def decode_kernel(
     """Program p: all rows of Y, columns p * BLOCK_N onwards. Pass None for an absent operand; its code is compiled out.
 
     x: Matrix (M, K), float16, bfloat16 or float32, M <= ROWS.
-    w_side: Side (N, K), without tiles.
+    w_side: Side (N, K), without tiles and code_sum.
     y: (M, N) of X's dtype, contiguous.
     float_weight: Matrix (N, K) of a floating dtype; None takes the outlier weights from the codes.
     bias: (N,) of a floating dtype.
@@ -92,12 +92,18 @@ def decode_kernel(
     tile_rows = tl.arange(0, TILE_M)
     tile_live = tile_rows < M
     tile_x = x.pointer + tile_rows.to(tl.int64)[:, None] * x.stride_row
-    w_scale = tl.load(w_side.scale + columns * w_side.per_row)
+    if w_side.absmax is None:
+        w_scale = tl.load(w_side.scale + columns * w_side.per_row)
+    else:
+        w_scale = absmax_scale(tl.load(w_side.absmax + columns * w_side.per_row))
     w_zero_point = tl.load(w_side.zero_point + columns * w_side.per_row) if ZEROPOINT else None
     w_codes = w_side.codes.pointer + columns[:, None] * w_side.codes.stride_row + ks.to(tl.int64)[None, :] * w_side.codes.stride_column
     acc = tl.zeros((TILE_M, BLOCK_N), tl.int32)
     part = tl.zeros((TILE_M, BLOCK_N), tl.float32)
     code_sums = tl.zeros((TILE_M, BLOCK_K), tl.int32)
+    # The sums of W's rows, as a product with ones, in every row alike: the blocks of W are at hand, and the matrix unit is idle.
+    ones = tl.full((TILE_M, BLOCK_K), 1, tl.int8)
+    w_code_sums = tl.zeros((TILE_M, BLOCK_N), tl.int32)
     for k in range(0, K, BLOCK_K):
         in_k = k + ks < K
         inside = tile_live[:, None] & in_k[None, :]
@@ -111,6 +117,7 @@ def decode_kernel(
         code = encode(regular, inverse[:, None], x_zero_point[:, None], ZEROPOINT)
         if ZEROPOINT:
             code_sums += tl.where(inside, code.to(tl.int32), 0)
+            w_code_sums = tl.dot(ones, w_block.T, w_code_sums, out_dtype=tl.int32)
         acc = tl.dot(code, w_block.T, acc, out_dtype=tl.int32)
         if DETECT:  # noqa: SIM102 (the compiler evaluates this test, the program the next)
             if tl.max(outlier.to(tl.int32), axis=0) > 0:
@@ -125,8 +132,7 @@ def decode_kernel(
 
     if ZEROPOINT:
         x_code_sum = tl.sum(code_sums, axis=1)
-        w_code_sum = tl.load(w_side.code_sum + columns)
-        acc = corrected(acc, x_zero_point[:, None], w_zero_point[None, :], x_code_sum[:, None], w_code_sum[None, :], K, WIDE)  # type: ignore[index]
+        acc = corrected(acc, x_zero_point[:, None], w_zero_point[None, :], x_code_sum[:, None], w_code_sums, K, WIDE)  # type: ignore[index]
     result = (acc.to(tl.float32) * x_scale[:, None]) * w_scale[None, :]
     if DETECT:
         result += part if float_weight is not None else from_code_units(part, w_scale)
@@ -163,7 +169,7 @@ def decode_linear(
     with torch.cuda.device_of(x):
         decode_kernel[(triton.cdiv(n, config.block_n),)](
             Matrix.of(x),
-            Side.of(weight),
+            Side.of_weight(weight),
             y,
             None if float_weight is None else Matrix.of(float_weight),
             bias,

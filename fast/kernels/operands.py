@@ -61,25 +61,32 @@ class Side(NamedTuple):
 
     codes: Matrix of int8.
     tiles: a tensor descriptor of codes, where the copy engine loads its blocks; None where the threads do.
-    scale: float32; None for the bare accumulators.
+    scale: float32; None where `absmax` is given, and for the bare accumulators.
+    absmax: float32, the largest magnitudes, from which the kernel derives the scale; None where `scale` is given.
     zero_point: int32, as scale; None for absmax.
-    code_sum: (rows,) int32, the sums of the rows of codes; None for absmax.
-    per_row: 1 where scale and zero_point have one entry per row, 0 where they have one in all.
+    code_sum: (rows,) int32, the sums of the rows of codes; None for absmax, and where the kernel takes them itself.
+    per_row: 1 where scale or absmax and zero_point have one entry per row, 0 where they have one in all.
     """
 
     codes: Any
     tiles: Any = None
     scale: Any = None
+    absmax: Any = None
     zero_point: Any = None
     code_sum: Any = None
     per_row: Any = 0
 
     @classmethod
-    def of(cls, operand: "Quantized | QuantizedWeight", tiles: Any = None) -> "Side":
-        """The record of a quantized X or W, or of one that has codes only."""
-        scale = operand.scale
-        per_row = 0 if scale is None else int(scale.numel() > 1)
-        return cls(Matrix.of(operand.codes), tiles, scale, operand.zero_point, operand.code_sum, per_row)
+    def of(cls, x: Quantized, tiles: Any = None) -> "Side":
+        """The record of a quantized X, or of codes alone."""
+        per_row = 0 if x.scale is None else int(x.scale.numel() > 1)
+        return cls(Matrix.of(x.codes), tiles, x.scale, None, x.zero_point, x.code_sum, per_row)
+
+    @classmethod
+    def of_weight(cls, w: QuantizedWeight, tiles: Any = None, code_sum: Tensor | None = None) -> "Side":
+        """The record of a weight, as its layer keeps it."""
+        per_row = int(w.stored_scale.numel() > 1)
+        return cls(Matrix.of(w.codes), tiles, None if w.absmax is not None else w.kept_scale, w.absmax, w.zero_point, code_sum, per_row)
 
 
 def aligned(codes: Tensor) -> bool:

@@ -19,6 +19,8 @@ Neighbouring programs own tiles of GROUP_M rows of tiles, column by column, so t
 distinct tiles of both operands, most of them from the second-level cache.
 """
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -26,7 +28,7 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from ..weights import QuantizedWeight
-from .arithmetic import INTERPRETED, NO_FUSION, rounded
+from .arithmetic import INTERPRETED, NO_FUSION, absmax_scale, rounded
 from .configurations import Product, architecture, product_configuration
 from .operands import Matrix, Quantized, Side, aligned, sixteen_bits
 
@@ -112,7 +114,10 @@ def product_kernel(
         tl.store(target, acc, mask=in_m[:, None] & in_n[None, :])
     else:
         x_scale = tl.load(x_side.scale + rows * x_side.per_row, mask=in_m, other=0.0)
-        w_scale = tl.load(w_side.scale + columns * w_side.per_row, mask=in_n, other=0.0)
+        if w_side.absmax is None:
+            w_scale = tl.load(w_side.scale + columns * w_side.per_row, mask=in_n, other=0.0)
+        else:
+            w_scale = absmax_scale(tl.load(w_side.absmax + columns * w_side.per_row, mask=in_n, other=0.0))
         w_zero_point = None
         if w_side.zero_point is not None:
             w_zero_point = tl.load(w_side.zero_point + columns * w_side.per_row, mask=in_n, other=0)
@@ -263,7 +268,7 @@ def launch_product(
     with torch.cuda.device_of(codes):
         product_kernel[(triton.cdiv(m, config.block_m) * triton.cdiv(n, config.block_n),)](
             Side.of(quantized, x_tiles),
-            Side.of(weight, w_tiles),
+            _weight_side(weight, w_tiles),
             y,
             None if x is None else Matrix.of(x),
             None if float_weight is None else Matrix.of(float_weight),
@@ -284,6 +289,14 @@ def launch_product(
             **NO_FUSION,
         )
     return y
+
+
+def _weight_side(weight: QuantizedWeight | Quantized, tiles: Any) -> Side:
+    if isinstance(weight, Quantized):
+        return Side.of(weight, tiles)
+    # Summed in every call, since codes may have been written to since the last: N * K bytes read, of the M * K + N * K of the product.
+    code_sum = None if weight.zero_point is None else weight.codes.sum(-1, dtype=torch.int32)
+    return Side.of_weight(weight, tiles, code_sum)
 
 
 def quantized_product(

@@ -122,8 +122,8 @@ def linear(
     scale = (n, 1) if per_row else (1, 1)
     weight = QuantizedWeight(
         meta((n, k), torch.int8),
-        None,
-        meta(scale, torch.float32),
+        None if zeropoint else meta(scale, torch.float32),
+        meta(scale, torch.float32) if zeropoint else None,
         meta(scale, torch.int32) if zeropoint else None,
         None if float_weight is None else meta((n, k), float_weight),
     )

@@ -76,7 +76,6 @@ TESTS: dict[str, tuple[tuple[str, ...], tuple[str, ...], str]] = {
     "fast/transformers_traits.py": (("quantize_model",), ("cpu",), ""),
     "fast/linear.py": (("worked_examples", "errors", "linear", "bitsandbytes_checkpoint", "edges", "pairs", "structure"), ("cpu",), ""),
     "fast/operators.py": (("worked_examples", "edges", "operators", "pairs"), ("cpu",), ""),
-    "fast/derived.py": (("derived", "worked_examples", "linear", "operators"), ("cpu",), ""),
     "fast/*.py": ((*BACKBONE, "structure"), ("cpu",), ""),
 }
 

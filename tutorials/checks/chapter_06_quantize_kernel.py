@@ -78,7 +78,7 @@ def _right_rows(x: np.ndarray) -> tuple:
 
 
 def _neighbours_read(x: np.ndarray) -> tuple:
-    """Rows as the kernel sees them if its load is not masked: the block reads on into the next row of X."""
+    """Rows as an unmasked load reads them: the block continues into the next row of X."""
     m, k = x.shape
     flat = np.append(np.pad(x, ((0, 0), (0, 3)), constant_values=1e30).ravel(), np.full(power_of_two(k), 1e30, F32))
     block = np.stack([flat[i * (k + 3) : i * (k + 3) + power_of_two(k)] for i in range(m)])
