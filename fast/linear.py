@@ -178,8 +178,9 @@ class Int8Linear(HoldsCodes, nn.Linear):
         kept = self._parameters["weight_scale"]
         if kept is not None:
             return kept
-        assert self.weight_absmax is not None
-        return absmax_scale(self.weight_absmax)  # type: ignore[arg-type]
+        absmax = self._parameters["weight_absmax"]
+        assert absmax is not None
+        return absmax_scale(absmax)
 
     def _set(self, name: str, value: Tensor | None) -> None:
         setattr(self, name, None if value is None else nn.Parameter(value, requires_grad=False))
