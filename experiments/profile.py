@@ -8,9 +8,7 @@ Counts are of one program in its steady state, in PTX's instructions. Cycles are
 program, were it alone the bound: floors, no times.
 """
 
-import argparse
 import os
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,17 +19,20 @@ import torch
 import emulator
 from emulator import CEILINGS, Profile
 
-from . import records
-from .models import InputError
+from . import command, machine, records
 
 HALF = torch.float16
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "kernels.md"
 BEGIN, END = "<!-- begin: made by python -m experiments.profile -->", "<!-- end -->"
 #: name -> (M, N, K).
 SHAPES = {
-    "large": (4096, 8192, 8192), "medium": (512, 4096, 4096), "decode": (16, 8192, 8192), "decode, 8 rows": (8, 4096, 4096),
-    "decode, 4 rows": (4, 2048, 2048), "decode, one row": (1, 8192, 8192),
-}  # fmt: skip
+    "large": (4096, 8192, 8192),
+    "medium": (512, 4096, 4096),
+    "decode": (16, 8192, 8192),
+    "decode, 8 rows": (8, 4096, 4096),
+    "decode, 4 rows": (4, 2048, 2048),
+    "decode, one row": (1, 8192, 8192),
+}
 THRESHOLD = 6.0
 #: Outlier columns: 0.1 % of K, as in the paper's larger models.
 COLUMNS = 8
@@ -180,7 +181,7 @@ def with_tables(page: str, rows: Sequence[dict[str, Any]]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = command.Parser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--arch", action="append", choices=emulator.ARCHITECTURES, help="only this architecture (repeatable)")
     parser.add_argument("--kernel", default="", help="only kernels whose name contains this: scan, quantize, product, decode")
     parser.add_argument("--details", action="store_true", help="also each line of source whose accesses are not the best possible")
@@ -191,12 +192,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     wanted = [name for name in RUNS if options.kernel in name]
     if not wanted:
         parser.error(f"--kernel {options.kernel}: no kernel is called so; there are {', '.join(RUNS)}")
-    try:
-        path = records.output_path(options.out, "profile")
-    except InputError as error:
-        parser.error(str(error))
+    path = records.output_path(options.out, "profile")
     architectures = options.arch or list(CEILINGS)
-    record = records.heading("profile", {"architectures": architectures, "kernels": wanted, "threshold": THRESHOLD, "columns": COLUMNS})
+    record = machine.heading("profile", {"architectures": architectures, "kernels": wanted, "threshold": THRESHOLD, "columns": COLUMNS})
     rows = []
     for arch in architectures:
         for name in wanted:
@@ -213,4 +211,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command.run_command(main)

@@ -51,7 +51,7 @@ def take_over(layer: nn.Module, module: nn.Module) -> None:
     layer.__dict__.update({name: value for name, value in vars(module).items() if name not in _OWN})
     for key, hook in module._load_state_dict_pre_hooks.items():
         if getattr(hook, "with_module", False):  # torch keeps a weak reference to the module, which is about to go
-            layer._load_state_dict_pre_hooks[key] = type(hook)(hook.hook, layer)  # type: ignore[call-arg, attr-defined]
+            layer._load_state_dict_pre_hooks[key] = type(hook)(hook.hook, layer)  # type: ignore[call-arg, attr-defined, misc]
     for name, parameter in module._parameters.items():
         if name not in ("weight", "bias"):
             layer.register_parameter(name, parameter)

@@ -283,7 +283,7 @@ def test_a_module_brings_its_own_bias():
 
 
 def test_an_unknown_backend_is_refused():
-    with pytest.raises(ValueError, match="backend must be one of 'auto', 'triton', 'cpu', .*'portable', got 'cuda'"), fast.backend("cuda"):
+    with pytest.raises(ValueError, match=r"backend must be one of 'auto', 'triton', 'cpu', .*'portable', got 'cuda'"), fast.backend("cuda"):
         pass
 
 
