@@ -51,7 +51,7 @@ test-compiled: $(VENV)/test ## the kernels' tests on four emulated GPUs
 	done
 
 machine-faults: $(VENV)/test ## faults put into the machine code; the emulator has to find them
-	$(RUN) -m tests.machine_faults --out experiments/results/machine_faults.json
+	$(RUN) -m tests.tools.machine_faults --out experiments/results/machine_faults.json
 
 lint: $(VENV)/test ## ruff and mypy
 	$(RUN) -m ruff check .

@@ -20,6 +20,7 @@ import emulator
 from emulator import CEILINGS, Profile
 
 from . import command, machine, records
+from .command import InputError
 
 HALF = torch.float16
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "kernels.md"
@@ -71,7 +72,7 @@ def scanned(arch: str, shape: str) -> tuple[Profile, float]:
 
 def quantized(arch: str, shape: str) -> tuple[Profile, float]:
     """`quantize_rows`, a program that quantizes: after those that list and gather."""
-    from fast.kernels import configurations, operands, quantization
+    from fast.kernels import configurations, quantization
 
     m, n, k = SHAPES[shape]
     x, w = inputs(m, k), codes(n, k, 2)
@@ -79,7 +80,7 @@ def quantized(arch: str, shape: str) -> tuple[Profile, float]:
     flags = (x.abs() >= THRESHOLD).any(0).to(torch.uint8).repeat(splits, 1).contiguous()
     gathering = configurations.gather_configuration(arch, m, k)
     before = 1 + (0 if gathering is None else -(-m // gathering.rows) + -(-n // gathering.rows))
-    result = quantization.Scanned(flags) if hasattr(quantization, "Scanned") else operands.Scanned(flags)  # type: ignore[attr-defined]
+    result = quantization.Scanned(flags)
     with emulator.profiling(arch, programs=[before]) as profiler, mock.patch.object(quantization, "scan", return_value=result):
         quantization.quantize_regular(x, THRESHOLD, outlier_weight=w)
     (found,) = profiler.profiles
@@ -181,17 +182,17 @@ def with_tables(page: str, rows: Sequence[dict[str, Any]]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command."""
-    parser = command.Parser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = command.Parser(prog="python -m experiments.profile", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--arch", action="append", choices=emulator.ARCHITECTURES, help="only this architecture (repeatable)")
     parser.add_argument("--kernel", default="", help="only kernels whose name contains this: scan, quantize, product, decode")
     parser.add_argument("--details", action="store_true", help="also each line of source whose accesses are not the best possible")
     parser.add_argument("--out", help="where the record goes; experiments/results/profile.json by default")
     options = parser.parse_args(arguments)
     if os.environ.get("TRITON_INTERPRET") == "1":
-        parser.error("TRITON_INTERPRET=1 replaces the compiler: unset it")
+        raise InputError("TRITON_INTERPRET=1 replaces the compiler: unset it")
     wanted = [name for name in RUNS if options.kernel in name]
     if not wanted:
-        parser.error(f"--kernel {options.kernel}: no kernel is called so; there are {', '.join(RUNS)}")
+        raise InputError(f"--kernel {options.kernel}: no kernel is called so; there are {', '.join(RUNS)}")
     path = records.output_path(options.out, "profile")
     architectures = options.arch or list(CEILINGS)
     record = machine.heading("profile", {"architectures": architectures, "kernels": wanted, "threshold": THRESHOLD, "columns": COLUMNS})

@@ -1,11 +1,11 @@
 """Faults in the machine code: one at a time is put into the PTX of a kernel, and the emulator must find it.
 
-    python -m tests.machine_faults                              a sample of every kind, every kernel, every architecture
-    python -m tests.machine_faults --arch sm_90 --kernel decode_kernel --sample 0      all places of all kinds
-    python -m tests.machine_faults --out experiments/results/machine_faults.json
+    python -m tests.tools.machine_faults                              a sample of every kind, every kernel, every architecture
+    python -m tests.tools.machine_faults --arch sm_90 --kernel decode_kernel --sample 0      all places of all kinds
+    make machine-faults                                         and keeps the record that the verification page shows
 
 A fault is caught if the sanitizer stops the program or its result differs from the reference. The record has each survivor with its
-line; why it is one, where that is known, stands in tests/surviving_faults.toml.
+line; why it is one, where that is known, stands in tests/tools/surviving_faults.toml.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 EXPLAINED = Path(__file__).parent / "surviving_faults.toml"
 #: Kernel -> the beginning of the name of the case (tests/compiled_cases.py) that it runs in.
 CASES = {
@@ -176,6 +176,7 @@ def campaign(arch: str, kernel: str, sample: int, seed: int) -> dict[str, Any]:
             how[result or "survived"] += 1
             if not result:
                 i = places[site.line]
+                print(f"survived: {arch} {kernel} {kind}: {i.place}: {i.text}  ->  {' '.join(site.text.split())}", flush=True)
                 survivors.append({"kind": kind, "line": str(i.place), "ptx": i.text, "instead": " ".join(site.text.split())})
     print(f"{arch} {kernel}: {caught.total()} of {tried.total()} caught, {time.perf_counter() - begin:.0f} s", flush=True)
     return {
@@ -185,7 +186,7 @@ def campaign(arch: str, kernel: str, sample: int, seed: int) -> dict[str, Any]:
 
 
 def explanation(survivor: dict[str, str]) -> str | None:
-    """Why a survivor is one, from tests/surviving_faults.toml: the first entry whose kind and pattern fit."""
+    """Why a survivor is one, from tests/tools/surviving_faults.toml: the first entry whose kind and pattern fit."""
     for entry in tomllib.loads(EXPLAINED.read_text())["fault"]:
         if (
             entry["kind"] == survivor["kind"]
@@ -220,13 +221,14 @@ def main() -> None:
         for s in r["survivors"]:
             s["why"] = explanation(s)
             unexplained += s["why"] is None
-            print(f"survived: {r['arch']} {r['kernel']} {s['kind']}: {s['line']}: {s['ptx']}  ->  {s['instead']}  ({s['why']})")
+            if s["why"] is None:
+                print(f"not explained: {r['arch']} {r['kernel']} {s['kind']}: {s['ptx']}")
     print(f"{caught} of {tried} caught ({caught / max(1, tried):.1%}), {unexplained} survivors without an explanation")
     if options.out:
-        from experiments import records
+        from experiments import machine
 
-        record = records.heading("machine_faults", {"sample": options.sample, "seed": options.seed})
-        record["command"] = "python -m tests.machine_faults " + " ".join(sys.argv[1:])
+        record = machine.heading("machine_faults", {"sample": options.sample, "seed": options.seed})
+        record["command"] = "python -m tests.tools.machine_faults " + " ".join(sys.argv[1:])
         Path(options.out).write_text(json.dumps(record | {"rows": rows}, indent=1) + "\n")
 
 
