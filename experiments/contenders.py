@@ -34,7 +34,6 @@ SAMPLE_ROWS, SAMPLE_COLUMNS = 16, 64
 #: Rows of Y that are compared at a time.
 BLOCK = 1024
 
-
 #: From X (M, K) to a call that is timed.
 Bind = Callable[[Tensor], Call]
 

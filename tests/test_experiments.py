@@ -14,9 +14,17 @@ import pytest
 import torch
 
 import fast
-from experiments import dial, memory, models, numpy_llama, outliers, perplexity, records, report
+from experiments import dial, memory, outliers, perplexity, records, report
 from experiments.command import InputError
-from experiments.perplexity import METHODS, Setting
+from experiments.lm import engines, losses, methods, models, numpy_llama, recording
+from experiments.lm.dial import turn
+from experiments.lm.methods import METHODS, Setting
+from experiments.pages import claims, style, tables
+from experiments.pages import dial as dial_page
+from experiments.pages import memory as memory_page
+from experiments.pages import outliers as outliers_page
+from experiments.pages import perplexity as perplexity_page
+from experiments.pages import report as report_page
 
 ROOT = Path(__file__).resolve().parents[1]
 VOCABULARY, TOKENS = 256, 24
@@ -138,7 +146,7 @@ def test_cross_entropy_is_that_of_torch() -> None:
     logits, targets = rng.normal(0, 20, (50, VOCABULARY)).astype(np.float32), rng.integers(0, VOCABULARY, 50)
     theirs = torch.nn.functional.cross_entropy(torch.from_numpy(logits).double(), torch.from_numpy(targets)).item()
     # Each loss is a sum of terms of size 100 at most, rounded to float32 where the largest logit is subtracted.
-    assert abs(perplexity.cross_entropy(logits, targets) - theirs) <= 100 * 2.0**-23
+    assert abs(losses.cross_entropy(logits, targets) - theirs) <= 100 * 2.0**-23
 
 
 @pytest.mark.parametrize(
@@ -146,16 +154,16 @@ def test_cross_entropy_is_that_of_torch() -> None:
     [(0.975, 1, 12.706), (0.975, 2, 4.303), (0.95, 5, 2.015), (0.975, 10, 2.228), (0.99, 30, 2.457), (0.975, 120, 1.980)],
 )
 def test_quantiles_of_students_t_are_those_of_the_published_tables(probability: float, degrees: int, published: float) -> None:
-    assert round(perplexity.t_quantile(probability, degrees), 3) == published
+    assert round(losses.t_quantile(probability, degrees), 3) == published
 
 
 def test_an_interval_is_paired_over_the_windows() -> None:
     baseline = np.array([1.0, 5.0, 3.0, 9.0])
-    found = perplexity.difference(baseline + np.array([0.1, 0.3, 0.1, 0.3]), baseline)
+    found = losses.difference(baseline + np.array([0.1, 0.3, 0.1, 0.3]), baseline)
     half = 3.182446 * np.std([0.1, 0.3, 0.1, 0.3], ddof=1) / 2  # the quantile for 3 degrees of freedom, from a table
     expected = {"percent": np.expm1(0.2), "low": np.expm1(0.2 - half), "high": np.expm1(0.2 + half)}
     assert {k: round(v, 4) for k, v in found.items()} == {k: round(100 * v, 4) for k, v in expected.items()}
-    assert perplexity.difference(baseline[:1], baseline[:1]) == {"percent": 0, "low": None, "high": None}
+    assert losses.difference(baseline[:1], baseline[:1]) == {"percent": 0, "low": None, "high": None}
 
 
 # --- both engines
@@ -165,13 +173,13 @@ def test_an_interval_is_paired_over_the_windows() -> None:
 def rows() -> list[dict[str, Any]]:
     model = tiny_llama()
     llama = numpy_llama.from_torch(model)
-    engines = {
-        "reference": lambda setting, share: perplexity.reference_engine(llama, setting, share),
-        "fast": lambda setting, share: perplexity.fast_engine(model, setting, share, wide=True),
+    by_name = {
+        "reference": lambda setting, share: engines.reference_engine(llama, setting, share),
+        "fast": lambda setting, share: engines.fast_engine(model, setting, share, wide=True),
     }
     settings = perplexity.settings_of(list(METHODS), layers=("all", "attention"), thresholds=(6.0, 1.0), batches=(1, 2))
     with fast.backend("cpu"):
-        return perplexity.measure(engines, settings, [windows(2), windows(1, seed=1)], progress=False)
+        return perplexity.measure(by_name, settings, [windows(2), windows(1, seed=1)], progress=False)
 
 
 def test_both_engines_give_the_same_perplexity_for_every_setting(rows: list[dict[str, Any]]) -> None:
@@ -211,7 +219,7 @@ def test_int8_stays_near_the_float_model_and_decomposition_brings_it_nearer(rows
 
 
 def test_the_share_of_products_weighs_each_layer_by_its_size() -> None:
-    share = perplexity.OutlierShare()
+    share = engines.OutlierShare()
     assert share.value is None
     share.add(np.array([True, False]), 10)  # 10 of 20
     share.add(torch.tensor([True, False, False]), 30)  # 30 of 90
@@ -220,10 +228,10 @@ def test_the_share_of_products_weighs_each_layer_by_its_size() -> None:
 
 def test_each_kind_of_layer_is_replaced_alone_and_the_head_never() -> None:
     model = tiny_llama()
-    parts = {kind: set(perplexity.linear_layers(model, kind)) for kind in perplexity.LAYERS}
+    parts = {kind: set(engines.linear_layers(model, kind)) for kind in methods.LAYERS}
     assert parts["all"] == parts["attention"] | parts["mlp"]
     assert {len(parts[kind]) for kind in ("attention", "mlp")} == {3 * 4, 3 * 3}
-    int8 = perplexity.quantized(model, Setting("absmax-vector", "mlp"))
+    int8 = engines.quantized(model, Setting("absmax-vector", "mlp"))
     assert {name for name, m in int8.named_modules() if isinstance(m, fast.Int8Linear)} == parts["mlp"]
     assert not any(isinstance(m, fast.Int8Linear) for m in model.modules())  # a copy was replaced
 
@@ -268,12 +276,12 @@ def test_the_command_prints_a_table_and_leaves_a_record_and_a_picture(
 )
 def test_every_kind_of_picture_is_drawn_from_the_record_alone(folder: Path, text: Path, tmp_path: Path, options: list[str]) -> None:
     run(folder, text, tmp_path / "p.json", *options)
-    drawn = [records.png(figure) for figure in perplexity.pictures(json.loads((tmp_path / "p.json").read_text()))]
+    drawn = [style.png(figure) for figure in perplexity_page.pictures(json.loads((tmp_path / "p.json").read_text()))]
     assert drawn == [(tmp_path / "p.png").read_bytes()]
 
 
 @pytest.mark.parametrize(
-    "breaks", [(perplexity, "measure"), (perplexity, "by_method"), (records, "png"), (records, "plain"), (records.os, "replace")]
+    "breaks", [(perplexity, "measure"), (perplexity_page, "by_method"), (style, "png"), (records, "plain"), (records.os, "replace")]
 )
 def test_a_run_that_fails_leaves_nothing(
     folder: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, breaks: tuple[Any, str]
@@ -435,7 +443,7 @@ def test_a_record_reads_back_as_it_was_given_with_each_list_of_numbers_on_a_line
 
 
 def test_a_table_aligns_its_columns() -> None:
-    assert records.table(["a", "b"], [["long", "1"], ["x", "22"]]).splitlines() == ["a      b", "----  --", "long   1", "x     22"]
+    assert tables.table(["a", "b"], [["long", "1"], ["x", "22"]]).splitlines() == ["a      b", "----  --", "long   1", "x     22"]
 
 
 # --- outlier features
@@ -444,7 +452,7 @@ ATTENTION_INPUT, MLP_INPUT = "self_attn.q_proj, k_proj, v_proj", "mlp.gate_proj,
 
 
 def test_layers_that_read_the_same_array_are_one_kind() -> None:
-    kinds = outliers.record_inputs(tiny_llama(), windows(3), progress=False)
+    kinds = recording.record_inputs(tiny_llama(), windows(3), progress=False)
     assert {name: kind.inputs.shape for name, kind in kinds.items()} == {
         ATTENTION_INPUT: (3, 3 * TOKENS, 48),
         "self_attn.o_proj": (3, 3 * TOKENS, 48),
@@ -456,7 +464,7 @@ def test_layers_that_read_the_same_array_are_one_kind() -> None:
 
 def test_a_recorded_input_is_what_the_layer_reads() -> None:
     model, tokens = tiny_llama(), windows(2)
-    recorded = outliers.record_inputs(model, tokens, progress=False)[ATTENTION_INPUT].inputs
+    recorded = recording.record_inputs(model, tokens, progress=False)[ATTENTION_INPUT].inputs
     layer = model.model.layers[1]
     seen: list[np.ndarray] = []
     layer.self_attn.k_proj.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0][0].numpy().copy()))
@@ -466,7 +474,7 @@ def test_a_recorded_input_is_what_the_layer_reads() -> None:
 
 
 def test_the_planted_feature_is_found_with_its_layers_sign_and_size() -> None:
-    kind = outliers.record_inputs(tiny_llama(), windows(2), progress=False)[ATTENTION_INPUT]
+    kind = recording.record_inputs(tiny_llama(), windows(2), progress=False)[ATTENTION_INPUT]
     (found,) = outliers.describe(kind, 6.0, 0.25, 0.06)["features"]
     values = kind.inputs[:, :, 5]
     assert found["feature"] == 5
@@ -477,15 +485,15 @@ def test_the_planted_feature_is_found_with_its_layers_sign_and_size() -> None:
 
 def test_cleared_features_are_read_as_zeros_and_only_within_the_context() -> None:
     model, tokens = tiny_llama(), windows(1)
-    kinds = outliers.record_inputs(model, tokens, progress=False)
-    before = perplexity.window_losses(model, tokens)
+    kinds = recording.record_inputs(model, tokens, progress=False)
+    before = engines.window_losses(model, tokens)
     with outliers.cleared(model, kinds, {ATTENTION_INPUT: [5, 7], MLP_INPUT: [5]}):
-        inside = perplexity.window_losses(model, tokens)
-    assert np.array_equal(perplexity.window_losses(model, tokens), before)
+        inside = engines.window_losses(model, tokens)
+    assert np.array_equal(engines.window_losses(model, tokens), before)
     for block in model.model.layers:  # a gain of zero does the same
         block.input_layernorm.weight[[5, 7]] = 0
         block.post_attention_layernorm.weight[5] = 0
-    assert np.array_equal(perplexity.window_losses(model, tokens), inside)
+    assert np.array_equal(engines.window_losses(model, tokens), inside)
     assert inside != before
 
 
@@ -502,8 +510,8 @@ def test_each_attention_layer_is_asked_on_its_own() -> None:
 
 
 def test_spans_shorten_runs_of_numbers() -> None:
-    assert outliers.spans([0, 1, 2, 5, 7, 8]) == "0-2, 5, 7-8"
-    assert outliers.spans([]) == ""
+    assert outliers_page.spans([0, 1, 2, 5, 7, 8]) == "0-2, 5, 7-8"
+    assert outliers_page.spans([]) == ""
 
 
 def test_the_outliers_command_prints_tables_and_leaves_a_record_and_pictures(
@@ -515,7 +523,7 @@ def test_the_outliers_command_prints_tables_and_leaves_a_record_and_pictures(
     assert record["removals"][0]["removed"] == {ATTENTION_INPUT: [5], MLP_INPUT: [5]}
     assert all(5 not in numbers for one in record["removals"] for numbers in [one["perplexity"]["random"]])
     assert sorted(p.name for p in tmp_path.iterdir()) == ["o-2.png", "o.json", "o.png", "text.txt"]
-    drawn = [records.png(figure) for figure in outliers.pictures(record)]
+    drawn = [style.png(figure) for figure in outliers_page.pictures(record)]
     assert drawn == [(tmp_path / "o.png").read_bytes(), (tmp_path / "o-2.png").read_bytes()]
     assert "outlier features" in capsys.readouterr().out
 
@@ -546,9 +554,9 @@ def tiny(family: str) -> torch.nn.Module:
 def test_models_that_numpy_cannot_run_are_quantized_by_the_fast_engine(family: str) -> None:
     model, tokens = tiny(family), windows(2)
     assert numpy_llama.unsupported(model.config) is not None
-    engines = {"fast": lambda setting, share: perplexity.fast_engine(model, setting, share, wide=False)}
+    by_name = {"fast": lambda setting, share: engines.fast_engine(model, setting, share, wide=False)}
     settings = perplexity.settings_of(["absmax-tensor", "llm-int8-absmax"], thresholds=(1.0,))
-    exact, coarse, fine = perplexity.measure(engines, settings, [tokens], progress=False)
+    exact, coarse, fine = perplexity.measure(by_name, settings, [tokens], progress=False)
     assert 0 < fine["outlier_share"] < 1
     off = [np.abs(row["losses"] - exact["losses"]).max() for row in (coarse, fine)]
     assert 0 < off[1] < off[0] < 0.5
@@ -557,13 +565,13 @@ def test_models_that_numpy_cannot_run_are_quantized_by_the_fast_engine(family: s
 @pytest.mark.parametrize(("family", "norms"), [("llama", 6), ("opt", 4), ("gpt2", 4)])
 def test_turning_the_dial_changes_no_output_of_the_float_model(family: str, norms: int) -> None:
     model, tokens = tiny(family), windows(1)
-    read = outliers.readers(model, tokens[:, :4])
+    read = recording.readers(model, tokens[:, :4])
     assert len(read) == norms
     columns = [3, 5, 40]
-    turned = dial.turn(model, read, columns, 64.0)
+    turned = turn(model, read, columns, 64.0)
     ids = torch.from_numpy(tokens)
     assert torch.equal(model(ids).logits, turned(ids).logits)
-    plain, large = (outliers.record_inputs(m, tokens, progress=False) for m in (model, turned))
+    plain, large = (recording.record_inputs(m, tokens, progress=False) for m in (model, turned))
     readers = {name for names in read.values() for name in names}
     for name, kind in plain.items():
         factor = np.ones(kind.inputs.shape[2], np.float32)
@@ -575,7 +583,7 @@ def test_turning_the_dial_changes_no_output_of_the_float_model(family: str, norm
 def test_turning_leaves_the_given_model_and_shares_what_does_not_change() -> None:
     model = tiny_llama()
     before = {name: p.clone() for name, p in model.named_parameters()}
-    turned = dial.turn(model, outliers.readers(model, windows(1)), [1], 2.0)
+    turned = turn(model, recording.readers(model, windows(1)), [1], 2.0)
     assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
     shared = {name for name, p in turned.named_parameters() if p.data_ptr() == dict(model.named_parameters())[name].data_ptr()}
     assert {name.rpartition(".")[0].rpartition(".")[2] for name in shared} == {"embed_tokens", "o_proj", "down_proj", "norm", "lm_head"}
@@ -584,7 +592,7 @@ def test_turning_leaves_the_given_model_and_shares_what_does_not_change() -> Non
 @pytest.mark.parametrize("factor", [3.0, 0.0, -2.0, float("inf"), float("nan")])
 def test_only_a_power_of_two_turns_the_dial(factor: float) -> None:
     with pytest.raises(ValueError, match="must be a power of two"):
-        dial.turn(tiny_llama(), {}, [1], factor)
+        turn(tiny_llama(), {}, [1], factor)
 
 
 def test_a_turned_model_hurts_absmax_and_not_llm_int8_with_float_weights(folder: Path, text: Path, tmp_path: Path) -> None:
@@ -598,7 +606,7 @@ def test_a_turned_model_hurts_absmax_and_not_llm_int8_with_float_weights(folder:
     assert len(record["settings"]["features"]) == 3
     counts = {row["factor"]: len(row["features"][ATTENTION_INPUT]) for row in record["rows"]}
     assert counts == {1: 1, 256: 4}  # the planted feature, then the turned ones too
-    assert [records.png(figure) for figure in dial.pictures(record)] == [(tmp_path / "d.png").read_bytes()]
+    assert [style.png(figure) for figure in dial_page.pictures(record)] == [(tmp_path / "d.png").read_bytes()]
 
 
 @pytest.mark.parametrize(
@@ -664,7 +672,7 @@ def test_a_published_shape_has_the_parameters_of_the_model_that_transformers_mak
     assert architecture.parameters == sum(p.numel() for p in model.parameters())
     if family in ("opt", "bloom"):
         counted = memory.architecture_of(model, architecture.name)
-        for outlier_weight in memory.POLICIES.values():
+        for outlier_weight in memory_page.POLICIES.values():
             # BLOOM's query, key and value are one layer: the same weights and rows.
             ours, theirs = (a.parts(outlier_weight, 2048) for a in (architecture, counted))
             assert {k: v for k, v in ours.items() if k != "workspace"} == {k: v for k, v in theirs.items() if k != "workspace"}
@@ -673,7 +681,7 @@ def test_a_published_shape_has_the_parameters_of_the_model_that_transformers_mak
 def test_the_bytes_of_a_model_are_those_predicted_from_its_shape() -> None:
     for changes in ({}, {"attention_bias": True, "tie_word_embeddings": True, "head_dim": 12}):
         rows = memory.compare(lambda changes=changes: tiny_llama(**changes).bfloat16(), "tiny", CONTEXT)
-        assert [row["policy"] for row in rows] == list(memory.POLICIES)
+        assert [row["policy"] for row in rows] == list(memory_page.POLICIES)
         for row in rows:
             predicted, measured = dict(row["predicted"]), dict(row["measured"])
             assert measured.pop("workspace") >= predicted.pop("workspace")
@@ -708,7 +716,7 @@ def test_a_model_fits_as_long_as_its_bytes_do() -> None:
 def test_the_memory_command_leaves_a_record_and_a_picture(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     memory.main(["--model", str(folder), "--context", str(CONTEXT), "--out", str(tmp_path / "m.json")])
     record = json.loads((tmp_path / "m.json").read_text())
-    assert [records.png(figure) for figure in memory.pictures(record)] == [(tmp_path / "m.png").read_bytes()]
+    assert [style.png(figure) for figure in memory_page.pictures(record)] == [(tmp_path / "m.png").read_bytes()]
     assert "OPT-175B" in capsys.readouterr().out
 
 
@@ -720,7 +728,7 @@ def test_the_pages_are_what_the_records_give() -> None:
 
 
 def test_a_page_that_was_changed_by_hand_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(report, "PAGES", tmp_path)
+    monkeypatch.setattr(report_page, "PAGES", tmp_path)
     with pytest.raises(InputError, match=r"results\.md"):
         report.main(["--check"])
     report.main([])
@@ -732,15 +740,15 @@ def test_a_page_that_was_changed_by_hand_is_found(tmp_path: Path, monkeypatch: p
 
 
 def test_without_a_record_a_page_says_by_which_command_it_is_made() -> None:
-    made = "".join(report.pages(lambda name: None).values())
-    for part in (*report.RESULTS, *report.SPEED):
+    made = "".join(report_page.pages(lambda name: None).values())
+    for part in (*report_page.RESULTS, *report_page.SPEED):
         assert f"## {part.title}\n\nNot measured. `{part.command}`" in made
     assert "agrees" not in made
-    assert made.count("| not measured |") >= len(report.CLAIMS)
+    assert made.count("| not measured |") >= len(claims.CLAIMS)
 
 
-@pytest.mark.parametrize("part", [p for p in report.RESULTS if p.name.startswith("perplexity")], ids=lambda p: p.name)
-def test_the_command_of_a_missing_record_is_one_that_its_module_accepts(part: report.Part) -> None:
+@pytest.mark.parametrize("part", [p for p in report_page.RESULTS if p.name.startswith("perplexity")], ids=lambda p: p.name)
+def test_the_command_of_a_missing_record_is_one_that_its_module_accepts(part: report_page.Part) -> None:
     words = shlex.split(part.command)
     assert words[:3] == ["python", "-m", "experiments.perplexity"]
     options = perplexity.parse(words[3:])
@@ -748,7 +756,7 @@ def test_the_command_of_a_missing_record_is_one_that_its_module_accepts(part: re
 
 
 def test_every_picture_of_a_page_is_there_and_has_a_description() -> None:
-    for text in report.pages().values():
+    for text in report_page.pages().values():
         for description, picture in re.findall(r"!\[(.*?)\]\((.*?)\)", text, re.DOTALL):
             assert (records.RESULTS / Path(picture).name).is_file(), picture
             assert len(description) > 20, picture
@@ -778,16 +786,16 @@ NOISE = np.array([1, -1, 1, -1, 1, -1, 1, -1]) * 1e-3
 )
 def test_a_verdict_follows_from_the_interval(shift: float, noise: float, lowers: str, keeps: str, degrades: str) -> None:
     record = losses_of(float32=BASE, absmax_row=BASE + shift + noise * NOISE)
-    assert report.lowers("absmax-row", "float32")(record)[1] == lowers
-    assert report.keeps("absmax-row")(record)[1] == keeps
-    assert report.degrades("absmax-row")(record)[1] == degrades
+    assert claims.lowers("absmax-row", "float32")(record)[1] == lowers
+    assert claims.keeps("absmax-row")(record)[1] == keeps
+    assert claims.degrades("absmax-row")(record)[1] == degrades
 
 
 def test_one_window_decides_nothing() -> None:
     record = losses_of(float32=[2.0], absmax_row=[2.5])
-    judges = (report.lowers("absmax-row", "float32"), report.keeps("absmax-row"), report.degrades("absmax-row"))
+    judges = (claims.lowers("absmax-row", "float32"), claims.keeps("absmax-row"), claims.degrades("absmax-row"))
     assert {judge(record)[1] for judge in judges} == {"not decided"}
-    assert report.lowers("absmax-row", "float32")(record)[0] == "+64.9 % (one window)"
+    assert claims.lowers("absmax-row", "float32")(record)[0] == "+64.9 % (one window)"
 
 
 def outlier_record(without: float, random: list[float], positive: float, peaks: tuple[float, float] = (0.4, 0.2)) -> dict[str, Any]:
@@ -804,14 +812,14 @@ def outlier_record(without: float, random: list[float], positive: float, peaks: 
 
 def test_the_verdicts_about_outliers_can_fail() -> None:
     good = outlier_record(100.0, [10.01, 9.99], 0.0)
-    judges = (report.removal_hurts, report.one_sided, report.attention_blurs, report.few_features)
+    judges = (claims.removal_hurts, claims.one_sided, claims.attention_blurs, claims.few_features)
     assert [judge(good)[1] for judge in judges] == ["agrees"] * 4
-    assert report.removal_hurts(outlier_record(60.0, [10.01], 0.0))[1] == "does not agree"
-    assert report.removal_hurts(outlier_record(100.0, [10.2], 0.0))[1] == "does not agree"
-    assert report.one_sided(outlier_record(100.0, [10.0], 0.5))[1] == "does not agree"
-    assert report.attention_blurs(outlier_record(100.0, [10.0], 0.0, (0.4, 0.35)))[1] == "does not agree"
+    assert claims.removal_hurts(outlier_record(60.0, [10.01], 0.0))[1] == "does not agree"
+    assert claims.removal_hurts(outlier_record(100.0, [10.2], 0.0))[1] == "does not agree"
+    assert claims.one_sided(outlier_record(100.0, [10.0], 0.5))[1] == "does not agree"
+    assert claims.attention_blurs(outlier_record(100.0, [10.0], 0.0, (0.4, 0.35)))[1] == "does not agree"
     many = {"kinds": {"attention": {"columns": 48, "features": [{"positive": 1.0}] * 8}}}
-    assert report.few_features(many) == ("8 of 48", "does not agree")
+    assert claims.few_features(many) == ("8 of 48", "does not agree")
 
 
 def test_the_verdict_of_the_dial_can_fail() -> None:
@@ -821,7 +829,7 @@ def test_the_verdict_of_the_dial_can_fail() -> None:
             for factor in (1, 64)
             for label, shift in (("absmax, by vector", absmax), ("LLM.int8(), float weights", ours))
         ]
-        return report.dial_decides({"rows": rows})[1]
+        return claims.dial_decides({"rows": rows})[1]
 
     assert verdict(3.0, 0.01) == "agrees"
     assert verdict(0.5, 0.01) == "does not agree"  # e**0.5 is less than double
@@ -835,29 +843,27 @@ def test_the_verdict_about_speed_follows_from_the_narrowest_and_the_widest_layer
 
     def verdict(narrow: tuple[float, float], wide: tuple[float, float]) -> str:
         few = [row(512, 2.0, 2.1, m=1), row(8192, 0.4, 0.5, m=1)]  # another story, which the paper does not tell
-        return report.faster_when_wide({"rows": [*few, row(512, *narrow), row(2048, 0.9, 1.1), row(8192, *wide)]})[1]
+        return claims.faster_when_wide({"rows": [*few, row(512, *narrow), row(2048, 0.9, 1.1), row(8192, *wide)]})[1]
 
     assert verdict((0.4, 0.6), (1.5, 1.6)) == "agrees"
     assert verdict((0.4, 0.6), (0.8, 0.9)) == "does not agree"
     assert verdict((1.1, 1.2), (1.5, 1.6)) == "does not agree"
     assert verdict((0.4, 0.6), (0.9, 1.1)) == "not decided"
-    assert report.faster_when_wide({"rows": []})[1] == "not measured"
+    assert claims.faster_when_wide({"rows": []})[1] == "not measured"
 
 
 def test_the_verdicts_about_the_threshold_can_fail() -> None:
     def record(share: float, six: float, lowest: float) -> dict[str, Any]:
         rows = [{"method": "float32", "threshold": None, "losses": BASE}]
         for threshold, shift in ((0.5, lowest), (6.0, six)):
-            losses = BASE + shift + NOISE
-            to_float = perplexity.difference(losses, BASE)
-            rows.append(
-                {"method": "llm-int8-absmax", "threshold": threshold, "outlier_share": share, "losses": losses, "to_float": to_float}
-            )
+            own = BASE + shift + NOISE
+            to_float = losses.difference(own, BASE)
+            rows.append({"method": "llm-int8-absmax", "threshold": threshold, "outlier_share": share, "losses": own, "to_float": to_float})
         return {"rows": rows}
 
-    assert [report.share_in_16_bits(record(share, 0, 0))[1] for share in (0.001, 0.0011)] == ["agrees", "does not agree"]
-    assert report.six_suffices(record(0, 0.02, 0.015))[1] == "agrees"  # half a percent more than at the lowest
-    assert report.six_suffices(record(0, 0.02, 0.0))[1] == "does not agree"
+    assert [claims.share_in_16_bits(record(share, 0, 0))[1] for share in (0.001, 0.0011)] == ["agrees", "does not agree"]
+    assert claims.six_suffices(record(0, 0.02, 0.015))[1] == "agrees"  # half a percent more than at the lowest
+    assert claims.six_suffices(record(0, 0.02, 0.0))[1] == "does not agree"
 
 
 def test_the_reason_for_a_loss_is_given_only_where_the_records_show_it() -> None:
@@ -869,26 +875,26 @@ def test_the_reason_for_a_loss_is_given_only_where_the_records_show_it() -> None
                 "threshold": threshold,
                 "outlier_share": 0.4,
                 "losses": BASE + shift + NOISE,
-                "to_float": perplexity.difference(BASE + shift + NOISE, BASE),
+                "to_float": losses.difference(BASE + shift + NOISE, BASE),
             }
             for threshold, shift in ((0.5, left), (6.0, loss))
         ]
-        return report.why({"perplexity-intervals": methods, "perplexity-thresholds": {"rows": rows}}.get)
+        return claims.why({"perplexity-intervals": methods, "perplexity-thresholds": {"rows": rows}}.get)
 
     assert "loses 3.0 % here" in reason(0.03, 0.001)
     assert "0.1 % is left" in reason(0.03, 0.001)
     assert reason(0.0, 0.0) == ""  # no loss
     assert reason(0.03, 0.03) == ""  # no threshold helps
-    assert report.why(lambda name: None) == ""
+    assert claims.why(lambda name: None) == ""
 
 
 def test_the_verdicts_about_memory_can_fail() -> None:
     by_model, by_hardware = memory.calculate(2048)
     record = {"models": by_model, "hardware": by_hardware}
-    assert report.halves(record)[1] == "agrees"
-    held = int(report.hardware_agrees(record)[0].split()[0])
+    assert claims.halves(record)[1] == "agrees"
+    held = int(claims.hardware_agrees(record)[0].split()[0])
     by_hardware[0]["largest"]["16 bits"] = "OPT-66B"
-    text, verdict = report.hardware_agrees(record)
+    text, verdict = claims.hardware_agrees(record)
     assert (int(text.split()[0]), verdict) == (held - 1, "does not agree")
     by_model[-1]["parts"]["int8, dequantized"]["weights"] *= 1.2
-    assert report.halves(record)[1] == "does not agree"
+    assert claims.halves(record)[1] == "does not agree"
