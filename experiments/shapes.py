@@ -64,6 +64,9 @@ def grid(device: str, names: Sequence[str]) -> list[Job]:
     """
     usual = FRACTION[device]
     layers = layer_names(names)
+    rows: tuple[int, ...]
+    widths: tuple[int, ...]
+    sweep_rows: tuple[int, ...]
     if device == "cpu":
         shapes = [Shape(m, 4096, 4096, usual) for m in (1, 16, 256)]
         shapes += [Shape(m, k, n, usual) for k, n in SMOLLM2 for m in (1, 512)]

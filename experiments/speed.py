@@ -174,15 +174,15 @@ def measure(
     }  # fmt: skip
     if wrong:
         row["wrong"] = wrong
-    for name, own in samples.items():
-        seconds = timing.spread(own)
+    for name, times in samples.items():
+        seconds = timing.spread(times)
         work = found[name].work(s)
         row["contenders"][name] = {
             "label": found[name].label,
             "stage": found[name].stage,
             "seconds": seconds,
-            "ratio": timing.ratio(samples[BASELINE], own),
-            "int8_ratio": timing.ratio(own, samples["int8"]) if "int8" in samples else None,
+            "ratio": timing.ratio(samples[BASELINE], times),
+            "int8_ratio": timing.ratio(times, samples["int8"]) if "int8" in samples else None,
             "over_floor": seconds["median"] / work.floor(**limits),
             "of_bandwidth": work.bytes / seconds["median"] / limits["bandwidth"],
             "of_rate": {unit: count / seconds["median"] / limits["rates"][unit] for unit, count in work.operations.items() if count},

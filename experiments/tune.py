@@ -35,6 +35,7 @@ from triton.runtime.jit import JITFunction
 
 import fast
 from fast.kernels import configurations, decode, outliers, product, quantization
+from fast.kernels.operands import Outliers, Quantized
 from fast.weights import QuantizedWeight
 
 from . import command, machine, records, shapes, timing
@@ -79,16 +80,16 @@ class Fit(NamedTuple):
 def cases(arch: str) -> list[Case]:
     """Every row of the tables of `arch`, at the largest M and N that it serves."""
     found = []
-    for most_m, most_n, row in configurations.PRODUCTS[arch]:
-        m, n = most_m or LARGE_M, most_n or LARGE_N
+    for row, up_to_m, up_to_n in configurations.PRODUCTS[arch]:
+        m, n = up_to_m or LARGE_M, up_to_n or LARGE_N
         gathered = configurations.gather_configuration(arch, m, n)
         build = partial(launch_product, m=m, n=n, dtype=torch.bfloat16, gathered=gathered.columns if gathered else 0)
         found.append(Case(f"product {m} x {n} x {n}", row, n * (m + n), build))
     m, n, row = LARGE_M, LARGE_N, configurations.GENERAL[arch]
     found.append(Case(f"product {m} x {n} x {n}, float32", row, n * (m + n), partial(launch_product, m=m, n=n, dtype=torch.float32)))
-    for most_m, most_n, row in configurations.DECODES[arch]:
-        m, n = most_m or configurations.DECODE_ROWS, most_n or LARGE_N
-        found.append(Case(f"decode {m} x {n} x {n}", row, n * n, partial(launch_decode, m=m, n=n)))
+    for decode_row, up_to_m, up_to_n in configurations.DECODES[arch]:
+        m, n = up_to_m or configurations.DECODE_ROWS, up_to_n or LARGE_N
+        found.append(Case(f"decode {m} x {n} x {n}", decode_row, n * n, partial(launch_decode, m=m, n=n)))
     for m, k in ((256, 4096), (LARGE_M, LARGE_N)):
         scan, rows = configurations.scan_configuration(arch, m, k), configurations.rows_configuration(arch, m, k)
         found.append(Case(f"scan {m} x {k}", scan, 2 * m * k, partial(launch_scan, m=m, k=k)))
@@ -99,15 +100,14 @@ def cases(arch: str) -> list[Case]:
 def launch_product(device: str, m: int, n: int, dtype: torch.dtype, gathered: int = 0) -> Callable[[Any], Tensor]:
     """The product with outlier columns, K = N; `gathered`: for how many of them there is place side by side."""
     x, weight = activations(device, m, n, dtype), quantized_weight(device, n)
-    codes, scale = filled(device, (m, n), torch.int8), filled(device, (m, 1), torch.float32)
-    x_side, w_side = (filled(device, (m, gathered), dtype), filled(device, (n, gathered), torch.int8)) if gathered else (None, None)
-    listed = outliers.Outliers(filled(device, (n + 1,), torch.int32), x_side, w_side)
+    listed = Outliers(filled(device, (n + 1,), torch.int32))
+    if gathered:
+        listed = listed._replace(x=filled(device, (m, gathered), dtype), w=filled(device, (n, gathered), torch.int8), capacity=gathered)
     if device != "meta":
         columns = torch.arange(0, n, OUTLIER_EVERY, dtype=torch.int32, device=device)
         listed.columns[: len(columns)], listed.columns[-1] = columns, len(columns)
-    return lambda config: product.launch_product(
-        codes, weight.codes, torch.empty(m, n, dtype=dtype, device=device), x, weight, None, listed, scale, config=config
-    )
+    quantized = Quantized(filled(device, (m, n), torch.int8), filled(device, (m, 1), torch.float32), outliers=listed)
+    return lambda config: product.quantized_product(x, quantized, weight, config=config)
 
 
 def launch_decode(device: str, m: int, n: int) -> Callable[[Any], Tensor]:
@@ -119,13 +119,19 @@ def launch_decode(device: str, m: int, n: int) -> Callable[[Any], Tensor]:
 def launch_scan(device: str, m: int, k: int) -> Callable[[Any], Tensor]:
     """Outlier columns; the flags of all splits are one result, whatever their number."""
     x = activations(device, m, k, torch.bfloat16)
-    return lambda config: outliers.scan(x, 6.0, extremes=False, zeropoint=False, config=config)[0]
+
+    def launch(config: Any) -> Tensor:
+        flags = outliers.scan(x, 6.0, extremes=False, zeropoint=False, config=config).flags
+        assert flags is not None  # with a threshold there are some
+        return flags
+
+    return launch
 
 
 def launch_rows(device: str, m: int, k: int) -> Callable[[Any], Tensor]:
     """Codes of rows, without a threshold."""
     x = activations(device, m, k, torch.bfloat16)
-    return lambda config: quantization.quantize_regular(x, None, True, False, False, config=config)[0]
+    return lambda config: quantization.quantize_regular(x, None, config=config).codes
 
 
 #: One column in so many is an outlier column: 0.1 %.

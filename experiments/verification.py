@@ -130,7 +130,7 @@ def matrix_unit(instruction: str) -> str | None:
 
 
 def measure_errors(seed: int = 0) -> dict[str, Any]:
-    """Errors against their bounds, by K and by the size of an outlier; in units of scale_x * scale_w, with float64 as the judge."""
+    """Errors against their bounds, by K and by the size of an outlier; in units of x_scale * w_scale, with float64 as the judge."""
     rng = np.random.default_rng(seed)
     by_k = []
     for k in (2**i for i in range(3, 15)):

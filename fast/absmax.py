@@ -20,7 +20,7 @@ def absmax_quantize(x: Tensor, axis: int | None = None) -> Absmax:
 
     Args:
         x: (..., K) float16, bfloat16 or float32, any strides.
-        axis: None for one scale, -1 for a scale a row (a slice along the last axis).
+        axis: None for one scale, -1 for one scale per row (a slice along the last axis).
 
     Returns:
         codes: (..., K) int8 in [-127, 127], contiguous.

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .codes import CODE_MIN, INT8_MAX
+from .guard import unguarded
 
 INT32_MAX = torch.iinfo(torch.int32).max
 
@@ -31,13 +32,19 @@ def floats(name: str, x: Any, ndim: int | None = None) -> Tensor:
     if not isinstance(x, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {type(x).__name__}")
     if x.dtype not in FLOATS:
-        raise TypeError(f"{name} must have dtype float16, bfloat16 or float32, got {x.dtype}; write {name}.float()")
+        raise TypeError(f"{name} must have dtype float16, bfloat16 or float32, got {x.dtype}; {_hint(name, x)}")
     _layout(name, x, ndim)
     return x
 
 
+def _hint(name: str, x: Tensor) -> str:
+    if x.dtype != torch.int8:
+        return f"write {name}.float()"
+    return f"write {name}.float(), unless a model cast it to a layer's dtype: Int8Linear's weight holds codes; name the layer in skip"
+
+
 def codes(name: str, q: Any, ndim: int | None = None) -> Tensor:
-    """Returns `q` if it is a dense tensor of int8 codes on a CPU or a CUDA device.
+    """Returns `q` if it is a dense tensor of int8 codes on a CPU or a CUDA device; who calls this knows that they are codes.
 
     Raises:
         TypeError: it is not a tensor of int8.
@@ -46,7 +53,7 @@ def codes(name: str, q: Any, ndim: int | None = None) -> Tensor:
     if not isinstance(q, Tensor) or q.dtype != torch.int8:
         raise TypeError(f"{name} must be a torch.Tensor of int8 codes, got {q.dtype if isinstance(q, Tensor) else type(q).__name__}")
     _layout(name, q, ndim)
-    return q
+    return unguarded(q)
 
 
 def _layout(name: str, x: Tensor, ndim: int | None) -> None:
@@ -82,7 +89,7 @@ def scales(q: Tensor, scale: Any, name: str = "scale") -> Tensor:
 
 
 def axis(value: Any) -> int | None:
-    """Returns `value` if it is None (one slice) or -1 (a slice a row).
+    """Returns `value` if it is None (one slice) or -1 (one slice per row).
 
     Raises:
         ValueError: anything else.

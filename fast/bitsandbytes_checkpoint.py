@@ -25,7 +25,7 @@ def rename_layer(state_dict: dict[str, Any], prefix: str = "") -> None:
         prefix: of the layer's names, with its trailing dot.
 
     Raises:
-        ValueError: the codes are not row major, or SCB is not one float32 a row of the codes.
+        ValueError: the codes are not row major, or SCB is not one float32 per row of the codes.
     """
     absmax = state_dict.get(prefix + "SCB")
     if absmax is None:
@@ -35,7 +35,7 @@ def rename_layer(state_dict: dict[str, Any], prefix: str = "") -> None:
     codes = state_dict.get(prefix + "weight")
     rows = None if codes is None else codes.shape[0]
     if absmax.dtype != torch.float32 or absmax.ndim != 1 or (rows is not None and absmax.shape[0] != rows):
-        raise ValueError(f"{prefix}SCB must be float32 of shape ({rows},), one a row of weight, got {absmax.dtype} {tuple(absmax.shape)}")
+        raise ValueError(f"{prefix}SCB must be float32 of shape ({rows},), one per row of weight, got {absmax.dtype} {tuple(absmax.shape)}")
     del state_dict[prefix + "SCB"]
     state_dict.pop(prefix + "weight_format", None)
     state_dict[prefix + "weight_absmax"] = absmax.reshape(-1, 1)
@@ -47,7 +47,7 @@ def check_layout(name: str, layout: Any) -> None:
     Raises:
         ValueError: the codes are not row major.
     """
-    # Older files hold the layout's name in place of its number.
+    # Older files hold the layout's name instead of its number.
     if layout != "row" and (isinstance(layout, str) or int(layout) != ROW_MAJOR):
         raise ValueError(
             f"{name} must be {ROW_MAJOR}, row major, it is {layout if isinstance(layout, str) else int(layout)}; "
@@ -62,7 +62,7 @@ def to_bitsandbytes(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
         state_dict: of an `Int8Linear` or of a model that holds some, quantized with "absmax" and "vector".
 
     Raises:
-        ValueError: a layer has no counterpart there: zeropoint, one scale a tensor, or a kept float weight.
+        ValueError: a layer has no counterpart there: zeropoint, one scale per tensor, or a kept float weight.
     """
     renamed: dict[str, Tensor] = {}
     for name, value in state_dict.items():
@@ -70,7 +70,7 @@ def to_bitsandbytes(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
         if last == "" and name.endswith("weight_absmax"):
             rows = state_dict[prefix + "weight"].shape[0]
             if value.shape != (rows, 1):
-                raise ValueError(f"{name} must be one a row, ({rows}, 1), for bitsandbytes, got {tuple(value.shape)}")
+                raise ValueError(f"{name} must be one per row, ({rows}, 1), for bitsandbytes, got {tuple(value.shape)}")
             renamed[prefix + "SCB"] = value.reshape(-1)
             renamed[prefix + "weight_format"] = torch.tensor(ROW_MAJOR, dtype=torch.uint8)
         elif name.rpartition(".")[2] in ("weight_scale", "weight_zero_point", "float_weight"):

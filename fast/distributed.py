@@ -1,6 +1,6 @@
 """Tensor parallelism: one `Int8Linear` over several processes, equal to one process bit for bit.
 
-Column-wise, a process holds some rows of the weight, with their scales: its part of the output needs nothing from the others.
+Column-wise, a process holds some rows of the weight, with their scales, and computes its part of the output alone.
 Row-wise, it holds some columns, and sees only those of x. What one process would compute is then put together in this order:
 
 1. Outlier columns: whether a column is one depends on that column alone, so each process decides for its own.
@@ -8,7 +8,7 @@ Row-wise, it holds some columns, and sees only those of x. What one process woul
    then quantize with the same scale.
 3. The accumulators, added up as integers: exact, so the order does not matter (int32, M * N; int64 for zeropoint).
 4. The outlier columns of x and of the weight, gathered in the order of the processes: one product, in the order of one process.
-   Adding float products of each process would round differently, and the next layer would turn that into other codes.
+   Adding float products of each process would round differently, and the difference would change the next layer's codes.
 5. Scaling back and the bias: once.
 """
 
@@ -35,7 +35,7 @@ def quantize_shard(x: Tensor, per_row: bool, quantizer: str, group: Group = None
 
     Args:
         x: (M, K of this process) float16, bfloat16 or float32.
-        per_row: a scale a row, or one for all.
+        per_row: one scale per row, or one for all.
         quantizer: "absmax" or "zeropoint".
         group: the processes that hold the other columns.
 
@@ -61,9 +61,9 @@ def quantize_shard(x: Tensor, per_row: bool, quantizer: str, group: Group = None
 def accumulate(codes: Tensor, zero_point: Tensor | None, weight: QuantizedWeight, group: Group = None) -> Tensor:
     """The accumulators (M, N) of one process, from the columns that each process holds: int32, for zeropoint int64 and corrected."""
     acc = torch.ops.llm_int8.int8_matmul(codes.contiguous(), weight.codes)
-    if zero_point is not None and weight.zero_point is not None and weight.code_sum is not None:
+    if zero_point is not None and weight.zero_point is not None:
         zx, zw = zero_point.long(), weight.zero_point.long().T
-        acc = acc - zx * weight.code_sum.long() - zw * codes.sum(-1, keepdim=True) + codes.shape[1] * zx * zw
+        acc = acc - zx * weight.codes.sum(-1, dtype=torch.int64) - zw * codes.sum(-1, keepdim=True) + codes.shape[1] * zx * zw
     dist.all_reduce(acc, dist.ReduceOp.SUM, group)
     return acc
 
@@ -151,11 +151,11 @@ class RowParallelInt8Linear(_Sharded):
         return self._as_autocast(y.to(x.dtype).reshape(*x.shape[:-1], self.out_features))
 
     def _product(self, x: Tensor, weight: QuantizedWeight, bias: Tensor | None, group: Group) -> Tensor:
-        limit = arguments.threshold(self.threshold)
-        outliers = torch.ops.llm_int8.outlier_columns(x, limit)
+        threshold = arguments.threshold(self.threshold)
+        outliers = torch.ops.llm_int8.outlier_columns(x, threshold)
         codes, scale, zero_point = quantize_shard(x.masked_fill(outliers, 0), self.granularity != "tensor", self.quantizer, group)
         y = (accumulate(codes, zero_point, weight, group).float() * scale) * weight.scale.T
-        product = None if limit is None else outlier_product(x, outliers, weight, group)
+        product = None if threshold is None else outlier_product(x, outliers, weight, group)
         y = y if product is None else y + product
         return y if bias is None else y + bias.float()
 

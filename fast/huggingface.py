@@ -7,9 +7,10 @@ quantized as it is read. A saved model loads back with plain `from_pretrained(pa
 """
 
 import copy
+import inspect
 import logging
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -18,66 +19,24 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import AutoConfig, BitsAndBytesConfig, PretrainedConfig, PreTrainedModel
 from transformers.core_model_loading import ConversionOps, WeightConverter
-from transformers.distributed.tensor_parallel import ALL_PARALLEL_STYLES, TensorParallelLayer, replace_layer_number_by_wildcard
-from transformers.quantizers import HfQuantizer, register_quantization_config, register_quantizer
-from transformers.quantizers.quantizers_utils import should_convert_module
-from transformers.utils.quantization_config import QuantizationConfigMixin
+from transformers.quantizers import HfQuantizer, register_quantizer
 
-from . import arguments
+from . import stored
 from .bitsandbytes_checkpoint import check_layout, to_bitsandbytes
+from .declaration import declaration, declare, mark
+from .float_layers import computes_as_linear, is_float_linear
+from .int8_config import METHOD, Int8Config
 from .linear import Int8Linear
+from .parallel_plan import use_int8_styles
 from .selection import Summary, choose_layers, size_of
-from .transformers_traits import is_conv1d
+from .transformers_traits import heads, is_conv1d
+
+__all__ = ["METHOD", "Int8Config", "Int8Quantizer", "bitsandbytes_config", "declaration", "declare", "save_bitsandbytes"]
 
 logger = logging.getLogger(__name__)
 
-#: The method's name in config.json. Where this module is not imported, transformers warns that it does not know a method of this
-#: name, and goes on, with codes in the place of weights. So the name says what to do.
-METHOD = "llm_int8: `import fast.huggingface` before loading this model"
-
-
-@register_quantization_config(METHOD)
-class Int8Config(QuantizationConfigMixin):
-    """How `from_pretrained` quantizes a model, and what `save_pretrained` writes into config.json.
-
-    Args:
-        threshold: as in `Int8Linear.from_float`.
-        skip_modules: names of linear layers to leave alone, as transformers takes them: the start, the end or a regular expression of a
-            module's name. None for those that transformers leaves alone: the output head, the last module and tied weights.
-        outlier_weight, quantizer, granularity: as in `Int8Linear.from_float`.
-        checkpoint: whose names a quantized checkpoint has, "own" or "bitsandbytes"; `bitsandbytes_config` sets it.
-
-    Raises:
-        TypeError, ValueError: an argument is none of these; the message names it.
-    """
-
-    def __init__(
-        self,
-        threshold: float | None = 6.0,
-        skip_modules: Sequence[str] | None = None,
-        outlier_weight: str = "dequantized",
-        quantizer: str = "absmax",
-        granularity: str = "vector",
-        checkpoint: str = "own",
-        **kwargs: Any,
-    ) -> None:
-        kwargs.pop("quant_method", None)  # config.json names it
-        if kwargs:
-            raise TypeError(f"Int8Config has no argument {', '.join(kwargs)}")
-        if isinstance(skip_modules, str):
-            raise TypeError(f"skip_modules must be a sequence of names, got the string {skip_modules!r}; write [{skip_modules!r}]")
-        self.quant_method = METHOD  # type: ignore[assignment]
-        # JSON has no infinity.
-        self.threshold = None if arguments.threshold(threshold) is None else threshold
-        self.skip_modules = None if skip_modules is None else list(skip_modules)
-        self.outlier_weight = arguments.one_of("outlier_weight", outlier_weight, arguments.OUTLIER_WEIGHTS)
-        self.quantizer = arguments.one_of("quantizer", quantizer, arguments.QUANTIZERS)
-        self.granularity = arguments.one_of("granularity", granularity, arguments.GRANULARITIES)
-        self.checkpoint = arguments.one_of("checkpoint", checkpoint, ("own", "bitsandbytes"))
-
-    def layer_arguments(self) -> dict[str, Any]:
-        """The arguments of `Int8Linear.from_float` that follow weight and bias."""
-        return {name: getattr(self, name) for name in ("threshold", "outlier_weight", "quantizer", "granularity")}
+#: Why a layer stays float that transformers will refuse, or initialize anew where it is told to ignore sizes.
+OTHER_SHAPE = "of another shape in the checkpoint"
 
 
 @register_quantizer(METHOD)
@@ -92,6 +51,8 @@ class Int8Quantizer(HfQuantizer):
         self.quantization_config = copy.copy(quantization_config)
         self.conv1d: set[str] = set()
         self.summary = Summary()
+        self.empty: tuple[PreTrainedModel, Sequence[str] | None] | None = None
+        self.shapes: dict[str, torch.Size] = {}
 
     def validate_environment(self, *args: Any, device_map: Any = None, **kwargs: Any) -> None:
         """Refuses what would fail later, or silently go wrong."""
@@ -102,27 +63,46 @@ class Int8Quantizer(HfQuantizer):
             )
 
     def _process_model_before_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> None:
+        files = kwargs.get("checkpoint_files")
+        if self.quantization_config.checkpoint == "bitsandbytes":
+            for file in files or ():
+                _check_layouts(file)
+            model._keys_to_ignore_on_load_unexpected = {*(model._keys_to_ignore_on_load_unexpected or ()), r"weight_format$"}
+        self.empty = model, files  # what the files hold is told by their names, and those by the conversions, which come next
+
+    def update_weight_conversions(self, weight_conversions: list, *args: Any) -> list:
+        """What renames the keys of a file; bitsandbytes has its own name, and shape, for the row maxima.
+
+        transformers calls it between building the model and reading the weights. Here the layers are replaced: only now it is known
+        which tensor of a file fills which parameter.
+        """
+        if self.empty is not None:
+            (model, files), self.empty = self.empty, None
+            self._replace_layers(model, stored.read(model, files, weight_conversions))
+        own = [WeightConverter("SCB", "weight_absmax", [_Column()])] if self.quantization_config.checkpoint == "bitsandbytes" else []
+        return [*weight_conversions, *own]
+
+    def _replace_layers(self, model: PreTrainedModel, checkpoint: stored.Stored | None) -> None:
         config = self.quantization_config
-        in_float32 = list(model._keep_in_fp32_modules or ())
-        config.skip_modules = sorted(self.get_modules_to_not_convert(model, config.skip_modules, in_float32))
-        chosen = choose_layers(model, lambda name: not should_convert_module(name, config.skip_modules), self.summary)
-        module: Any
+        if self.pre_quantized and checkpoint is not None:
+            chosen = _as_stored(model, checkpoint, self.summary)
+        else:
+            chosen = choose_layers(model, _skipped(model, config, checkpoint), self.summary)
         for module, names in chosen.items():
-            layer = Int8Linear.from_float(module, None, **config.layer_arguments())
+            in_file = checkpoint.layers.get(names[0], names[0]) if checkpoint is not None else names[0]
+            layer = Int8Linear.from_float(module, None, **config.layer_arguments(names[0], in_file))
             self.summary.quantized[names[0]] = (size_of(module), size_of(layer))
             if is_conv1d(module):
                 self.conv1d.update(names)
             if not self.pre_quantized:
                 # transformers casts what it reads to the dtype that it finds here, before it is quantized.
-                layer.weight = nn.Parameter(torch.empty_like(layer.weight, dtype=module.weight.dtype), requires_grad=False)
+                dtype = module._parameters["weight"].dtype  # type: ignore[union-attr]
+                layer.weight = nn.Parameter(torch.empty_like(layer.weight, dtype=dtype), requires_grad=False)  # type: ignore[misc]
             for name in names:
                 model.set_submodule(name, layer)
-        if self.quantization_config.checkpoint == "bitsandbytes":
-            for file in kwargs.get("checkpoint_files") or ():
-                _check_layouts(file)
-            model._keys_to_ignore_on_load_unexpected = {*(model._keys_to_ignore_on_load_unexpected or ()), r"weight_format$"}
+        self.shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
         if torch.distributed.is_available() and torch.distributed.is_initialized():
-            _use_int8_styles(model, self.summary.quantized)
+            use_int8_styles(model, self.summary.quantized)
 
     def param_needs_quantization(self, model: PreTrainedModel, param_name: str, **kwargs: Any) -> bool:
         """Whether the parameter is a float weight in the file and int8 in the model."""
@@ -130,37 +110,45 @@ class Int8Quantizer(HfQuantizer):
         return not self.pre_quantized and name == "weight" and isinstance(model.get_submodule(layer), Int8Linear)
 
     def param_element_size(self, model: PreTrainedModel, param_name: str, param: Tensor) -> float:
-        """Bytes an entry, for `device_map="auto"`."""
+        """Bytes per entry, for `device_map="auto"`."""
         return 1 if self.param_needs_quantization(model, param_name) else super().param_element_size(model, param_name, param)
 
     def get_quantize_ops(self) -> ConversionOps:
         """What turns a float weight into the parameters of an `Int8Linear`."""
         return _Quantize(self)
 
-    def update_weight_conversions(self, weight_conversions: list, *args: Any) -> list:
-        """What renames the keys of a file; bitsandbytes has its own name, and shape, for the row maxima."""
-        own = [WeightConverter("SCB", "weight_absmax", [_Column()])] if self.quantization_config.checkpoint == "bitsandbytes" else []
-        return [*weight_conversions, *own]
-
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
-        for name, parameter in model.named_parameters():
-            path, _, own = name.rpartition(".")
-            layer = model.get_submodule(path)
+        for name, tensor in model.state_dict(keep_vars=True).items():
+            layer = model.get_submodule(name.rpartition(".")[0])
+            if tensor.shape != self.shapes.get(name, tensor.shape):  # transformers 5.17 does not look where a model is quantized
+                raise RuntimeError(
+                    f"size mismatch for {name}: the checkpoint holds {tuple(tensor.shape)}, the model takes {tuple(self.shapes[name])}"
+                )
             if isinstance(layer, Int8Linear):
-                # transformers 5.17 compares the shapes of float checkpoints only.
-                if parameter.shape != (expected := _shape(layer, own)):
-                    raise ValueError(f"{name} must have shape {expected}, the checkpoint holds {tuple(parameter.shape)}")
-                if not (parameter.is_meta or getattr(parameter, "_is_hf_initialized", False)):
+                if not (tensor.is_meta or getattr(tensor, "_is_hf_initialized", False)):
                     raise ValueError(f"the checkpoint holds no {name}, which a layer in int8 needs; was it saved with other skip_modules?")
-                parameter.requires_grad_(False)  # transformers sets it for whatever is floating
-        self.quantization_config.checkpoint = "own"  # what save_pretrained writes, without the renaming
+                tensor.requires_grad_(False)  # transformers sets it for whatever is floating
+            elif is_float_linear(layer) and tensor.dtype == torch.int8:
+                raise ValueError(f"the checkpoint holds int8 codes for {name}, the model a float {type(layer).__name__}")
         renamed = [c for c in model._weight_conversions if "weight_absmax" not in c.target_patterns]  # type: ignore[union-attr]
         model._weight_conversions = renamed  # type: ignore[assignment]
         saved = sum(before - after for before, after in self.summary.quantized.values())
         self.summary.bytes_after = size_of(model)
         self.summary.bytes_before = self.summary.bytes_after + saved
         model.quantization_summary = self.summary  # type: ignore[assignment]
-        logger.info("loaded a model in int8\n%s", self.summary)
+        mark(model)
+        if self.summary.quantized:
+            logger.info("loaded a model in int8\n%s", self.summary)
+        else:
+            logger.warning("no layer of %s was quantized\n%s", type(model).__name__, self.summary)
+        return model
+
+    def _dequantize(self, model: PreTrainedModel, dtype: torch.dtype | None = None) -> PreTrainedModel:
+        layers = {name: module for name, module in model.named_modules(remove_duplicate=False) if isinstance(module, Int8Linear)}
+        floats = {layer: layer.dequantize(dtype) for layer in set(layers.values())}
+        for name, layer in layers.items():
+            model.set_submodule(name, floats[layer])
+        mark(model)
         return model
 
     def is_serializable(self) -> bool:
@@ -178,13 +166,6 @@ class Int8Quantizer(HfQuantizer):
         return True
 
 
-def _shape(layer: Int8Linear, name: str) -> tuple[int, ...]:
-    """The shape of a parameter by the sizes and settings of its layer."""
-    n, k = layer.out_features, layer.in_features
-    whole = {"weight": (n, k), "float_weight": (n, k), "bias": (n,)}
-    return whole.get(name) or (n if layer.granularity == "vector" else 1, 1)
-
-
 def _check_layouts(file: str) -> None:
     """Reads the layouts, and nothing else, of the int8 layers in a checkpoint's file; transformers itself would ignore them."""
     if file.endswith(".safetensors"):
@@ -192,6 +173,57 @@ def _check_layouts(file: str) -> None:
             for name in tensors.keys():  # noqa: SIM118, it is no dict
                 if name.endswith("weight_format"):
                     check_layout(name, tensors.get_tensor(name))
+
+
+def _skipped(model: PreTrainedModel, config: Int8Config, checkpoint: stored.Stored | None) -> Callable[[str], bool | str]:
+    """Which layers to leave alone while a float checkpoint is quantized, and why."""
+    left_alone = heads(model) if config.skip_modules is None else set()
+
+    def skipped(name: str) -> bool | str:
+        module = model.get_submodule(name)
+        own = [f"{name}.{parameter}" for parameter, _ in module.named_parameters(recurse=False)]
+        if checkpoint is not None and (codes := checkpoint.codes.intersection(own)):
+            raise ValueError(
+                f"the checkpoint holds int8 codes for {min(codes)}, but its config.json does not say how it was quantized: "
+                "save the model with save_pretrained while fast.huggingface is imported, or write its quantization_config"
+            )
+        if config.skips(name):
+            return True
+        tied = any(parameter in model.all_tied_weights_keys for parameter in own)
+        if not tied and checkpoint is not None and not checkpoint.present.issuperset(own):
+            return "the checkpoint does not hold it"
+        if checkpoint is not None and any(checkpoint.shapes.get(each, shape) != shape for each, shape in _shapes(name, module).items()):
+            return OTHER_SHAPE
+        return name in left_alone and "an output head; write skip_modules=[] to quantize it, too"
+
+    return skipped
+
+
+def _shapes(name: str, module: nn.Module) -> dict[str, torch.Size]:
+    return {f"{name}.{own}": parameter.shape for own, parameter in module.named_parameters(recurse=False)}
+
+
+def _as_stored(model: PreTrainedModel, checkpoint: stored.Stored, summary: Summary) -> dict[nn.Module, list[str]]:
+    """The layers that are int8 in the checkpoint, whatever would be chosen of a float model; notes in `summary` what is not."""
+    modules = dict(model.named_modules(remove_duplicate=False))
+
+    def skipped(name: str) -> bool | str:
+        present = f"{name}.weight" in checkpoint.present
+        return name not in checkpoint.layers and ("float in the checkpoint" if present else "the checkpoint does not hold it")
+
+    choose_layers(model, skipped, summary)
+    chosen: dict[nn.Module, list[str]] = {}
+    for name in sorted(checkpoint.layers, key=list(modules).index):
+        module = modules[name]
+        if not (is_float_linear(module) and computes_as_linear(module)):
+            raise ValueError(f"the checkpoint holds int8 codes for {name}, which is a {type(module).__name__}, not a linear layer")
+        summary.kept.pop(name, None)
+        features = (module.nf, module.nx) if is_conv1d(module) else (module.out_features, module.in_features)
+        if checkpoint.shapes.get(f"{name}.weight", features) == features:
+            chosen.setdefault(module, []).append(name)
+        else:
+            summary.kept[name] = (size_of(module), OTHER_SHAPE)
+    return chosen
 
 
 class _Quantize(ConversionOps):
@@ -209,13 +241,13 @@ class _Quantize(ConversionOps):
             expected = model.get_parameter(name).shape
             if weight.shape != expected:
                 raise ValueError(f"{name} must have shape {tuple(expected)}, the file holds {tuple(weight.shape)}")
-            layer = Int8Linear.from_float(weight, None, **self.hf_quantizer.quantization_config.layer_arguments())
+            layer = Int8Linear.from_float(weight, None, **self.hf_quantizer.quantization_config.layer_arguments(prefix))
             converted |= {f"{prefix}.{own}": parameter for own, parameter in layer.named_parameters()}
         return converted
 
 
 class _Column(ConversionOps):
-    """One number a row, (N,), to a column, (N, 1)."""
+    """One number per row, (N,), to a column, (N, 1)."""
 
     def convert(  # type: ignore[override]
         self, input_dict: dict[str, Any], source_patterns: list[str], target_patterns: list[str], **kwargs: Any
@@ -228,26 +260,6 @@ class _Column(ConversionOps):
         return self
 
 
-def declare(model: PreTrainedModel) -> None:
-    """Writes into `model.config` what its `Int8Linear` layers are, so that `from_pretrained` can read what `save_pretrained` writes.
-
-    `quantize_model` calls it. Layers with different settings cannot be declared: a warning says so.
-    """
-    names = ("threshold", "outlier_weight", "quantizer", "granularity")
-    linear = {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear) or is_conv1d(m)}
-    settings = {tuple(getattr(m, name) for name in names) for m in linear.values() if isinstance(m, Int8Linear)}
-    if len(settings) != 1:
-        if settings:
-            logger.warning("the layers in int8 have different settings; save_pretrained will write a model that cannot be loaded")
-        return
-    loader = getattr(model, "hf_quantizer", None)
-    if loader is not None and loader.quantization_config.quant_method == "gguf" and not getattr(loader, "packed_modules", None):
-        # The weights came from a GGUF file as floats; transformers would refuse to save them all the same.
-        loader.remove_quantization_config(model)
-    skipped = [name for name, module in linear.items() if not isinstance(module, Int8Linear)]
-    model.config.quantization_config = Int8Config(skip_modules=skipped, **dict(zip(names, settings.pop(), strict=True)))
-
-
 def bitsandbytes_config(path: str | os.PathLike[str], **kwargs: Any) -> PretrainedConfig:
     """Reads the config of a checkpoint that was saved in 8 bits with bitsandbytes, for loading it with this package:
 
@@ -258,7 +270,7 @@ def bitsandbytes_config(path: str | os.PathLike[str], **kwargs: Any) -> Pretrain
         kwargs: for `AutoConfig.from_pretrained`.
 
     Raises:
-        ValueError: the checkpoint is none, or holds float weights (llm_int8_has_fp16_weight).
+        ValueError: path is not an 8-bit bitsandbytes checkpoint, or holds float weights (llm_int8_has_fp16_weight).
     """
     config = AutoConfig.from_pretrained(path, **kwargs)
     found = getattr(config, "quantization_config", None) or {}
@@ -279,64 +291,21 @@ def save_bitsandbytes(model: PreTrainedModel, folder: str | os.PathLike[str], **
         kwargs: for `save_pretrained`.
 
     Raises:
-        ValueError: bitsandbytes has no counterpart: zeropoint, one scale a tensor, a kept float weight, or the threshold 0.
+        ValueError: bitsandbytes has no counterpart: zeropoint, one scale per tensor, a kept float weight, or the threshold 0.
     """
-    ours = model.config.quantization_config
+    ours = declaration(model)
+    if ours.layers is not None and any("threshold" in own for own in ours.layers.values()):
+        raise ValueError("threshold must be the same for all layers for bitsandbytes, whose config holds one")
     if ours.threshold == 0:
         raise ValueError("threshold must not be 0 for bitsandbytes, where 0 turns decomposition off")
     state = to_bitsandbytes(model.state_dict())
     theirs = BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=ours.threshold or 0.0, llm_int8_skip_modules=ours.skip_modules)
     quantizer = model.__dict__.pop("hf_quantizer", None)  # save_pretrained would ask it for another state
+    before = getattr(model.config, "quantization_config", None)
     try:
         model.config.quantization_config = theirs
-        model.save_pretrained(folder, state_dict=state, **kwargs)
+        inspect.unwrap(PreTrainedModel.save_pretrained)(model, folder, state_dict=state, **kwargs)
     finally:
-        model.config.quantization_config = ours
+        model.config.quantization_config = before
         if quantizer is not None:
             model.hf_quantizer = quantizer
-
-
-class _TensorParallel(TensorParallelLayer):
-    """A style of transformers' tensor-parallel plans for layers in int8; other layers keep the style `otherwise`."""
-
-    def __init__(self, otherwise: str, style: Any) -> None:
-        self.otherwise, self.style = otherwise, style
-
-    def shard_param(self, module: nn.Module, param: str, mesh: Any) -> None:
-        if not isinstance(module, Int8Linear):
-            ALL_PARALLEL_STYLES[self.otherwise].shard_param(module, param, mesh)
-            return
-        if module.weight.dtype != torch.int8:
-            raise ValueError(
-                "a model cannot be quantized while it is sharded; quantize it once without, and load what save_pretrained wrote"
-            )
-        if self.style is None:
-            raise ValueError(
-                f"the tensor-parallel style {self.otherwise!r} has no counterpart for Int8Linear; name such layers in skip_modules"
-            )
-        self.style.shard(module, param, mesh)
-
-    def install_forward(self, module: nn.Module, mesh: Any) -> nn.Module:
-        if not isinstance(module, Int8Linear):
-            return ALL_PARALLEL_STYLES[self.otherwise].install_forward(module, mesh)
-        self.style.convert(module)
-        return module
-
-
-def _use_int8_styles(model: PreTrainedModel, layers: Iterable[str]) -> None:
-    """Puts "int8_colwise" for "colwise" and so on into the model's tensor-parallel plan, for the layers in int8."""
-    from .distributed import Int8ColwiseParallel, Int8RowwiseParallel
-
-    styles = {
-        "colwise": Int8ColwiseParallel(),
-        "colwise_rep": Int8ColwiseParallel(gather_output=True),
-        "colwise_gather_output": Int8ColwiseParallel(gather_output=True),
-        "rowwise": Int8RowwiseParallel(),
-        "rowwise_rep": Int8RowwiseParallel(split_input=True),
-        "rowwise_split_input": Int8RowwiseParallel(split_input=True),
-    }
-    patterns = {replace_layer_number_by_wildcard(name) for name in layers}
-    for pattern, name in list(model.tp_plan.items()):
-        if pattern in patterns and not name.startswith("int8_"):
-            ALL_PARALLEL_STYLES.register(f"int8_{name}", _TensorParallel(name, styles.get(name)))  # type: ignore[arg-type]
-            model.tp_plan[pattern] = f"int8_{name}"

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from . import arguments, bitsandbytes_checkpoint
+from .eager import engine_for
+from .guard import HoldsCodes
 from .operators import int8_linear
 from .transformers_traits import initialized, is_conv1d
 from .weights import QuantizedWeight, absmax_scale, absolute_maximum
@@ -14,12 +16,15 @@ from .weights import QuantizedWeight, absmax_scale, absolute_maximum
 #: float32 whatever the model is cast to: half precision would round them, and with them every output.
 SCALES = ("weight_absmax", "weight_scale")
 
+#: The codes and what they mean.
+STORED = ("weight", *SCALES, "weight_zero_point")
+
 
 @initialized
-class Int8Linear(nn.Linear):
+class Int8Linear(HoldsCodes, nn.Linear):
     """A linear layer whose weight is held in int8. Make one with `Int8Linear.from_float`, or load a state dict into an empty one.
 
-    It keeps 1 byte a weight and 4 bytes a row, and 2 or 4 more bytes a weight with `outlier_weight="float"`. The weight is
+    It keeps 1 byte per weight and 4 bytes per row, and 2 or 4 more bytes per weight with `outlier_weight="float"`. The weight is
     frozen; gradients reach the input and the bias. The arithmetic is the same in `train()` and `eval()`. The output has the
     input's dtype, under autocast the autocast dtype (as torch.nn.Linear), whatever the data. Casting the module
     (`.half()`, `.to(torch.bfloat16)`) casts bias and float weight, never codes or scales.
@@ -40,9 +45,10 @@ class Int8Linear(nn.Linear):
         weight_zero_point: int32, the shape of weight_scale; None with the quantizer "absmax".
         float_weight: (N, K), the original weight; None with the outlier weight "dequantized".
         bias: (N,), or None.
+        float_dtype: what `dequantize` gives: the dtype of the float weight, or what the module was cast to since.
 
     Raises:
-        TypeError, ValueError: an argument is none of these; the message names it.
+        TypeError, ValueError: an argument has the wrong type or shape, or is not one of the allowed values; the message names it.
     """
 
     def __init__(
@@ -68,19 +74,21 @@ class Int8Linear(nn.Linear):
         self.outlier_weight = outlier_weight
         self.quantizer = quantizer
         self.granularity = granularity
+        self.float_dtype = dtype or torch.get_default_dtype()
 
         def zeros(*shape: int, of: torch.dtype | None) -> nn.Parameter:
             return nn.Parameter(torch.zeros(*shape, dtype=of, device=device), requires_grad=False)
 
         n, absmax = out_features, quantizer == "absmax"
         slices = n if granularity == "vector" else 1
-        self.weight = zeros(n, in_features, of=torch.int8)
-        self.weight_absmax = zeros(slices, 1, of=torch.float32) if absmax else None
-        # Not by attribute: `weight_scale` is a property, and a parameter for zeropoint only.
+        # Each is among the parameters, also where it is None: `QuantizedWeight.of_layer` takes them from there.
+        self.register_parameter("weight", zeros(n, in_features, of=torch.int8))
+        self.register_parameter("weight_absmax", zeros(slices, 1, of=torch.float32) if absmax else None)
+        # Not by registering: `weight_scale` is a property, and a parameter for zeropoint only.
         self._parameters["weight_scale"] = None if absmax else zeros(slices, 1, of=torch.float32)
-        self.weight_zero_point = None if absmax else zeros(slices, 1, of=torch.int32)
-        self.float_weight = zeros(n, in_features, of=dtype) if outlier_weight == "float" else None
-        self.bias = zeros(n, of=dtype) if bias else None  # type: ignore[assignment]
+        self.register_parameter("weight_zero_point", None if absmax else zeros(slices, 1, of=torch.int32))
+        self.register_parameter("float_weight", zeros(n, in_features, of=dtype) if outlier_weight == "float" else None)
+        self.register_parameter("bias", zeros(n, of=dtype) if bias else None)
 
     @classmethod
     def from_float(
@@ -104,7 +112,7 @@ class Int8Linear(nn.Linear):
             granularity: "tensor", "row" or "vector".
 
         Raises:
-            TypeError, ValueError: an argument is none of these; the message names it.
+            TypeError, ValueError: an argument has the wrong type or shape, or is not one of the allowed values; the message names it.
         """
         if isinstance(weight, nn.Module):
             if bias is not None:
@@ -115,7 +123,7 @@ class Int8Linear(nn.Linear):
             bias = arguments.floats("bias", bias, ndim=1)
             arguments.same_device("weight", weight, "bias", bias)
             if bias.shape != weight.shape[:1]:
-                raise ValueError(f"bias must have shape ({weight.shape[0]},), one entry a row of weight, got {tuple(bias.shape)}")
+                raise ValueError(f"bias must have shape ({weight.shape[0]},), one entry per row of weight, got {tuple(bias.shape)}")
         n, k = weight.shape
         layer = cls(k, n, bias is not None, threshold, outlier_weight, quantizer, granularity, "meta", weight.dtype)
         if weight.is_meta:
@@ -133,24 +141,56 @@ class Int8Linear(nn.Linear):
             layer._set("bias", bias.detach())
         return layer
 
+    def dequantize(self, dtype: torch.dtype | None = None) -> nn.Linear:
+        """Returns a float layer: the weight that the codes stand for (with "float", the weight that is kept) and a copy of the bias.
+
+        Args:
+            dtype: of weight and bias; None for `float_dtype`, and for the bias for its own.
+        """
+        bias = self.bias
+        layer = nn.Linear(self.in_features, self.out_features, bias is not None, device="meta")
+        layer.weight = nn.Parameter(self.dequantized_weight(dtype), requires_grad=False)
+        if bias is not None:
+            layer.bias = nn.Parameter(bias.detach().to(dtype or bias.dtype, copy=True), requires_grad=bias.requires_grad)
+        return layer.train(self.training)
+
+    def dequantized_weight(self, dtype: torch.dtype | None = None) -> Tensor:
+        """Returns the weight of `dequantize`, (N, K), a new tensor."""
+        weight = QuantizedWeight.of_layer(self)
+        if weight.float_weight is not None:
+            return weight.float_weight.detach().to(dtype or self.float_dtype, copy=True)
+        return weight.dequantized().detach().to(dtype or self.float_dtype)
+
+    def requantize(self, weight: Tensor) -> None:
+        """Quantizes `weight` (N, K), of floats, with the layer's settings, and writes codes and scales into the layer's own tensors."""
+        made = Int8Linear.from_float(weight.detach(), None, self.threshold, self.outlier_weight, self.quantizer, self.granularity)
+        for name in (*STORED, "float_weight"):
+            if (own := self._parameters[name]) is not None:
+                own.data.copy_(made._parameters[name])  # type: ignore[arg-type]
+
     @property
     def weight_scale(self) -> Tensor:  # noqa: D102, among the attributes
         kept = self._parameters["weight_scale"]
         if kept is not None:
             return kept
-        assert self.weight_absmax is not None
-        return absmax_scale(self.weight_absmax)
+        absmax = self._parameters["weight_absmax"]
+        assert absmax is not None
+        return absmax_scale(absmax)
 
     def _set(self, name: str, value: Tensor | None) -> None:
         setattr(self, name, None if value is None else nn.Parameter(value, requires_grad=False))
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns x @ weight.T + bias, (..., N) for x (..., K), by mixed-precision decomposition."""
-        return self._as_autocast(int8_linear(x, QuantizedWeight.of_layer(self), self.bias, self.threshold, self.granularity))
+        weight = QuantizedWeight.of_layer(self)
+        native = engine_for(x, weight, self.bias)
+        if native is not None and x.shape[-1] == self.in_features:
+            return native.linear(x, weight, self.bias, arguments.threshold(self.threshold), self.granularity != "tensor")
+        return self._as_autocast(int8_linear(x, weight, self.bias, self.threshold, self.granularity))
 
     def _as_autocast(self, y: Tensor) -> Tensor:
         device = y.device.type
-        if y.is_meta or not torch.is_autocast_enabled(device):  # there is no autocast on meta, not even to ask about
+        if y.is_meta or not torch.is_autocast_enabled(device):  # the meta device has no autocast; even querying it fails
             return y
         return y.to(torch.get_autocast_dtype(device))
 
@@ -163,7 +203,10 @@ class Int8Linear(nn.Linear):
         return ", ".join(shown)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Int8Linear":
-        kept = [id(self._parameters.get(name)) for name in ("weight", *SCALES, "weight_zero_point")]
+        kept = [id(self._parameters.get(name)) for name in STORED]
+        scale = self._parameters.get(SCALES[self.quantizer != "absmax"])
+        if scale is not None:
+            self.float_dtype = fn(scale.detach()[:0].to(self.float_dtype)).dtype  # what a float weight would become
 
         def apply(tensor: Tensor) -> Tensor:
             applied = fn(tensor)
@@ -183,7 +226,7 @@ class Int8Linear(nn.Linear):
 
     def _check_state(self, state_dict: dict[str, Any], prefix: str) -> None:
         """Checks what copying into the parameters would silently accept."""
-        for name in ("weight", *SCALES, "weight_zero_point"):
+        for name in STORED:
             own, given = self._parameters.get(name), state_dict.get(prefix + name)
             if own is None or given is None:
                 continue

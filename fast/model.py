@@ -8,8 +8,9 @@ from torch import nn
 
 from . import arguments
 from .linear import Int8Linear, weight_and_bias
-from .selection import Summary, choose_layers, size_of
-from .transformers_traits import is_pretrained
+from .placeholders import check_weights_are_here
+from .selection import Summary, choose_layers, named_in, size_of
+from .transformers_traits import heads, transformers_is_loaded
 
 logger = logging.getLogger(__name__)
 
@@ -17,7 +18,7 @@ logger = logging.getLogger(__name__)
 def quantize_model(
     model: nn.Module,
     threshold: float | None = 6.0,
-    skip: Sequence[str] = ("lm_head",),
+    skip: Sequence[str] | None = None,
     outlier_weight: str = "dequantized",
     quantizer: str = "absmax",
     granularity: str = "vector",
@@ -25,15 +26,20 @@ def quantize_model(
 ) -> nn.Module:
     """Replaces the linear layers of `model` by `Int8Linear`, in place.
 
-    torch.nn.Linear and transformers' Conv1D are replaced. What stays as it was, and why, is in the summary: it is logged
-    (logger "fast.model", level INFO) and kept as `model.quantization_summary`. Layers are replaced one after another, so that
-    no more than one layer's float and int8 weights exist together. All arguments are checked before the first. If one fails all
-    the same (no memory), each layer is either the float one or the int8 one and the model works; calling again goes on.
+    torch.nn.Linear, subclasses of it that compute the same, and transformers' Conv1D are replaced. What stays as it was, and why,
+    is in the summary: it is logged (logger "fast.model", level INFO; WARNING if nothing was quantized) and kept as
+    `model.quantization_summary`. Layers are replaced one after another, so that no more than one layer's float and int8 weights
+    exist together. All arguments are checked before the first. If a layer still fails (out of memory), every layer is either
+    float or int8, the model works, and calling again resumes.
+
+    Models of transformers, inside `model` or around it, are marked as `from_pretrained` marks them, and what `save_pretrained`
+    writes of them can be loaded. Each such model gets a config of its own: another that shared it is not affected.
 
     Args:
-        model: any module; a bare linear layer is replaced and returned.
+        model: any module, also a part of a model; a bare linear layer is replaced and returned.
         threshold: as in `Int8Linear.from_float`.
         skip: names not to touch: a module's full name, the end of one or any dotted part of one ("lm_head", "model.layers.0").
+            None for the output head: what is named lm_head, and for a model of transformers what `from_pretrained` leaves alone.
         outlier_weight, quantizer, granularity: as in `Int8Linear.from_float`.
         progress: whether to show a progress bar on stderr; None for where stderr is a terminal. It needs the package tqdm.
 
@@ -41,7 +47,8 @@ def quantize_model(
         The same model.
 
     Raises:
-        TypeError, ValueError: an argument is none of these, or a layer cannot be quantized (K too large); nothing was changed.
+        TypeError, ValueError: an argument has the wrong type or is not one of the allowed values, a layer cannot be quantized (K too
+            large), or its weight is not there (offloaded, on the meta device beside weights that are not); nothing was changed.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
@@ -53,41 +60,68 @@ def quantize_model(
     arguments.one_of("granularity", granularity, arguments.GRANULARITIES)
 
     summary = Summary(bytes_before=size_of(model))
-    chosen = choose_layers(model, lambda name: any(f".{part}." in f".{name}." for part in skip), summary)
+    chosen = choose_layers(model, _skipped(model, skip), summary)
+    check_weights_are_here(model, chosen)
     for module in chosen:
         arguments.accumulator_fits(weight_and_bias(module)[0].shape[1], quantizer)
 
     pending = [(module, names) for module, names in chosen.items()]
     chosen.clear()
     with _progress_bar(len(pending), progress) as advance:
-        while pending:
-            module, names = pending.pop(0)  # so that the float layer goes as soon as the model lets go of it
-            try:
-                layer = Int8Linear.from_float(module, None, threshold, outlier_weight, quantizer, granularity)
-            except Exception as error:
-                done = len(summary.quantized)
-                error.add_note(
-                    f"quantize_model stopped at {names[0]}: {done} of {done + 1 + len(pending)} layers are int8, the others still float; "
-                    "the model works as it is, and calling again goes on"
-                )
-                raise
-            layer.train(module.training)
-            summary.quantized[names[0]] = (size_of(module), size_of(layer))
-            for name in names:
-                if name == "":
-                    model = layer
-                else:
-                    parent, _, last = name.rpartition(".")
-                    setattr(model.get_submodule(parent), last, layer)
-            advance()
+        model = _replace_layers(model, pending, (threshold, outlier_weight, quantizer, granularity), summary, advance)
 
     summary.bytes_after = size_of(model)
     model.quantization_summary = summary  # type: ignore[assignment]
-    if is_pretrained(model):
+    if transformers_is_loaded():
         from .huggingface import declare
 
-        declare(model)  # type: ignore[arg-type]  # so that what save_pretrained writes can be read back
-    logger.info("quantized a model\n%s", summary)
+        declare(model)  # so that what save_pretrained writes can be read back
+    if summary.quantized:
+        logger.info("quantized a model\n%s", summary)
+    else:
+        logger.warning("quantize_model found no layer to quantize in %s\n%s", type(model).__name__, summary)
+    return model
+
+
+def _skipped(model: nn.Module, skip: Sequence[str] | None) -> Callable[[str], bool | str]:
+    if skip is not None:
+        return named_in(skip)
+    left_alone = heads(model)
+    return lambda name: "an output head; write skip=() to quantize it, too" if name in left_alone else False
+
+
+def _replace_layers(
+    model: nn.Module, pending: list[tuple[nn.Module, list[str]]], settings: tuple, summary: Summary, advance: Callable[[], object]
+) -> nn.Module:
+    """Replaces each of the `pending` modules under all of its names, and returns the model, which may be one of them.
+
+    Args:
+        model: to replace them in.
+        pending: float layers and their names; emptied, so that each float layer is freed as soon as the model drops it.
+        settings: what `Int8Linear.from_float` takes after weight and bias.
+        summary: its `quantized` is filled in.
+        advance: called after each layer.
+    """
+    while pending:
+        module, names = pending.pop(0)
+        try:
+            layer = Int8Linear.from_float(module, None, *settings)
+        except Exception as error:
+            done = len(summary.quantized)
+            error.add_note(
+                f"quantize_model stopped at {names[0]}: {done} of {done + 1 + len(pending)} layers are int8, the others still float; "
+                "the model works as it is, and calling again goes on"
+            )
+            raise
+        layer.train(module.training)
+        summary.quantized[names[0]] = (size_of(module), size_of(layer))
+        for name in names:
+            if name == "":
+                model = layer
+            else:
+                parent, _, last = name.rpartition(".")
+                setattr(model.get_submodule(parent), last, layer)
+        advance()
     return model
 
 

@@ -1,13 +1,14 @@
 """The fast path as PyTorch operators, so that torch.compile and torch.export see one opaque node each.
 
 Inside, `implementation(x)` decides who computes, at run time: the data-dependent parts (how many columns are outliers) never
-break a graph. The shapes, dtypes and the gradient are all that PyTorch needs to know from outside.
+break a graph. From outside, PyTorch sees only the shapes, the dtypes and the gradient.
 """
 
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from . import arguments
 from .dispatch import implementation
@@ -55,10 +56,10 @@ def _int8_matmul_fake(a: Tensor, b: Tensor) -> Tensor:
 
 @torch.library.impl("llm_int8::outlier_columns", "default")
 def _outlier_columns(x: Tensor, threshold: float | None) -> Tensor:
-    limit = arguments.threshold(threshold)
-    if limit is None:
+    threshold = arguments.threshold(threshold)
+    if threshold is None:
         return x.new_zeros(x.shape[1], dtype=torch.bool)
-    return implementation(x).outlier_columns(x, limit)
+    return implementation(x).outlier_columns(x, threshold)
 
 
 @torch.library.register_fake("llm_int8::outlier_columns")
@@ -79,14 +80,20 @@ def _unflattened(flat: tuple[Any, ...]) -> tuple[QuantizedWeight, Tensor | None,
 @torch.library.impl("llm_int8::linear", "default")
 def _linear(x: Tensor, *flat: Flat) -> Tensor:
     weight, bias, threshold, per_row = _unflattened(flat)
-    with torch.autocast(x.device.type, enabled=False):  # the contract's float32 sums, whatever the caller's context
-        return implementation(x).linear(x, weight, bias, arguments.threshold(threshold), per_row)
+    rows, limit = arguments.rows_of(x), arguments.threshold(threshold)
+    if torch.is_autocast_enabled(x.device.type):
+        with torch.autocast(x.device.type, enabled=False):  # the contract's float32 sums, whatever the caller's context
+            y = implementation(x).linear(rows, weight, bias, limit, per_row)
+    else:
+        y = implementation(x).linear(rows, weight, bias, limit, per_row)
+    # Not `view`: an operator's output that is a view cannot be changed in place under autograd.
+    return y if x.ndim == 2 else torch.ops.aten._unsafe_view(y, (*x.shape[:-1], y.shape[1]))
 
 
 @torch.library.register_fake("llm_int8::linear")
 def _linear_fake(x: Tensor, *flat: Flat) -> Tensor:
     weight, *_ = _unflattened(flat)
-    return x.new_empty(x.shape[0], weight.codes.shape[0])
+    return x.new_empty(*x.shape[:-1], weight.codes.shape[0])
 
 
 def _save_for_backward(ctx, inputs, output) -> None:
@@ -96,25 +103,75 @@ def _save_for_backward(ctx, inputs, output) -> None:
     ctx.arguments = len(inputs)
 
 
+def _derivative(weight: QuantizedWeight) -> Tensor:
+    """(N, K), what stands for the layer's derivative: quantizing x counts as the identity."""
+    return weight.dequantized() if weight.float_weight is None else weight.float_weight
+
+
 def _linear_backward(ctx, gradient: Tensor):
-    """Gradients to x and bias; quantizing x counts as the identity, the weight is frozen."""
+    """Gradients to x and bias; the weight is frozen."""
     gradients: list[Tensor | None] = [None] * ctx.arguments
     if ctx.needs_input_grad[0]:
-        weight = QuantizedWeight(*ctx.saved_tensors)
-        w = weight.dequantized() if weight.float_weight is None else weight.float_weight
+        w = _derivative(QuantizedWeight(*ctx.saved_tensors))
         gradients[0] = gradient @ w.to(gradient.dtype)
     if ctx.needs_input_grad[BIAS]:
-        gradients[BIAS] = gradient.sum(0, dtype=torch.float32).to(ctx.bias_dtype)
+        gradients[BIAS] = arguments.rows_of(gradient).sum(0, dtype=torch.float32).to(ctx.bias_dtype)
     return tuple(gradients)
 
 
 torch.library.register_autograd("llm_int8::linear", _linear_backward, setup_context=_save_for_backward)
 
 
+@torch.library.register_vmap("llm_int8::linear")
+def _linear_vmap(info, in_dims: tuple, *inputs: Any) -> tuple[Tensor, int]:
+    """One after the other: a column is an outlier for the rows of one x, and with one scale per tensor, x is the tensor."""
+
+    def at(index: int) -> list[Any]:
+        return [value if dim is None else value.select(dim, index) for value, dim in zip(inputs, in_dims, strict=True)]
+
+    return torch.stack([torch.ops.llm_int8.linear(*at(index)) for index in range(info.batch_size)]), 0
+
+
+class _Transformed(torch.autograd.Function):
+    """The operator under torch.func's transforms and in forward mode, which torch.library has no registrations for.
+
+    Without this grad and jacrev would fail, and a forward-mode derivative would be zero without a word.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(*inputs: Any) -> Tensor:
+        return torch.ops.llm_int8.linear(*inputs)
+
+    @staticmethod
+    def setup_context(ctx, inputs: tuple, output: Tensor) -> None:
+        _save_for_backward(ctx, inputs, output)
+        ctx.save_for_forward(*inputs[1:BIAS])
+        ctx.shape, ctx.dtype = output.shape, output.dtype
+        ctx.set_materialize_grads(False)  # a tangent that is not there is told from one of zeros
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor | None):
+        return (None,) * ctx.arguments if gradient is None else _linear_backward(ctx, gradient)
+
+    @staticmethod
+    def jvp(ctx, x: Tensor | None, *flat: Tensor | None) -> Tensor | None:
+        if any(tangent is not None for tangent in flat[: BIAS - 1]):
+            raise NotImplementedError("the weight of an Int8Linear is frozen: it has no tangent; give one to the input or the bias")
+        w, bias = _derivative(QuantizedWeight(*ctx.saved_tensors)), flat[BIAS - 1]
+        if x is None:
+            return None if bias is None else bias.expand(ctx.shape).to(ctx.dtype)
+        y = torch.nn.functional.linear(x, w.to(x.dtype))
+        return y if bias is None else y + bias.to(y.dtype)
+
+
 def int8_linear(
     x: Tensor, weight: QuantizedWeight, bias: Tensor | None = None, threshold: float | None = 6.0, granularity: str = "vector"
 ) -> Tensor:
     """Returns x @ weight.T + bias by the inference phase of LLM.int8(), in x's dtype.
+
+    Gradients, of any order and in either mode, reach x and bias; the rounding of x counts as the identity.
 
     Args:
         x: (..., K) float16, bfloat16 or float32.
@@ -128,5 +185,15 @@ def int8_linear(
     """
     x = arguments.floats("x", x)
     arguments.same_k("x", x, "weight", weight.codes)
-    y = torch.ops.llm_int8.linear(arguments.rows_of(x), *weight, bias, threshold, granularity != "tensor")
-    return y.reshape(*x.shape[:-1], weight.codes.shape[0])
+    linear = _transformed if _is_transformed() else torch.ops.llm_int8.linear
+    return linear(x, *weight, bias, threshold, granularity != "tensor")
+
+
+@torch.compiler.disable  # torch.compile cannot trace what `save_for_forward` belongs to
+def _transformed(*inputs: Any) -> Tensor:
+    return _Transformed.apply(*inputs)
+
+
+def _is_transformed() -> bool:
+    """Whether a transform of torch.func or forward mode is on."""
+    return forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()

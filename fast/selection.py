@@ -1,13 +1,15 @@
 """Which layers of a model become int8, which stay as they are and why, and how many bytes that makes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
-from . import arguments
+from .float_layers import is_float_linear, obstacle
 from .linear import Int8Linear
-from .transformers_traits import is_conv1d, tied_names
+from .readers import weight_readers
+from .transformers_traits import float32_names, tied_names
 
 #: Modules of torch that read the weights of their linear layers themselves, instead of calling them.
 READS_WEIGHTS = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
@@ -47,53 +49,70 @@ def _mb(size: int) -> str:
     return f"{size / 1e6:.1f}"
 
 
-def choose_layers(model: nn.Module, skipped: Callable[[str], bool], summary: Summary) -> dict[nn.Module, list[str]]:
+def choose_layers(model: nn.Module, skipped: Callable[[str], bool | str], summary: Summary) -> dict[nn.Module, list[str]]:
     """Returns the modules to replace, each with all names it goes by; notes in `summary` what stays and why.
 
     Args:
         model: its weights may be on the meta device.
-        skipped: says of a module's full name whether the user wants to leave it alone.
+        skipped: says of a module's full name whether to leave it alone; True for a user's wish, or the reason.
         summary: its `kept` is filled in.
     """
     owners: dict[int, list[str]] = {}
     for owner, module in model.named_modules():
         for name, parameter in module.named_parameters(recurse=False):
             owners.setdefault(id(parameter), []).append(f"{owner}.{name}".lstrip("."))
-    twins = tied_names(model)
-    readers = [name for name, module in model.named_modules() if isinstance(module, READS_WEIGHTS)]
+    twins, in_float32, readers = tied_names(model), float32_names(model), weight_readers(model)
+    readers |= {
+        f"{reader}.{name}".lstrip("."): type(module).__name__
+        for reader, module in model.named_modules()
+        if isinstance(module, READS_WEIGHTS)
+        for name, _ in module.named_modules()
+    }
 
     chosen: dict[nn.Module, list[str]] = {}
     for name, module in model.named_modules(remove_duplicate=False):
-        if isinstance(module, Int8Linear):
+        if not is_float_linear(module):
+            _note_large_parameters(name, module, summary)
             continue
-        if not (isinstance(module, nn.Linear) or is_conv1d(module)):
-            for own, parameter in module.named_parameters(recurse=False):
-                if parameter.ndim > 2 and not isinstance(module, nn.modules.conv._ConvNd):
-                    reason = f"a {parameter.ndim}-dimensional parameter, not a linear layer"
-                    summary.kept[f"{name}.{own}".lstrip(".")] = (_bytes(parameter), reason)
-            continue
-        weight = module.weight
-        tied = [owner for owner in owners[id(weight)] if owner != f"{name}.weight".lstrip(".")] if module not in chosen else []
-        if weight.is_meta and f"{name}.weight" in twins:
-            tied.append(twins[f"{name}.weight"])
-        if skipped(name):
-            reason = "named in skip"
-        elif type(module) is not nn.Linear and not is_conv1d(module):
-            reason = f"{type(module).__name__} is a linear layer of its own kind"
-        elif any(name.startswith(reader + ".") or reader == "" for reader in readers):
+        wish = skipped(name)
+        if wish:
+            reason = wish if isinstance(wish, str) else "named in skip"
+        elif name in readers:
             reason = "its parent reads the weight without calling the layer"
-        elif weight.dtype not in arguments.FLOATS:
-            reason = f"its weight is {weight.dtype}"
-        elif tied:
-            reason = f"its weight is also {tied[0]}"
+        elif name in in_float32:
+            reason = "transformers keeps it in float32"
+        else:
+            reason = obstacle(module) or ""
+        if not reason:
+            weight: Tensor = module._parameters["weight"]  # type: ignore[assignment]
+            tied = [owner for owner in owners[id(weight)] if owner != f"{name}.weight".lstrip(".")] if module not in chosen else []
+            if weight.is_meta and f"{name}.weight" in twins:
+                tied.append(twins[f"{name}.weight"])
+            reason = f"its weight is also {tied[0]}" if tied else ""
+        if reason:
+            summary.kept[name] = (size_of(module), reason)
         else:
             chosen.setdefault(module, []).append(name)
-            continue
-        summary.kept[name] = (size_of(module), reason)
     return chosen
 
 
+def _note_large_parameters(name: str, module: nn.Module, summary: Summary) -> None:
+    for own, parameter in module.named_parameters(recurse=False):
+        if is_lazy(parameter) or isinstance(module, (nn.modules.conv._ConvNd, Int8Linear)):
+            continue
+        if parameter.ndim > 2:
+            reason = f"a {parameter.ndim}-dimensional parameter, not a linear layer"
+            summary.kept[f"{name}.{own}".lstrip(".")] = (_bytes(parameter), reason)
+
+
+def named_in(names: Sequence[str]) -> Callable[[str], bool]:
+    """Whether a module's name is one of `names`, ends with one, or has one as a dotted part."""
+    return lambda name: any(f".{part}." in f".{name}." for part in names)
+
+
 def _bytes(tensor: Tensor) -> int:
+    if is_lazy(tensor):  # of a lazy module, whose shape its first input tells
+        return 0
     return tensor.numel() * tensor.element_size()
 
 

@@ -33,8 +33,8 @@ def quantized_matmul(x: Tensor, w: Tensor, granularity: str = "vector", quantize
     Args:
         x: (..., K) float16, bfloat16 or float32; leading dimensions are flattened to M and restored.
         w: (N, K) float16, bfloat16 or float32.
-        granularity: "tensor", one scale for x and one for w; "row", one a row of x and one for w; "vector", one a row
-            of x and one a row of w.
+        granularity: "tensor", one scale for x and one for w; "row", one per row of x and one for w; "vector", one per
+            row of x and one per row of w.
         quantizer: "absmax" or "zeropoint", for both sides.
 
     Returns:

@@ -7,7 +7,6 @@ from torch import Tensor
 
 from . import arguments
 from .codes import INT8_MAX, ZERO_SLICE
-from .derived import Derived
 
 
 def absolute_maximum(w: Tensor, per_row: bool) -> Tensor:
@@ -18,14 +17,19 @@ def absolute_maximum(w: Tensor, per_row: bool) -> Tensor:
     return torch.linalg.vector_norm(slices, float("inf"), dim=1, keepdim=True, dtype=torch.float32)
 
 
+#: The largest float32 below ZERO_SLICE.
+_BELOW = ZERO_SLICE * (1 - 2.0**-24)
+
+
 def absmax_scale(absmax: Tensor) -> Tensor:
-    """The scale that belongs to each largest magnitude: absmax / 127, 0 for a zero slice, NaN for a non-finite one."""
-    scale = torch.where(absmax < ZERO_SLICE, 0.0, absmax / INT8_MAX)
-    return torch.where(absmax.isinf(), torch.nan, scale)
+    """The scale that belongs to each largest magnitude: absmax / 127, 0 for a zero slice, NaN for a non-finite one.
 
-
-scale_of = Derived(absmax_scale)
-code_sum_of = Derived(lambda codes: codes.sum(-1, dtype=torch.int32))
+    It is derived at every call of a layer, since nothing tells of every write to `absmax`: three operations, N numbers each.
+    """
+    # By a number that lies on the CPU Torch would divide on a GPU as by its reciprocal, which may round to another scale.
+    steps = absmax.new_full((), INT8_MAX) if absmax.is_cuda else INT8_MAX
+    scale = torch.nn.functional.threshold(absmax, _BELOW, 0.0) / steps
+    return scale.nan_to_num(nan=torch.nan, posinf=torch.nan)
 
 
 class QuantizedWeight(NamedTuple):
@@ -71,25 +75,27 @@ class QuantizedWeight(NamedTuple):
 
     @classmethod
     def of_layer(cls, layer: Any) -> "QuantizedWeight":
-        """The weight of an `Int8Linear`: its parameters themselves, so that what was derived from one is found again."""
-        kept_scale = layer.weight_scale if layer.weight_absmax is None else None
-        return cls(layer.weight, layer.weight_absmax, kept_scale, layer.weight_zero_point, layer.float_weight)
+        """The weight of an `Int8Linear`: its parameters themselves, as they are now."""
+        own = layer._parameters  # an attribute of a module takes ten times as long
+        try:
+            return cls(own["weight"], own["weight_absmax"], own["weight_scale"], own["weight_zero_point"], own["float_weight"])
+        except KeyError:  # copies of a module for several devices (DataParallel, FSDP1) keep parameters as attributes
+            kept_scale = layer.weight_scale if layer.weight_absmax is None else None
+            return cls(layer.weight, layer.weight_absmax, kept_scale, layer.weight_zero_point, layer.float_weight)
+
+    @property
+    def stored_scale(self) -> Tensor:
+        """float32, (N, 1) or (1, 1): what is kept of the scale, `absmax` or `kept_scale`; the kernels derive the scale themselves."""
+        stored = self.kept_scale if self.absmax is None else self.absmax
+        if stored is None:
+            raise ValueError("kept_scale must be given where absmax is None")
+        return stored
 
     @property
     def scale(self) -> Tensor:
-        """float32, (N, 1) or (1, 1): what one step of the codes is worth."""
-        if self.absmax is not None:
-            return scale_of(self.absmax)
-        if self.kept_scale is None:
-            raise ValueError("kept_scale must be given where absmax is None")
-        return self.kept_scale
-
-    @property
-    def code_sum(self) -> Tensor | None:
-        """(N,) int32, the sum of each row of codes, which the zeropoint product needs; None for absmax."""
-        return None if self.zero_point is None else code_sum_of(self.codes)
+        """float32, (N, 1) or (1, 1): what one step of the codes is worth. Derived anew each time."""
+        return self.stored_scale if self.absmax is None else absmax_scale(self.absmax)
 
     def dequantized(self) -> Tensor:
-        """(N, K) float32: what the codes stand for. Nothing is remembered, so torch.compile can trace it."""
-        scale = self.scale if self.absmax is None else absmax_scale(self.absmax)
-        return (self.codes if self.zero_point is None else self.codes - self.zero_point) * scale
+        """(N, K) float32: what the codes stand for."""
+        return (self.codes if self.zero_point is None else self.codes - self.zero_point) * self.scale

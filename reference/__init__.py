@@ -5,7 +5,7 @@ Read the files in this order; each is one section of Dettmers, Lewis, Belkada an
 
 1. `absmax.py`         one scale, symmetric codes (section 2.1)
 2. `zeropoint.py`      a scale and a zero point, asymmetric codes (section 2.1)
-3. `vectorwise.py`     the int8 product, and one scale a tensor, a row or a vector (sections 2.1 and 3.1)
+3. `vectorwise.py`     the int8 product, and one scale per tensor, row or vector (sections 2.1 and 3.1)
 4. `decomposition.py`  the outlier features in 16 bits, the rest in int8 (section 3.2)
 5. `linear.py`         the two phases of a layer: load, then infer
 6. `bounds.py`         how wrong the result can be, proved

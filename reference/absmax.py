@@ -32,7 +32,7 @@ def absmax_quantize(x: NDArray, axis: int | None = None) -> Absmax:
 
     Args:
         x: (..., K) float16, bfloat16 or float32.
-        axis: None for one scale, -1 for a scale a row (a slice along the last axis).
+        axis: None for one scale, -1 for one scale per row (a slice along the last axis).
 
     Returns:
         codes: (..., K) int8 in [-127, 127].
@@ -54,18 +54,19 @@ def absolute_maximum(x: NDArray[np.float32], axis: int | None) -> NDArray[np.flo
 
 def encode(x: NDArray[np.float32], absmax: NDArray[np.float32]) -> Absmax:
     """Codes and scale of `x`, given the largest magnitude of each of its slices."""
-    inverse, scale = _inverse_and_scale(absmax)
+    inverse, scale = inverse_and_scale(absmax, INT8_MAX)
     with np.errstate(invalid="ignore"):  # NaN and infinity times 0, in the slices that are discarded below
         codes = np.rint(x * inverse)
     return Absmax(np.where(inverse > 0, codes, 0).astype(np.int8), scale)
 
 
-def _inverse_and_scale(absmax: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    usable = np.isfinite(absmax) & (absmax >= ZERO_SLICE)
-    safe = np.where(usable, absmax, np.float32(1))
+def inverse_and_scale(extent: NDArray[np.float32], steps: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """The factor from values to codes, and the one back, of slices whose `extent` is to take `steps` codes."""
+    usable = np.isfinite(extent) & (extent >= ZERO_SLICE)
+    safe = np.where(usable, extent, np.float32(1))
     # A reciprocal, then a multiply: x * 127 / absmax rounds differently in the last place, and so near ties.
-    inverse = np.where(usable, (np.float32(1) / safe) * np.float32(INT8_MAX), np.float32(0))
-    scale = np.where(usable, safe / np.float32(INT8_MAX), np.where(np.isfinite(absmax), np.float32(0), np.float32(np.nan)))
+    inverse = np.where(usable, (np.float32(1) / safe) * np.float32(steps), np.float32(0))
+    scale = np.where(usable, safe / np.float32(steps), np.where(np.isfinite(extent), np.float32(0), np.float32(np.nan)))
     return inverse, scale
 
 

@@ -1,18 +1,12 @@
 """Argument checks, once for every file: what is wrong, what it was, what is allowed."""
 
 import math
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-INT32_MAX = np.iinfo(np.int32).max
-
-#: The largest K whose int32 accumulator cannot overflow, by the largest magnitude of a code.
-MAX_K = {"absmax": INT32_MAX // 127**2, "zeropoint": INT32_MAX // 128**2}
-
-GRANULARITIES = ("tensor", "row", "vector")
-QUANTIZERS = ("absmax", "zeropoint")
 OUTLIER_WEIGHTS = ("dequantized", "float")
 
 
@@ -54,7 +48,7 @@ def _rank(name: str, x: np.ndarray, ndim: int | None) -> None:
 
 
 def axis(value: Any) -> int | None:
-    """Returns `value` if it is None (one slice) or -1 (a slice a row).
+    """Returns `value` if it is None (one slice) or -1 (one slice per row).
 
     Raises:
         ValueError: anything else.
@@ -64,7 +58,7 @@ def axis(value: Any) -> int | None:
     return value
 
 
-def one_of(name: str, value: Any, allowed: tuple[str, ...]) -> str:
+def one_of(name: str, value: Any, allowed: Collection[str]) -> str:
     """Returns `value` if it is one of `allowed`.
 
     Raises:
@@ -112,16 +106,6 @@ def same_k(a_name: str, a: np.ndarray, b_name: str, b: np.ndarray) -> int:
             f"{b_name} is laid out as in torch.nn.Linear, (N, K)"
         )
     return a.shape[-1]
-
-
-def accumulator_fits(k: int, quantizer: str) -> None:
-    """Checks that K products of two codes cannot overflow an int32.
-
-    Raises:
-        ValueError: they can.
-    """
-    if k > MAX_K[quantizer]:
-        raise ValueError(f"K must be at most {MAX_K[quantizer]} for {quantizer} codes, or the int32 accumulator may overflow, got K = {k}")
 
 
 def scales(q: NDArray[np.int8], scale: Any, name: str = "scale") -> np.ndarray:

@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import arguments
-from .absmax import INT8_MAX, ZERO_SLICE, absmax_quantize
-from .decomposition import outlier_columns
-from .vectorwise import AXES
-from .zeropoint import CODE_STEPS, zeropoint_quantize
+from .absmax import INT8_MAX, ZERO_SLICE
+from .decomposition import split
+from .vectorwise import AXES, QUANTIZERS
+from .zeropoint import CODE_STEPS
 
 #: float32's unit roundoff: a rounded operation is off by a factor of at most 1 + U.
 U = 2.0**-24
@@ -45,7 +45,7 @@ def round_trip_bound(scale: NDArray[np.float32], quantizer: str = "absmax") -> N
     Raises:
         ValueError: an unknown quantizer.
     """
-    arguments.one_of("quantizer", quantizer, arguments.QUANTIZERS)
+    arguments.one_of("quantizer", quantizer, QUANTIZERS)
     return np.where(scale == 0, float(ZERO_SLICE), scale.astype(np.float64) * (0.5 + ROUNDINGS[quantizer]))
 
 
@@ -56,7 +56,7 @@ def magnitude_bound(scale: NDArray[np.float32], quantizer: str = "absmax") -> ND
 
     Arguments, result and errors as in `round_trip_bound`. An entry may exceed it by a factor of 1 + U.
     """
-    arguments.one_of("quantizer", quantizer, arguments.QUANTIZERS)
+    arguments.one_of("quantizer", quantizer, QUANTIZERS)
     return np.where(scale == 0, float(ZERO_SLICE), scale.astype(np.float64) * STEPS[quantizer])
 
 
@@ -68,7 +68,7 @@ def quantized_matmul_bound(
         K * (ex * mw + mx * ew + 4 U * mx * mw) + 2**-126
 
     with e the `round_trip_bound` and m the `magnitude_bound` of a row of X or of W. For absmax this is less than
-    127 * K * scale_x * scale_w * (1 + 2**-12): one part in 127 of the largest product that the scales admit.
+    127 * K * x_scale * w_scale * (1 + 2**-12): one part in 127 of the largest product that the scales admit.
 
     Args:
         x_scale: (M, 1) or (1, 1) float32.
@@ -114,26 +114,27 @@ def llm_int8_matmul_bound(
         (..., N) float64, for a float32 result; a cast to another dtype adds one rounding of Y.
 
     Raises:
-        TypeError, ValueError: an argument is none of these; the message names it.
+        TypeError, ValueError: an argument has the wrong type or shape, or is not one of the allowed values; the message names it.
     """
     x, w = arguments.floats("x", x), arguments.floats("w", w, ndim=2)
     arguments.same_k("x", x, "w", w)
-    arguments.one_of("granularity", granularity, arguments.GRANULARITIES)
+    arguments.one_of("granularity", granularity, AXES)
+    arguments.one_of("quantizer", quantizer, QUANTIZERS)
     arguments.one_of("outlier_weight", outlier_weight, arguments.OUTLIER_WEIGHTS)
     rows = arguments.rows_of(x)
-    outliers = outlier_columns(rows, threshold)
+    outliers, regular = split(rows, threshold)
     x_axis, w_axis = AXES[granularity]
-    quantize = absmax_quantize if quantizer == "absmax" else zeropoint_quantize
-    x_scale, w_scale = quantize(np.where(outliers, np.float32(0), rows), x_axis).scale, quantize(w, w_axis).scale
+    quantize = QUANTIZERS[quantizer].quantize
+    x_scale, w_scale = quantize(regular, x_axis).scale, quantize(w, w_axis).scale
 
     count = int(outliers.sum())
-    regular = len(outliers) - count
+    k = len(outliers) - count
     x_most, w_most = magnitude_bound(x_scale, quantizer), magnitude_bound(w_scale, quantizer).T
     total = np.abs(rows[:, outliers]).sum(axis=-1, keepdims=True, dtype=np.float64)
     w_error = 0.0 if outlier_weight == "float" else round_trip_bound(w_scale, quantizer).T
     dot = 2 * count * U / (1 - 2 * count * U)
 
-    product = quantized_matmul_bound(x_scale, w_scale, regular, quantizer)
+    product = quantized_matmul_bound(x_scale, w_scale, k, quantizer)
     outlier = total * (w_error + dot * w_most) + count * UNDERFLOW
-    sums = (3 * U + dot) * regular * x_most * w_most + 3 * U * (total * w_most + (0 if bias is None else np.abs(bias)))
+    sums = (3 * U + dot) * k * x_most * w_most + 3 * U * (total * w_most + (0 if bias is None else np.abs(bias)))
     return np.broadcast_to(product + outlier + sums, (len(rows), len(w))).reshape(*x.shape[:-1], len(w))

@@ -29,10 +29,16 @@ def outlier_columns(x: NDArray, threshold: float | None = 6.0) -> NDArray[np.boo
         ValueError: x has no axis, or threshold is negative or NaN.
     """
     x = arguments.floats("x", x)
-    limit = arguments.threshold(threshold)
-    if limit is None:
+    rounded = arguments.threshold(threshold)
+    if rounded is None:
         return np.zeros(x.shape[-1], np.bool_)
-    return np.any(np.abs(x) >= limit, axis=tuple(range(x.ndim - 1)))
+    return np.any(np.abs(x) >= rounded, axis=tuple(range(x.ndim - 1)))
+
+
+def split(x: NDArray[np.float32], threshold: float | None) -> tuple[NDArray[np.bool_], NDArray[np.float32]]:
+    """Which columns of `x` (M, K) are outlier columns, and `x` with those columns zero: its regular part."""
+    outliers = outlier_columns(x, threshold)
+    return outliers, np.where(outliers, np.float32(0), x)
 
 
 def llm_int8_matmul(
@@ -59,8 +65,7 @@ def llm_int8_matmul(
     x, w = arguments.floats("x", x), arguments.floats("w", w, ndim=2)
     arguments.same_k("x", x, "w", w)
     rows = arguments.rows_of(x)
-    outliers = outlier_columns(rows, threshold)
-    regular = np.where(outliers, np.float32(0), rows)
+    outliers, regular = split(rows, threshold)
     with np.errstate(over="ignore", invalid="ignore"):  # as in any float sum
         y = quantized_matmul(regular, w, granularity, quantizer) + outlier_product(rows, w, outliers)
     return y.reshape(*x.shape[:-1], w.shape[0])

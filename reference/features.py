@@ -38,10 +38,10 @@ def affected(activations: NDArray, threshold: float | None = 6.0) -> Affected:
         ValueError: activations is not 3-D or has no layer or no position, or threshold is negative or NaN.
     """
     activations = arguments.floats("activations", activations, ndim=3)
-    limit = arguments.threshold(threshold)
+    rounded = arguments.threshold(threshold)
     if 0 in activations.shape[:2]:
         raise ValueError(f"activations must have at least one layer and one position, got shape {activations.shape}")
-    large = np.zeros(activations.shape, np.bool_) if limit is None else np.abs(activations) >= limit
+    large = np.zeros(activations.shape, np.bool_) if rounded is None else np.abs(activations) >= rounded
     return Affected(large.any(axis=1).mean(axis=0), large.any(axis=0).mean(axis=0))
 
 

@@ -1,8 +1,8 @@
 """A linear layer in its two phases: the weight is quantized once, at load time; the input anew at every call.
 
-Dettmers et al. (2022), section 3 and figure 2. Between the phases only the codes and one number a row need to be kept. The outlier
-columns then take their weights from the codes ("dequantized", 1 byte a weight in all), or from the original weight kept
-beside them ("float", 3 bytes a weight if it was float16, and no quantization error in the outlier columns).
+Dettmers et al. (2022), section 3 and figure 2. Between the phases only the codes and one number per row need to be kept. The outlier
+columns then take their weights from the codes ("dequantized", 1 byte per weight in all), or from the original weight kept
+beside them ("float", 3 bytes per weight if it was float16, and no quantization error in the outlier columns).
 """
 
 from dataclasses import dataclass
@@ -11,10 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import arguments
-from .absmax import absmax_dequantize, absmax_quantize, absolute_maximum, encode
-from .decomposition import outlier_columns, outlier_product
-from .vectorwise import AXES, absmax_product, zeropoint_product
-from .zeropoint import zeropoint_dequantize, zeropoint_quantize
+from .absmax import absolute_maximum
+from .decomposition import outlier_product, split
+from .vectorwise import AXES, QUANTIZERS, accumulator_fits
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,28 +61,24 @@ class Int8Linear:
             granularity: "tensor", "row" or "vector".
 
         Raises:
-            TypeError, ValueError: an argument is none of these; the message names it.
+            TypeError, ValueError: an argument has the wrong type or shape, or is not one of the allowed values; the message names it.
         """
         weight = arguments.floats("weight", weight, ndim=2)
         arguments.threshold(threshold)
         arguments.one_of("outlier_weight", outlier_weight, arguments.OUTLIER_WEIGHTS)
-        arguments.one_of("quantizer", quantizer, arguments.QUANTIZERS)
-        arguments.one_of("granularity", granularity, arguments.GRANULARITIES)
-        arguments.accumulator_fits(weight.shape[1], quantizer)
+        arguments.one_of("quantizer", quantizer, QUANTIZERS)
+        arguments.one_of("granularity", granularity, AXES)
+        accumulator_fits(weight.shape[1], quantizer)
         if bias is not None:
             bias = arguments.floats("bias", bias, ndim=1)
             if bias.shape != weight.shape[:1]:
-                raise ValueError(f"bias must have shape ({weight.shape[0]},), one entry a row of weight, got {bias.shape}")
+                raise ValueError(f"bias must have shape ({weight.shape[0]},), one entry per row of weight, got {bias.shape}")
 
         axis = AXES[granularity][1]
-        absmax = zero_point = None
-        if quantizer == "absmax":
-            absmax = absolute_maximum(weight, axis)
-            codes, scale = encode(weight, absmax)
-        else:
-            codes, scale, zero_point = zeropoint_quantize(weight, axis)
+        codes, scale, *zero_point = QUANTIZERS[quantizer].quantize(weight, axis)
+        absmax = absolute_maximum(weight, axis) if quantizer == "absmax" else None
         kept = weight if outlier_weight == "float" else None
-        return cls(codes, absmax, scale, zero_point, kept, bias, threshold, quantizer, granularity)
+        return cls(codes, absmax, scale, zero_point[0] if zero_point else None, kept, bias, threshold, quantizer, granularity)
 
     def __call__(self, x: NDArray) -> NDArray[np.float32]:
         """The inference phase: returns x @ weight.T + bias by mixed-precision decomposition.
@@ -101,24 +96,16 @@ class Int8Linear:
         x = arguments.floats("x", x)
         arguments.same_k("x", x, "weight", self.weight)
         rows = arguments.rows_of(x)
-        outliers = outlier_columns(rows, self.threshold)
-        regular = np.where(outliers, np.float32(0), rows)
+        outliers, regular = split(rows, self.threshold)
 
-        axis = AXES[self.granularity][0]
-        if self.quantizer == "absmax":
-            y = absmax_product(*absmax_quantize(regular, axis), self.weight, self.weight_scale)
-        else:
-            y = zeropoint_product(*zeropoint_quantize(regular, axis), self.weight, self.weight_scale, self.weight_zero_point)
+        quantize, dequantize, product = QUANTIZERS[self.quantizer]
+        zero_point = () if self.weight_zero_point is None else (self.weight_zero_point,)
+        weight = (self.weight, self.weight_scale, *zero_point)
+        y = product(*quantize(regular, AXES[self.granularity][0]), *weight)
         with np.errstate(over="ignore", invalid="ignore"):  # as in any float sum
             if outliers.any():
-                y = y + outlier_product(rows, self._outlier_weight(), outliers)
+                outlier_weight = dequantize(*weight) if self.float_weight is None else self.float_weight
+                y = y + outlier_product(rows, outlier_weight, outliers)
             if self.bias is not None:
                 y = y + self.bias
         return y.reshape(*x.shape[:-1], self.weight.shape[0])
-
-    def _outlier_weight(self) -> NDArray[np.float32]:
-        if self.float_weight is not None:
-            return self.float_weight
-        if self.weight_zero_point is None:
-            return absmax_dequantize(self.weight, self.weight_scale)
-        return zeropoint_dequantize(self.weight, self.weight_scale, self.weight_zero_point)

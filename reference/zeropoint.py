@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import arguments
-from .absmax import ZERO_SLICE
+from .absmax import inverse_and_scale
 
 CODE_MIN, CODE_MAX = -128, 127
 CODE_STEPS = CODE_MAX - CODE_MIN
@@ -32,7 +32,7 @@ def zeropoint_quantize(x: NDArray, axis: int | None = None) -> Zeropoint:
 
     Args:
         x: (..., K) float16, bfloat16 or float32.
-        axis: None for one scale, -1 for a scale a row (a slice along the last axis).
+        axis: None for one scale, -1 for one scale per row (a slice along the last axis).
 
     Returns:
         codes: (..., K) int8 in [-128, 127].
@@ -49,12 +49,8 @@ def zeropoint_quantize(x: NDArray, axis: int | None = None) -> Zeropoint:
     lo = np.min(x, axis=axis, keepdims=True, initial=0)
     hi = np.max(x, axis=axis, keepdims=True, initial=0)
     with np.errstate(over="ignore", invalid="ignore"):  # an overflowing or non-finite range becomes a NaN scale below
-        extent = hi - lo
-    usable = np.isfinite(extent) & (extent >= ZERO_SLICE)
-    safe = np.where(usable, extent, np.float32(1))
-    inverse = (np.float32(1) / safe) * np.float32(CODE_STEPS)
-    scale = np.where(usable, safe / np.float32(CODE_STEPS), np.where(np.isfinite(extent), np.float32(0), np.float32(np.nan)))
-
+        inverse, scale = inverse_and_scale(hi - lo, CODE_STEPS)
+    usable = inverse > 0
     shift = np.clip(np.rint(np.float32(CODE_MIN) - np.where(usable, lo, 0) * inverse), CODE_MIN, CODE_MAX)
     zero_point = np.where(usable, shift, 0).astype(np.int32)
     steps = np.rint(np.where(usable, x, 0) * inverse)

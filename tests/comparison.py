@@ -18,9 +18,13 @@ from torch import Tensor
 
 import fast
 import reference
+from fast.cpu import engine
+from fast.cpu.build import BuildError
+from tests import native_driver
 
-#: Where the kernels run: natively on a GPU, on CPU tensors in Triton's interpreter (tests/conftest.py decides).
-DEVICE = torch.device("cpu" if os.environ.get("TRITON_INTERPRET") == "1" or not torch.cuda.is_available() else "cuda")
+#: Where the kernels run: natively on a GPU, on CPU tensors in Triton's interpreter or the emulator (tests/conftest.py decides).
+ON_CPU = os.environ.get("TRITON_INTERPRET") == "1" or "EMULATE" in os.environ or not torch.cuda.is_available()
+DEVICE = torch.device("cpu" if ON_CPU else "cuda")
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 QUANTIZERS = ("absmax", "zeropoint")
@@ -65,18 +69,19 @@ def on_device(x: Tensor, device: torch.device) -> Tensor:
     """`x` on `device` with its strides and offset, which `Tensor.to` keeps only of dense tensors."""
     if x.device == device:
         return x
-    storage = x.new_empty(0).set_(x.untyped_storage(), 0, (x.untyped_storage().nbytes() // x.element_size(),))
+    storage = x.new_empty(0).set_(x.untyped_storage(), 0, (x.untyped_storage().nbytes() // x.element_size(),), (1,))
     return storage.to(device).as_strided(x.shape, x.stride(), x.storage_offset())
 
 
 class Side:
     """One implementation: its functions take tensors, on the CPU and of any strides, and return tensors on the CPU.
 
-    `name` is "reference", "cpu" or "triton", the last two being the backends of `fast`.
+    `name` is "reference", "cpu" (Torch operations), "triton", or a set of instructions of the CPU's native engine; `backend` is what
+    `fast.backend` is told, if that is another name.
     """
 
-    def __init__(self, name: str) -> None:
-        self.name = name
+    def __init__(self, name: str, backend: str | None = None) -> None:
+        self.name, self.backend = name, backend or name
         self.module: ModuleType = reference if name == "reference" else fast
 
     def __repr__(self) -> str:
@@ -108,7 +113,7 @@ class Side:
         if self.name == "reference":
             return function(*arguments, **options)
         # Under the interpreter NumPy does the kernels' arithmetic, and warns of what IEEE arithmetic defines.
-        with fast.backend(self.name), poisoned(), np.errstate(all="ignore" if self.name == "triton" else "warn"):
+        with fast.backend(self.backend), poisoned(), np.errstate(all="ignore" if self.name == "triton" else "warn"):
             return function(*arguments, **options)
 
     def _given(self, value: Any) -> Any:
@@ -122,7 +127,29 @@ class Side:
         return value.detach().cpu() if isinstance(value, Tensor) else torch.from_numpy(value)
 
 
-REFERENCE, CPU, TRITON = SIDES = tuple(map(Side, ("reference", "cpu", "triton")))
+def _runs(name: str) -> bool:
+    try:
+        engine.forced(name)
+    except BuildError:
+        return False
+    return True
+
+
+def _emulated() -> Iterator[Side]:
+    """ARM's instructions, where there is a compiler for ARM and qemu to run what it makes."""
+    arm = native_driver.emulated()
+    if arm is not None:
+        engine.put(arm)
+        yield Side(arm.name)
+
+
+REFERENCE, CPU, TRITON = Side("reference"), Side("cpu", "torch"), Side("triton")
+#: The native engine, by each set of instructions that this machine runs and compiles, the fastest first; none without a compiler.
+#: The suite's ARM runs in qemu.
+NATIVE = (*(Side(name) for name in engine.available() if _runs(name)), *_emulated())
+#: What is held against the reference, and everything.
+ENGINES = (CPU, *NATIVE, TRITON)
+SIDES = (REFERENCE, *ENGINES)
 
 
 def assert_same(actual: Tensor, expected: Tensor | np.ndarray) -> None:

@@ -2,7 +2,7 @@
 
 import importlib.util
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -11,8 +11,13 @@ import pytest
 import torch
 from hypothesis import Phase, settings
 
+TRITON_IS_THERE = importlib.util.find_spec("triton") is not None
+#: An architecture such as sm_90: the kernels are compiled for it, and run as PTX in the emulator.
+EMULATE = os.environ.get("EMULATE")
 # Before Triton is imported, which decides once for all of its functions.
-if not torch.cuda.is_available():
+if EMULATE:
+    os.environ["TRITON_INTERPRET"] = "0"
+elif TRITON_IS_THERE and not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -22,7 +27,7 @@ os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), os.environ.g
 
 torch.set_num_threads(1)
 
-if os.environ.get("TRITON_INTERPRET") == "1" and importlib.util.find_spec("triton"):
+if os.environ.get("TRITON_INTERPRET") == "1" and TRITON_IS_THERE:
     from tests.tools.interpreter import correct_bfloat16
 
     correct_bfloat16()
@@ -40,7 +45,7 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
 def pytest_configure(config: pytest.Config) -> None:
     """Packages named `fast` and `reference` exist on PyPI: what is tested must be what lies beside the tests."""
-    for package in ("reference", "fast"):
+    for package in ("reference", "fast", "emulator"):
         spec = importlib.util.find_spec(package)
         found = Path(spec.origin).resolve().parent if spec and spec.origin else None
         if found != ROOT / package:
@@ -49,7 +54,11 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_report_header(config: pytest.Config) -> list[str]:
     """What the kernels run on, and which versions."""
-    if os.environ.get("TRITON_INTERPRET") == "1":
+    if not TRITON_IS_THERE:
+        device = "nothing: Triton is not installed"
+    elif EMULATE:
+        device = f"an emulated {EMULATE}, compiled and executed as PTX in the emulator"
+    elif os.environ.get("TRITON_INTERPRET") == "1":
         device = "Triton's interpreter, on the CPU"
     elif torch.cuda.is_available():
         device = f"{torch.cuda.get_device_name()}, compute capability {'.'.join(map(str, torch.cuda.get_device_capability()))}"
@@ -57,6 +66,26 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
         device = "nothing: neither a CUDA GPU nor TRITON_INTERPRET=1 is there"
     versions = ", ".join(f"{name} {_version(name)}" for name in ("torch", "triton", "numpy", "hypothesis", "bitsandbytes", "transformers"))
     return [f"kernels on: {device}", f"versions: {versions}"]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Without Triton, skips what runs on its side (tests/comparison.py)."""
+    for item in items if not TRITON_IS_THERE else ():
+        parameters = getattr(item, "callspec", None)
+        if parameters is not None and any(getattr(value, "name", None) == "triton" for value in parameters.params.values()):
+            item.add_marker(pytest.mark.skip(reason="could not import 'triton'"))
+
+
+@pytest.fixture(autouse=True)
+def emulated() -> Iterator[None]:
+    """With EMULATE set, each test runs within an emulated GPU."""
+    if not EMULATE:
+        yield
+        return
+    import emulator
+
+    with emulator.gpu(EMULATE):
+        yield
 
 
 @pytest.fixture

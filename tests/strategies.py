@@ -140,7 +140,7 @@ def recipes(draw: st.DrawFn, shape: tuple[int, ...] | None = None, finite: bool 
         shape = (*draw(st.sampled_from(((), (1,), (2,), (2, 1), (0,) if empty else (3,)))), draw(sizes("M", empty)), k)
         shape = draw(st.sampled_from((shape, shape, shape, (k,))))
     dtype = fixed.pop("dtype", None) or draw(st.sampled_from(DTYPES))
-    chosen = {
+    chosen: dict[str, st.SearchStrategy[Any]] = {
         "seed": st.integers(0, 2**32 - 1),
         "exponent": st.just(0) | st.integers(*EXPONENTS[dtype]),
         "pattern": st.just("normal") | st.sampled_from(PATTERNS),

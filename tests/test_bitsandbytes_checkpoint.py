@@ -166,7 +166,7 @@ def test_the_layout_may_be_a_name_as_in_older_files():
 @pytest.mark.parametrize("absmax", [torch.ones(N + 1), torch.ones(N, 1), torch.ones(N).half()], ids=["length", "shape", "dtype"])
 def test_row_maxima_that_do_not_belong_to_the_codes_are_refused(absmax):
     state = theirs(float16_weight(40), float16_bias()).state_dict() | {"SCB": absmax}
-    with pytest.raises(RuntimeError, match=rf"SCB must be float32 of shape \({N},\), one a row of weight, got"):
+    with pytest.raises(RuntimeError, match=rf"SCB must be float32 of shape \({N},\), one per row of weight, got"):
         Int8Linear(40, N).load_state_dict(state)
 
 
@@ -175,7 +175,7 @@ def test_row_maxima_that_do_not_belong_to_the_codes_are_refused(absmax):
     [
         ({"quantizer": "zeropoint"}, r"0\.weight_scale has no counterpart in bitsandbytes"),
         ({"outlier_weight": "float"}, r"0\.float_weight has no counterpart in bitsandbytes"),
-        ({"granularity": "row"}, r"0\.weight_absmax must be one a row, \(7, 1\), for bitsandbytes, got \(1, 1\)"),
+        ({"granularity": "row"}, r"0\.weight_absmax must be one per row, \(7, 1\), for bitsandbytes, got \(1, 1\)"),
     ],
     ids=str,
 )

@@ -299,6 +299,7 @@ def fully_sharded(model: nn.Sequential, x: Tensor) -> Tensor:
     return fully_shard(model, mesh=init_device_mesh("cpu", (PROCESSES,)))(x)
 
 
+@pytest.mark.skipif(torch.__version__.startswith("2.11."), reason="Torch 2.11's fully_shard takes floats only")
 def test_fully_shard_takes_a_model_in_int8(both):
     model = fast.quantize_model(nn.Sequential(nn.Linear(6, 7), nn.ReLU(), nn.Linear(7, 5)).requires_grad_(False))
     x = Recipe((3, 6), torch.float32, seed=3).tensor()

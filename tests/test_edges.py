@@ -169,7 +169,7 @@ def test_weights_of_zeros_give_zeros(side):
 @pytest.mark.parametrize("threshold", [6.0, None])
 def test_bfloat16_beyond_the_largest_float16_is_not_narrowed(side, threshold):
     x = normal(3, 35, dtype=torch.bfloat16)
-    x[0, 3], x[1, 34], x[2, 0] = 1e5, -70000.0, 1e34  # beyond 2e36, acc * scale_x would overflow before scale_w makes it smaller
+    x[0, 3], x[1, 34], x[2, 0] = 1e5, -70000.0, 1e34  # beyond 2e36, acc * x_scale would overflow before w_scale makes it smaller
     w = normal(4, 35, dtype=torch.bfloat16, seed=1) / 8
     y, expected = (s.llm_int8_matmul(x, w, threshold) for s in (side, REFERENCE))
     assert y.isfinite().all()

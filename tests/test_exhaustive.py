@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from fast.weights import absmax_scale
-from tests.comparison import CPU, QUANTIZERS, REFERENCE, SIDES, TRITON, assert_same
+from tests.comparison import ENGINES, QUANTIZERS, REFERENCE, SIDES, assert_same
 
 PATTERNS = {dtype: torch.arange(2**16, dtype=torch.int32).to(torch.int16).view(dtype) for dtype in (torch.float16, torch.bfloat16)}
 #: The largest magnitudes, and thus the scales, among which each pattern is quantized: the ends of each dtype's range, a subnormal number,
@@ -57,7 +57,7 @@ def test_the_scale_of_a_kept_absmax_is_that_of_its_slice(dtype):
     assert_same(absmax_scale(x.float().abs()), REFERENCE.absmax_quantize(x, -1).scale)
 
 
-@pytest.mark.parametrize("side", [CPU, TRITON], ids=str)
+@pytest.mark.parametrize("side", ENGINES, ids=str)
 @pytest.mark.parametrize("quantizer", QUANTIZERS)
 @pytest.mark.parametrize("dtype", PATTERNS, ids=str)
 def test_every_pattern_among_every_scale_has_the_same_code(side, dtype, quantizer, record_property):
@@ -72,7 +72,7 @@ def test_every_pattern_among_every_scale_has_the_same_code(side, dtype, quantize
     record_property("bit patterns", seen)
 
 
-@pytest.mark.parametrize("side", [CPU, TRITON], ids=str)
+@pytest.mark.parametrize("side", ENGINES, ids=str)
 @pytest.mark.parametrize("quantizer", QUANTIZERS)
 @pytest.mark.parametrize("dtype", PATTERNS, ids=str)
 def test_every_pattern_alone_sets_the_same_scale(side, dtype, quantizer, record_property):
@@ -82,7 +82,7 @@ def test_every_pattern_alone_sets_the_same_scale(side, dtype, quantizer, record_
     record_property("bit patterns", x.numel())
 
 
-@pytest.mark.parametrize("side", [CPU, TRITON], ids=str)
+@pytest.mark.parametrize("side", ENGINES, ids=str)
 @pytest.mark.parametrize("dtype", PATTERNS, ids=str)
 @pytest.mark.parametrize("threshold", [0.0, 2.0**-24, 1.0, 6.0, 65504.0, 65520.0, 3e38])
 def test_every_pattern_is_or_is_not_an_outlier_on_both_sides(side, dtype, threshold, record_property):

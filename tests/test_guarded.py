@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
+pytest.importorskip("triton")
+
 from fast import kernels, weights
 from fast.kernels import configurations, decode, quantization
 from fast.weights import QuantizedWeight
@@ -84,18 +86,18 @@ def test_quantizing_touches_its_tensors_only(at, quantizer, per_row, threshold, 
     x = guarded(normal(shape), at)
     x[0, shape[1] - 1] = 20.0
     with guarded_buffers(at):
-        found = quantization.quantize_regular(x, threshold, per_row, quantizer == "zeropoint", with_sums=True)
+        found = quantization.quantize_regular(x, threshold, per_row=per_row, zeropoint=quantizer == "zeropoint", code_sums=True)
     assert_same(found.code_sum, found.codes.sum(1, dtype=torch.int32))
 
 
 @pytest.mark.parametrize("at", ENDS)
 @pytest.mark.parametrize("capacity", [4, 16])
 def test_gathering_touches_its_tensors_only(at, capacity, monkeypatch):
-    monkeypatch.setattr(quantization, "gather_configuration", lambda *_: configurations.Gather(8, 4, capacity))
+    monkeypatch.setattr(quantization, "gather_configuration", lambda *_: configurations.Gather(rows=8, block_o=4, columns=capacity))
     x, w = guarded(normal((21, 70)), at), guarded(torch.ones(13, 70, dtype=torch.int8), at)
     x[20, [0, 1, 33, 34, 68, 69]] = 20.0
     with guarded_buffers(at):
-        found = quantization.quantize_regular(x, 6.0, True, False, False, w).outliers
+        found = quantization.quantize_regular(x, 6.0, outlier_weight=w).outliers
     assert found.columns[70] == 6
 
 

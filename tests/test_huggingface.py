@@ -280,16 +280,8 @@ def test_int8_parameters_of_other_shapes_are_refused(settings, tmp_path):
     for name in names:
         save_file(tensors | {name: torch.cat([tensors[name]] * 2)}, tmp_path / "model.safetensors", {"format": "pt"})
         # Some versions of transformers compare the shapes themselves.
-        with pytest.raises((ValueError, RuntimeError), match=rf"{re.escape(name)} must have shape|set `ignore_mismatched_sizes`"):
+        with pytest.raises((ValueError, RuntimeError), match=rf"size mismatch for {re.escape(name)}|set `ignore_mismatched_sizes`"):
             model_class.from_pretrained(tmp_path)
-
-
-def test_layers_with_different_settings_are_not_declared_as_one(caplog):
-    model = fresh("llama")
-    fast.quantize_model(model.model.layers[0], quantizer="zeropoint")
-    fast.quantize_model(model)
-    assert "different settings; save_pretrained will write a model that cannot be loaded" in caplog.text
-    assert not hasattr(model.config, "quantization_config")
 
 
 def test_a_model_that_came_from_gguf_as_floats_can_be_saved_once_it_is_int8(tmp_path):

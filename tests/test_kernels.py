@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 import torch
 
+pytest.importorskip("triton")
+
 import fast
 import reference
 from fast import kernels
@@ -95,7 +97,7 @@ def test_edges_quantize_as_the_contract_says(edge, per_row, quantizer):
 def test_int8_products_are_exact(shape, tma, monkeypatch):
     m, n, k = shape
     if tma:  # blocks by descriptor, which zero what lies outside
-        row = configurations.INTERPRETER[0][2]._replace(tma=True)
+        row = configurations.INTERPRETER[0].configuration._replace(tma=True)
         monkeypatch.setattr(product, "product_configuration", lambda *_, **__: row)
     generator = np.random.default_rng(k)
     a, b = (torch.from_numpy(generator.integers(-128, 128, size, dtype=np.int8)) for size in ((m, k), (n, k)))
@@ -134,29 +136,31 @@ def test_outliers_of_16_bits_have_matrix_instructions(x, float_weight, has):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("limit", [0.0, 2.5, 6.0])
+@pytest.mark.parametrize("threshold", [0.0, 2.5, 6.0])
 @pytest.mark.parametrize("shape", [(1, 1), (70, 45), (0, 4), (4, 0)])
-def test_outlier_columns_equal_the_reference(shape, limit, dtype):
+def test_outlier_columns_equal_the_reference(shape, threshold, dtype):
     x = normal(shape, dtype, outliers=(shape[1] - 1,) if min(shape) else ())
-    assert_same(kernels.outlier_columns(x, limit), reference.outlier_columns(array(x), limit))
+    assert_same(kernels.outlier_columns(x, threshold), reference.outlier_columns(array(x), threshold))
 
 
-@pytest.mark.parametrize("limit", [0.0, 6.0])
-def test_infinity_is_an_outlier_and_nan_is_not(limit):
+@pytest.mark.parametrize("threshold", [0.0, 6.0])
+def test_infinity_is_an_outlier_and_nan_is_not(threshold):
     x = torch.tensor([[float("inf"), float("nan"), 6.0, 5.9990234, -6.0, -float("inf"), float("nan")]] * 2 + [[0.0] * 7])
     x[:, 6] = float("nan")  # a column of nothing else
-    assert_same(kernels.outlier_columns(x.to(DEVICE), limit), reference.outlier_columns(array(x), limit))
+    assert_same(kernels.outlier_columns(x.to(DEVICE), threshold), reference.outlier_columns(array(x), threshold))
 
 
 class Layer:
     """One layer on both sides, from the same numbers."""
 
-    def __init__(self, w: torch.Tensor, bias: torch.Tensor | None, threshold: float | None, policy: str, quantizer: str, granularity: str):
+    def __init__(
+        self, w: torch.Tensor, bias: torch.Tensor | None, threshold: float | None, outlier_weight: str, quantizer: str, granularity: str
+    ):
         self.threshold, self.per_row = threshold, granularity != "tensor"
         self.bias = None if bias is None else bias.cpu()
-        self.fast = fast.Int8Linear.from_float(w, bias, threshold, policy, quantizer, granularity)
+        self.fast = fast.Int8Linear.from_float(w, bias, threshold, outlier_weight, quantizer, granularity)
         self.reference = reference.Int8Linear.from_float(
-            array(w), None if bias is None else array(bias.float()), threshold, policy, quantizer, granularity
+            array(w), None if bias is None else array(bias.float()), threshold, outlier_weight, quantizer, granularity
         )
         self.weight = QuantizedWeight.of_layer(self.fast)
 
@@ -206,14 +210,18 @@ GENERAL = {
 }
 
 
+#: For long products: the interpreter pays by the operation.
+LONG_BLOCKS = configurations.Product(block_m=16, block_n=16, block_k=4096, warps=4, stages=2, group_m=2)
+
+
 @pytest.mark.parametrize("case", GENERAL)
-def test_what_the_tuned_rows_cannot_take_has_the_general_one(case, monkeypatch):
+def test_operands_outside_the_tuned_tables_use_the_general_configuration(case, monkeypatch):
     x_dtype, w_dtype, quantizer, k, aligned, general = GENERAL[case]
     chosen: list[bool] = []
 
     def row(*arguments: Any) -> configurations.Product:
         chosen.append(arguments[-1])
-        return configurations.Product(16, 16, 4096, 16, 2, 4, 2)
+        return LONG_BLOCKS
 
     monkeypatch.setattr(product, "product_configuration", row)
     codes = torch.ones(2, k, dtype=torch.int8, device=DEVICE)
@@ -221,8 +229,8 @@ def test_what_the_tuned_rows_cannot_take_has_the_general_one(case, monkeypatch):
     ones, zeros = torch.ones(3, 1, device=DEVICE), torch.zeros(3, 1, dtype=torch.int32, device=DEVICE) if quantizer == "zeropoint" else None
     weight = QuantizedWeight(w, None, ones, zeros, None if w_dtype is None else w.to(w_dtype))
     zero = (None, None) if zeros is None else (zeros[:2], codes.sum(1, dtype=torch.int32))
-    x = codes.to(x_dtype)
-    y = product.launch_product(codes, w, torch.empty(2, 3, dtype=x_dtype, device=DEVICE), x, weight, None, None, ones[:2], *zero)
+    y = product.quantized_product(codes.to(x_dtype), operands.Quantized(codes, ones[:2], *zero), weight)
+    assert y.dtype == x_dtype
     assert (y.float() == torch.tensor(float(k)).to(x_dtype).float()).all()
     assert chosen == [general]
 
@@ -240,12 +248,12 @@ def test_results_are_rounded_to_bfloat16_with_ties_to_even(m):
 
 
 @pytest.mark.parametrize("m", ROUTES.values(), ids=ROUTES)
-@pytest.mark.parametrize("policy", ["dequantized", "float"])
+@pytest.mark.parametrize("outlier_weight", ["dequantized", "float"])
 @pytest.mark.parametrize("quantizer", QUANTIZERS)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("threshold", [0.0, 6.0])
-def test_with_outliers_the_result_is_within_the_bound(m, policy, quantizer, dtype, threshold):
-    layer = Layer(normal((41, 70), dtype), normal((1, 41), dtype)[0], threshold, policy, quantizer, "vector")
+def test_with_outliers_the_result_is_within_the_bound(m, outlier_weight, quantizer, dtype, threshold):
+    layer = Layer(normal((41, 70), dtype), normal((1, 41), dtype)[0], threshold, outlier_weight, quantizer, "vector")
     layer.check(normal((m, 70), dtype, seed=1, outliers=(0, 31, 32, 69)))
 
 
@@ -266,11 +274,11 @@ GATHERED = (0, 1, 7, 30, 31, 32, 68, 69)
 @pytest.mark.parametrize("capacity", [4, 8, 16])
 @pytest.mark.parametrize("columns", [(), (69,), GATHERED[:4], GATHERED[:5], GATHERED], ids=len)
 def test_gathered_columns_are_the_first_outlier_columns_of_both_matrices_in_their_order(monkeypatch, source, capacity, columns):
-    gather_with(monkeypatch, configurations.Gather(8, 4, capacity))
+    gather_with(monkeypatch, configurations.Gather(rows=8, block_o=4, columns=capacity))
     x = with_columns_of_outliers((21, 70), columns)
     w = normal((13, 70)) if source == "floats" else torch.randint(-128, 128, (13, 70), dtype=torch.int8, device=DEVICE)
     w = w.T.contiguous().T if source == "strided codes" else w
-    found = quantization.quantize_regular(x, 6.0, True, False, False, w).outliers
+    found = quantization.quantize_regular(x, 6.0, outlier_weight=w).outliers
     assert found is not None
     assert found.columns[70] == len(columns)
     assert found.columns[: len(columns)].tolist() == list(columns)
@@ -293,24 +301,24 @@ def test_every_program_that_gathers_has_a_list_of_its_own(monkeypatch):
             lists.append(buffer)
         return buffer
 
-    gather_with(monkeypatch, configurations.Gather(8, 4, 8))
+    gather_with(monkeypatch, configurations.Gather(rows=8, block_o=4, columns=8))
     x, w = with_columns_of_outliers((21, 70), GATHERED), torch.ones(13, 70, dtype=torch.int8, device=DEVICE)
     monkeypatch.setattr(torch, "empty", noted)
-    quantization.quantize_regular(x, 6.0, True, False, False, w)
+    quantization.quantize_regular(x, 6.0, outlier_weight=w)
     (found,) = lists
     assert found.tolist() == [list(GATHERED)] * 5
 
 
-@pytest.mark.parametrize("policy", ["dequantized", "float"])
+@pytest.mark.parametrize("outlier_weight", ["dequantized", "float"])
 @pytest.mark.parametrize("quantizer", QUANTIZERS)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_gathering_changes_no_bit(monkeypatch, dtype, quantizer, policy):
-    layer = Layer(normal((41, 70), dtype), normal((1, 41), dtype)[0], 6.0, policy, quantizer, "vector")
+def test_gathering_changes_no_bit(monkeypatch, dtype, quantizer, outlier_weight):
+    layer = Layer(normal((41, 70), dtype), normal((1, 41), dtype)[0], 6.0, outlier_weight, quantizer, "vector")
     x = with_columns_of_outliers((37, 70), tuple(range(0, 70, 3))).to(dtype)  # 24 columns
     gather_with(monkeypatch, None)
     in_place = layer(x)
-    for gathered in (configurations.Gather(32, 32, 32), configurations.Gather(8, 16, 16)):  # all of them, and some
-        gather_with(monkeypatch, gathered)
+    for rows, capacity in ((32, 32), (8, 16)):  # all of them, and some
+        gather_with(monkeypatch, configurations.Gather(rows=rows, block_o=capacity, columns=capacity))
         assert_same(layer(x), in_place)
 
 
@@ -367,16 +375,16 @@ def test_any_strides_of_x(m, layout):
 
 @pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")  # NumPy's, which multiplies for the interpreter
 @pytest.mark.parametrize("m", [5, 37])
-@pytest.mark.parametrize("policy", ["dequantized", "float"])
+@pytest.mark.parametrize("outlier_weight", ["dequantized", "float"])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_what_is_not_finite_stays_in_its_row_and_column(m, policy, dtype):
+def test_what_is_not_finite_stays_in_its_row_and_column(m, outlier_weight, dtype):
     w = normal((33, 70), dtype)
     w[5, 40] = float("nan")  # column 5 of Y
     x = normal((m, 70), dtype, seed=1, outliers=(2, 69))
     x[0, 7] = float("nan")  # a NaN among the regular columns spoils its row through the scale
     x[1, 69] = float("nan")  # one in an outlier column, through the outlier product
     x[2, 2] = float("inf")
-    layer = Layer(w, None, 6.0, policy, "absmax", "vector")
+    layer = Layer(w, None, 6.0, outlier_weight, "absmax", "vector")
     actual, expected = layer(x).float().cpu().numpy(), layer.expected(x).to(dtype).float().numpy()
     np.testing.assert_array_equal(np.isnan(actual), np.isnan(expected))
     np.testing.assert_array_equal(np.isinf(actual), np.isinf(expected))
@@ -404,15 +412,13 @@ def test_the_correction_of_a_long_zeropoint_product_is_exact(route):
     x, w = normal((2, k), torch.float32).abs().half(), -normal((2, k), torch.float32, seed=1).abs().half()
     x[:], w[:] = x.clip(0.9, 1.0), w.clip(-1.0, -0.9)
     layer = Layer(w, None, None, "dequantized", "zeropoint", "vector")
-    # Long blocks: the interpreter pays by the operation.
     if route == "tiled":
-        rows = configurations.Rows(2, 65536, 1, 4)
-        codes, scale, zero_point, code_sum, _ = quantization.quantize_regular(x, None, True, True, True, config=rows)
-        y = torch.empty(2, 2, dtype=x.dtype, device=DEVICE)
-        config = configurations.Product(16, 16, 4096, 16, 2, 4, 2)
-        actual = product.launch_product(codes, layer.weight.codes, y, x, layer.weight, None, None, scale, zero_point, code_sum, config)
+        rows = configurations.Rows(rows=2, block_k=65536, repeat=1, warps=4)
+        quantized = quantization.quantize_regular(x, None, zeropoint=True, code_sums=True, config=rows)
+        actual = product.quantized_product(x, quantized, layer.weight, config=LONG_BLOCKS)
     else:
-        actual = decode.decode_linear(x, layer.weight, None, None, True, configurations.Decode(16, 16, 4096, 65536, 4, 2))
+        long = configurations.Decode(tile_m=16, block_n=16, block_k=4096, scan=65536, warps=4, stages=2)
+        actual = decode.decode_linear(x, layer.weight, None, None, True, long)
     assert_same(actual, layer.expected(x).to(x.dtype))
 
 

@@ -14,7 +14,7 @@ jupytext, nbformat, _ = map(pytest.importorskip, ("jupytext", "nbformat", "nbcli
 from nbformat.v4 import new_code_cell, new_notebook, new_output
 
 import reference
-from tutorials import build, source
+from tutorials import build, learn, source
 
 SCRIPTS = build.scripts([])
 
@@ -35,6 +35,8 @@ PARTS = (
     "**Read on:**",
 )
 LONGEST = 20  # minutes
+#: What the site's column shows of a line of code without scrolling.
+COLUMNS = 88
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.stem)
@@ -59,6 +61,12 @@ def test_a_link_of_a_chapter_leads_to_a_file(script):
             # a notebook comes from its script; the pages of the docs are checked when the site is built
             path = (script.parent / target).with_suffix(".py") if target.endswith(".ipynb") else script.parent / target
             assert path.exists() or "docs" in path.parts, target
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.stem)
+def test_a_page_shows_the_lines_of_a_code_cell_whole(script):
+    cells = [cell.source for cell in jupytext.read(script, fmt="py:percent").cells if cell.cell_type == "code"]
+    assert [line for cell in cells for line in cell.split("\n") if len(line) > COLUMNS] == []
 
 
 def prose(script):
@@ -193,3 +201,20 @@ def test_a_line_shown_beside_its_formula_is_the_line_of_the_file():
 def test_a_line_that_is_no_longer_there_is_noticed():
     with pytest.raises(LookupError, match="encode has no statement that begins with 'kodes ='"):
         source.statement(reference.absmax.encode, "kodes =")
+
+
+def test_a_reader_works_on_copies_that_nothing_overwrites(tmp_path):
+    names = [script.with_suffix(".ipynb").name for script in SCRIPTS]
+    assert learn.copy(tmp_path) == (names, [])
+    answer = tmp_path / names[0]
+    answer.write_text("my answer")
+    (tmp_path / names[1]).unlink()
+    assert learn.copy(tmp_path) == ([names[1]], [name for name in names if name != names[1]])
+    assert answer.read_text() == "my answer"
+    assert (tmp_path / names[1]).read_bytes() == SCRIPTS[1].with_suffix(".ipynb").read_bytes()
+
+
+def test_the_copies_are_out_of_the_reach_of_git_and_of_the_builder():
+    assert "/work/" in (learn.FOLDER.parent / ".gitignore").read_text(encoding="utf-8").split("\n")
+    assert learn.WORK.parent == learn.FOLDER.parent
+    assert not learn.WORK.is_relative_to(build.FOLDER)

@@ -1,6 +1,7 @@
 """What the project says of itself, in pyproject.toml, constraints, workflow and Makefile, agrees."""
 
 import re
+import subprocess
 import tomllib
 from pathlib import Path
 
@@ -38,3 +39,25 @@ def test_every_step_of_the_workflows_is_a_target_that_runs_here_too():
         for word in words.split(", ")
     }
     assert {word for step in steps for word in step.split() if re.fullmatch("[a-z-]+", word)} | matrix <= TARGETS
+
+
+def test_every_package_that_is_installed_says_that_it_has_types():
+    packages = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["hatch"]["build"]["targets"]["wheel"][
+        "packages"
+    ]
+    assert [package for package in packages if not (ROOT / package / "py.typed").exists()] == []
+
+
+def test_changelog_and_citation_have_the_version_of_the_project():
+    assert f"## {PROJECT['version']}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert f"\nversion: {PROJECT['version']}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+
+
+def test_every_target_of_the_makefile_is_in_its_help():
+    done = subprocess.run(["make"], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert set(re.findall(r"^make ([a-z-]+)", done.stdout, re.MULTILINE)) == TARGETS
+
+
+def test_pre_commit_runs_what_is_there():
+    entries = re.findall(r"entry: \.venv/bin/python -m (\S+)", (ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))
+    assert entries == ["ruff", "ruff", "mypy", "experiments.report", "pytest"]

@@ -8,9 +8,9 @@ from hypothesis import given, note
 from hypothesis import strategies as st
 
 from tests import strategies as some
-from tests.comparison import CPU, OUTLIER_WEIGHTS, QUANTIZERS, REFERENCE, TRITON, assert_product, assert_same
+from tests.comparison import ENGINES, OUTLIER_WEIGHTS, QUANTIZERS, REFERENCE, assert_product, assert_same
 
-pytestmark = pytest.mark.parametrize("side", [CPU, TRITON], ids=str)
+pytestmark = pytest.mark.parametrize("side", ENGINES, ids=str)
 
 
 def assert_all_same(actual, expected):

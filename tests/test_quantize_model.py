@@ -356,9 +356,10 @@ def test_experts_in_one_three_dimensional_parameter_stay_and_are_reported():
     }
 
 
-def test_a_subclass_of_linear_and_a_weight_of_another_dtype_stay():
+def test_a_linear_layer_of_its_own_kind_and_a_weight_of_another_dtype_stay():
     class Own(nn.Linear):
-        pass
+        def forward(self, x: Tensor) -> Tensor:
+            return 2 * super().forward(x)
 
     model = nn.Sequential(Own(4, 4), nn.Linear(4, 4, dtype=torch.float64), nn.Linear(4, 4), nn.Conv2d(1, 1, 3))
     fast.quantize_model(model)

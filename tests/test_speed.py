@@ -18,6 +18,8 @@ from typing import Any
 import pytest
 import torch
 
+pytest.importorskip("triton")
+
 import fast
 from experiments import command, contenders, generation, shapes, speed, timing, tune
 from experiments.contenders import Contender, Shape, Truth, Work, WrongResult
@@ -537,8 +539,8 @@ def test_neighbours_differ_in_one_entry_and_every_row_of_the_tables_has_some(arc
     found = tune.cases(arch)
     assert len({case.name for case in found}) == len(found)
     rows = (
-        {row for *_, row in configurations.PRODUCTS[arch]}
-        | {row for *_, row in configurations.DECODES[arch]}
+        {row.configuration for row in configurations.PRODUCTS[arch]}
+        | {row.configuration for row in configurations.DECODES[arch]}
         | {configurations.GENERAL[arch]}
     )
     assert rows <= {case.row for case in found}
@@ -589,7 +591,7 @@ def test_a_candidate_computes_what_the_present_row_does(name: str) -> None:
         assert not tune.same(spoiled, expected)
 
 
-ROW = configurations.Rows(1, 1024, 1, 4)
+ROW = configurations.Rows(rows=1, block_k=1024, repeat=1, warps=4)
 CASE = tune.Case("rows", ROW, 1, lambda device: lambda config: torch.ones(2, 3))
 
 

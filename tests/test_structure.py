@@ -30,7 +30,7 @@ REFERENCE_ONLY = ("bounds", "features")
 #: What a package may import besides the standard library and itself; `fast` loads its optional ones only where they are used
 #: (`test_fast_loads_neither_the_reference_nor_what_is_optional`).
 OPTIONAL = {"triton", "tqdm", "transformers", "safetensors", "accelerate"}
-MAY_IMPORT = {"reference": {"numpy"}, "fast": {"torch", *OPTIONAL}}
+MAY_IMPORT = {"reference": {"numpy"}, "fast": {"torch", *OPTIONAL}, "emulator": {"numpy", "triton"}}
 
 
 def files(package):
@@ -101,7 +101,8 @@ def imports(path):
 @pytest.mark.parametrize("package", MAY_IMPORT)
 def test_a_package_imports_what_it_may(package):
     found = {(path.name, name) for path in files(package) for name in imports(path)}
-    assert ("absmax.py", {"reference": "numpy", "fast": "torch"}[package]) in found
+    one = {"reference": ("absmax.py", "numpy"), "fast": ("absmax.py", "torch"), "emulator": ("launch.py", "triton")}
+    assert one[package] in found
     assert {pair for pair in found if pair[1] not in MAY_IMPORT[package] | sys.stdlib_module_names} == set()
 
 
@@ -114,6 +115,24 @@ def test_nothing_imports_the_tests_or_the_tutorials():
 def test_triton_is_imported_by_the_kernels_alone():
     importers = {path.parent.name for path in files("fast") if "triton" in imports(path)}
     assert importers == {"kernels"}
+
+
+def functions(package):
+    """Name, number of lines, number of arguments, and whether it is compiled by Triton, of every function of a package."""
+    for path in files(package):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef):
+                arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+                compiled = any(ast.unparse(decorator) == "triton.jit" for decorator in node.decorator_list)
+                yield f"{path.name}: {node.name}", node.end_lineno - node.lineno + 1, len(arguments), compiled
+
+
+@pytest.mark.parametrize("package", MAY_IMPORT)
+def test_functions_are_short_and_take_few_arguments(package):
+    found = list(functions(package))
+    assert ("product.py: product_kernel", True) in {(name, compiled) for name, _, _, compiled in functions("fast")}
+    assert {name: lines for name, lines, _, compiled in found if lines > 60 and not compiled} == {}
+    assert {name: count for name, _, count, _ in found if count > 18} == {}
 
 
 def run(code, **environment):
@@ -188,3 +207,55 @@ def test_importing_asks_no_device_anything():
     count, seen = run(code).split()
     assert int(count) > 10
     assert seen == "seen"
+
+
+OURS = ("reference", "fast", "experiments", "tutorials", "tests")
+
+
+def private_reaches(source):
+    """Names with an underscore of modules of this repository that `source` imports, reads or replaces."""
+    tree = ast.parse(source)
+    found, imported = [], set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            imported |= {(a.asname or a.name).split(".")[0] for a in node.names if a.name.split(".")[0] in OURS}
+        elif isinstance(node, ast.ImportFrom) and (node.level or (node.module or "").split(".")[0] in OURS):
+            imported |= {a.asname or a.name for a in node.names}
+            found += [a.name for a in node.names if private(a.name)]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and private(node.attr) and root_of(node) in imported:
+            found.append(ast.unparse(node))
+        elif isinstance(node, ast.Call) and len(node.args) > 1 and root_of(node.args[0]) in imported:  # setattr, patch.object
+            found += [str(a.value) for a in node.args[1:2] if isinstance(a, ast.Constant) and private(str(a.value))]
+    return found
+
+
+def private(name):
+    return name.startswith("_") and not name.startswith("__")
+
+
+def root_of(node):
+    while isinstance(node, ast.Attribute):
+        node = node.value
+    return getattr(node, "id", None)
+
+
+@pytest.mark.parametrize("folder", ["tests", "tutorials", "experiments", "docs/hooks"])
+def test_nobody_reaches_for_the_private_name_of_another_module(folder):
+    reaches = [(path.name, name) for path in files(folder) for name in private_reaches(path.read_text(encoding="utf-8"))]
+    assert reaches == []
+
+
+@pytest.mark.parametrize(
+    ("source", "reaches"),
+    [
+        ("from fast import cpu\ncpu._quantize(1)", ["cpu._quantize"]),
+        ("import fast.cpu\nfast.cpu.product._best", ["fast.cpu.product._best"]),
+        ("from fast.cpu import _quantize", ["_quantize"]),
+        ("from . import checks\nchecks._layer", ["checks._layer"]),
+        ("from fast import model\nmonkeypatch.setattr(model, '_now', None)", ["_now"]),
+        ("import torch\ntorch._int_mm\nfrom fast import cpu\ncpu.__name__\nself._x", []),
+    ],
+)
+def test_a_reach_for_a_private_name_is_seen(source, reaches):
+    assert private_reaches(source) == reaches

@@ -13,15 +13,15 @@
 # %% [markdown]
 # # 01. Absmax: eight bits and one scale
 #
-# **Question.** A weight or an activation is a real number, stored in 16 or 32 bits. Can 8 bits stand in for it, and how
+# **Question.** A weight or an activation is a real number, stored in 16 or 32 bits. Can 8 bits represent it, and how
 # wrong is the result?
 #
 # **You need** NumPy, and what a matrix product is. **Time:** 15 minutes. **You leave with** an int8 quantizer of your
 # own, and a bound on its error that you can prove in one line.
 #
-# > **Tip.** You can just read. To work along, clone the repository, run `make notebooks` once (it sets up `.venv`), and open
-# > `tutorials/01_absmax.ipynb` in Jupyter or VS Code with that environment. Neither a GPU nor a download is needed. Where the text says
-# > *Predict*, stop and write down a guess: you will remember what surprised you.
+# > **Tip.** You can just read. To work along, clone the repository and run `make learn`: it sets up `.venv`, copies the
+# > notebooks to `work/`, where your answers are never overwritten, and opens them in JupyterLab. You need neither a GPU
+# > nor a download. Where the text says *Predict*, stop and write down a guess: you will remember what surprised you.
 
 # %%
 import numpy as np
@@ -39,16 +39,16 @@ np.set_printoptions(precision=4, suppress=True)
 # %% [markdown]
 # ## The idea
 #
-# An int8 holds the whole numbers from -128 to 127. To store real numbers in it, choose a **scale**: the real number
-# that one step of the integer stands for. Divide by the scale, round to a whole number, and keep that, the **code**.
-# To come back, multiply the code by the scale. What is lost is what the rounding lost.
+# An int8 is an integer from -128 to 127. To store real numbers in it, choose a **scale**: the value of one step of the
+# integer. Divide by the scale, round to an integer, and keep that integer, the **code**. To dequantize, multiply the
+# code by the scale. Only the rounding loses anything.
 #
-# The scale has to be large enough that the largest magnitude still fits, and as small as possible, since it is also
-# the distance between two neighbouring values that can be represented. *Absmax* quantization takes exactly that one:
-# the largest magnitude becomes 127.
+# The scale has to be large enough that the largest magnitude still fits, and as small as possible, since it is also the
+# distance between two neighbouring representable values. *Absmax* quantization takes exactly that one: the largest
+# magnitude becomes 127.
 #
-# Nothing about it is clever. Its two properties matter for everything that follows: the scale is set by **one**
-# entry, the largest, and **all** the other entries pay for it.
+# Nothing about it is clever. Its two properties matter for everything that follows: **one** entry, the largest, sets
+# the scale, and **all** the other entries lose precision to it.
 
 # %%
 m, k = 512, 576
@@ -63,8 +63,10 @@ figure = pictures.movement(
 )
 pictures.show(
     figure,
-    f"X, {m} by {k} in float16, {2 * m * k} bytes, is read once to find its largest magnitude, which gives one scale of 4 bytes, and "
-    f"read again to write {m * k} int8 codes: half the bytes, and two passes over the input.",
+    f"X, {m} by {k} in float16, {2 * m * k} bytes, is read once to find its largest "
+    "magnitude, which gives one scale of 4 bytes, and "
+    f"read again to write {m * k} int8 codes: half the bytes, and two passes over the "
+    "input.",
 )
 
 # %% [markdown]
@@ -73,23 +75,23 @@ pictures.show(
 # $$ s = \frac{\max |x|}{127}, \qquad q = \operatorname{rint}\!\left(x \cdot \tfrac{127}{\max|x|}\right), \qquad \hat
 # x = q \cdot s $$
 #
-# `rint` rounds to the nearest whole number, and a tie (exactly half) to the even neighbour. This is section 2.1 of
-# [Dettmers et al. (2022)](https://arxiv.org/abs/2208.07339). The codes run from -127 to 127; -128 stays unused, so
-# that the codes of $-x$ are the negated codes of $x$.
+# `rint` rounds to the nearest integer, and a tie (exactly half) to the even neighbour. This is section 2.1 of
+# [Dettmers et al. (2022)](https://arxiv.org/abs/2208.07339). The codes run from -127 to 127; -128 stays unused, so that
+# the codes of $-x$ are the negated codes of $x$.
 #
 # ## By hand
 #
-# Here is the matrix that we shall follow through all nine chapters: four tokens (rows), four features (columns).
+# Here is the matrix that we follow through all nine chapters: four tokens (rows), four features (columns).
 
 # %%
 print(X)
 
 # %% [markdown]
-# > **Predict.** Which entry sets the scale, and what is the scale? Which codes do 12.70, 0.50 and 0.08 get? Which
-# > entry of the first row will be the most wrong, relative to its size?
+# > **Predict.** Which entry sets the scale, and what is the scale? Which codes do 12.70, 0.50 and 0.08 get? Which entry
+# > of the first row will be the most wrong, relative to its size?
 #
 # The largest magnitude is 12.70, so the scale is 12.70 / 127 = 0.1, and coding is dividing by 0.1 and rounding: 12.70
-# becomes 127, 0.50 becomes 5, and 0.08 is 0.8 of a step, so it becomes 1 and comes back as 0.10.
+# becomes 127, 0.50 becomes 5, and 0.08 is 0.8 of a step, so it becomes 1 and is dequantized to 0.10.
 
 # %%
 codes, scale = reference.absmax_quantize(X)
@@ -105,43 +107,55 @@ figure = pictures.matrices(
 )
 pictures.show(
     figure,
-    "Four 4 by 4 matrices: X, with 12.70 framed as the entry that sets the scale; its codes; the codes times the scale; the errors, "
+    "Four 4 by 4 matrices: X, with 12.70 framed as the entry that sets the scale; its "
+    "codes; the codes times the scale; the errors, "
     f"the largest of which is {np.abs(back - X).max():.3f}.",
 )
 
 # %% [markdown]
-# Look at the first and third rows. Their largest magnitudes are 1.27 and 0.635, and they make do with codes from -13
-# to 6: the 12.70 in the *second* row has taken all the others away from them. 0.08 came back as 0.10, a quarter too
-# much. Chapter 03 is about this.
+# Look at the first and third rows. Their largest magnitudes are 1.27 and 0.635, and they use only the codes from -13 to
+# 6, because the 12.70 in the *second* row sets the scale. 0.08 is dequantized to 0.10, a quarter too much. Chapter 03
+# is about this.
 #
 # ## The code
 #
-# This is the reference implementation itself, read from its file by the notebook. `encode` takes the largest magnitudes
-# as an argument; the next chapters need that.
+# This is the reference implementation itself; the notebook reads it from its file. `encode` takes the largest
+# magnitudes as an argument; the next chapters need that.
 
 # %%
-source.show(reference.absmax_quantize, reference.absmax.absolute_maximum, reference.absmax.encode, reference.absmax._inverse_and_scale)
+source.show(
+    reference.absmax_quantize,
+    reference.absmax.absolute_maximum,
+    reference.absmax.encode,
+    reference.absmax.inverse_and_scale,
+)
 
 # %% [markdown]
-# Three details in there are not decoration.
+# Three details of this code matter.
 #
 # - **Reciprocal, then multiply.** On paper `x * 127 / absmax`, `x / scale` and `x * (1 / absmax * 127)` are the same
-#   number. In float32 they are not, in the last place, and at a tie the last place decides about the code. The
-#   contract has to pick one; this one costs one division a slice and one multiplication an entry.
+#   number. In float32 they differ in the last place, and at a tie the last place decides the code. The contract has to
+#   pick one; this one takes one division per slice and one multiplication per entry.
 # - **A zero slice.** If all entries are zero, absmax is 0 and 1 / 0 is infinite. Such a slice gets scale 0 and codes 0.
-# - **NaN and infinity** give the scale NaN: the slice comes back as NaN. Garbage must never turn into a plausible number.
+# - **NaN and infinity** give the scale NaN: the slice is dequantized to NaN. A NaN must never turn into a plausible
+#   number.
 #
 # ## The same call on `fast`
 #
-# `fast` is an independent implementation in Torch and Triton. It has to produce the same codes and the same scale,
-# *bit for bit*: not close, equal. On integers there is no excuse for anything else. (Tensors on a CPU are computed by its
-# Torch path; the Triton kernels have their turn in chapters 06 and 07.)
+# `fast` is an independent implementation in Torch and Triton. It has to produce the same codes and the same scale, *bit
+# for bit*: not close, equal. For integers nothing less is acceptable. (On CPU tensors `fast` uses its Torch path;
+# chapters 06 and 07 use the Triton kernels.)
 
 # %%
 fast_codes, fast_scale = fast.absmax_quantize(torch.from_numpy(X))
 assert np.array_equal(fast_codes.numpy(), codes)
 assert np.array_equal(fast_scale.numpy(), scale)
-print("equal, bit for bit:", fast_codes.dtype, tuple(fast_codes.shape), f"scale {fast_scale.item():.4f}")
+print(
+    "equal, bit for bit:",
+    fast_codes.dtype,
+    tuple(fast_codes.shape),
+    f"scale {fast_scale.item():.4f}",
+)
 
 # %% [markdown]
 # ## Real data
@@ -149,8 +163,8 @@ print("equal, bit for bit:", fast_codes.dtype, tuple(fast_codes.shape), f"scale 
 # X is now the input of a linear layer of SmolLM2-135M, a small language model, while it reads 512 tokens of English:
 # the last block's `gate_proj`. It has 512 x 576 entries.
 #
-# > **Predict.** The largest magnitude is about 31. How large is a step then? Half of all entries are no
-# > larger than an eighth. Which codes do these get?
+# > **Predict.** The largest magnitude is about 31. How large is a step then? Half of all entries are at most an eighth.
+# > Which codes do these get?
 
 # %%
 x, w = model_data.layer()
@@ -158,39 +172,47 @@ codes, scale = reference.absmax_quantize(x)
 typical = np.median(np.abs(x))
 used = len(np.unique(codes))
 within_five = np.mean(np.abs(codes.astype(int)) <= 5)
-print(f"largest magnitude {np.abs(x).max():.2f}, median magnitude {typical:.3f}, one step {scale.item():.3f}")
-print(f"codes that occur at all: {used} of 255; code 0: {np.mean(codes == 0):.1%} of the entries; -5 to 5: {within_five:.1%}")
+print(
+    f"largest magnitude {np.abs(x).max():.2f}, median magnitude {typical:.3f}, one "
+    f"step {scale.item():.3f}"
+)
+print(
+    f"codes that occur at all: {used} of 255; code 0: {np.mean(codes == 0):.1%} of the "
+    f"entries; -5 to 5: {within_five:.1%}"
+)
 
 figure, (left, right) = plt.subplots(1, 2)
 left.hist(x.ravel(), bins=80, color=pictures.BLUE)
-left.set(yscale="log", xlabel="entry of X", ylabel="how many", title="before: float32")
+left.set(yscale="log", xlabel="entry of X", ylabel="entries", title="before: float32")
 right.bar(*np.unique(codes, return_counts=True), width=1, color=pictures.ORANGE)
-right.set(yscale="log", xlabel="code", ylabel="how many", title="after: int8")
+right.set(yscale="log", xlabel="code", ylabel="entries", title="after: int8")
 pictures.show(
     figure,
-    "Two histograms with logarithmic counts. Left: the entries of X crowd around zero, with a thin tail "
+    "Two histograms with logarithmic counts. Left: the entries of X crowd around zero, "
+    "with a thin tail "
     f"up to {x.max():.0f}. Right: their codes; "
-    f"{within_five:.0%} of all entries share the eleven codes from -5 to 5, and the tail has the rest to itself.",
+    f"{within_five:.0%} of all entries share the eleven codes from -5 to 5, and the "
+    "tail has the rest to itself.",
 )
 
 # %% [markdown]
-# Eight bits were paid for. Half of the entries have been rounded to zero, and nearly all of them share eleven codes, which three
-# and a half bits would tell apart.
+# We store eight bits per entry. Yet half of the entries are rounded to zero, and nearly all of them share eleven codes,
+# for which three and a half bits would do.
 #
 # ## The law
 #
-# Rounding moves a number by at most half a step. So for every entry that is not at the mercy of float32's own last place,
+# Rounding moves a number by at most half a step. So, up to float32's own rounding, for every entry
 #
 # $$ |x - q s| \le \tfrac{s}{2} . $$
 #
-# Proof: $x / s$ lies within 1/2 of its nearest whole number $q$; multiply by $s$. Nothing is clipped, since $|x| \le
-# 127 s$. The code is computed from a rounded reciprocal, a rounded product with 127, and a rounded product with x;
-# each is off by a factor of at most $1 \pm 2^{-24}$. Scale and dequantization add two more such factors. On a number
-# of at most 127 steps, five of them amount to $5 \cdot 127 \cdot 2^{-24} < 2^{-14}$ of a step. So the bound that a
-# test may state, and has to, is $s\,(1/2 + 2^{-14})$: `bounds.round_trip_bound`.
+# Proof: $x / s$ lies within 1/2 of the nearest integer $q$; multiply by $s$. Nothing is clipped, since $|x| \le 127 s$.
+# The code is computed from a rounded reciprocal, a rounded product with 127, and a rounded product with x; each is off
+# by a factor of at most $1 \pm 2^{-24}$. Scale and dequantization add two more such factors. On a number of at most 127
+# steps, five of them amount to $5 \cdot 127 \cdot 2^{-24} < 2^{-14}$ of a step. So the bound that a test can state is
+# $s\,(1/2 + 2^{-14})$: `bounds.round_trip_bound`.
 #
-# > **Predict.** On the real X: what is the largest error in units of the step? And on average? (If the position
-# > within a step is random, the error is spread evenly over 0 to 1/2.)
+# > **Predict.** On the real X: what is the largest error in units of the step? And on average? (If the position within
+# > a step is random, the error is spread evenly over 0 to 1/2.)
 
 # %%
 error = np.abs(reference.absmax_dequantize(codes, scale).astype(np.float64) - x)
@@ -201,7 +223,7 @@ print(f"largest error {steps.max():.3f} steps, mean {steps.mean():.3f}")
 # %% [markdown]
 # ## Break it
 #
-# Three lines that look like absmax quantization. Each fails a law that takes one line to write.
+# Three lines that look like absmax quantization. Each violates a law that takes one line to write.
 #
 # > **Predict.** Which of the three is wrong by up to one step, and which by far more?
 
@@ -210,8 +232,12 @@ x_small = np.array([[-2.0, 0.992, 0.5, 0.13]], np.float32)
 absmax = np.abs(x_small).max()
 wrong = {
     "cut off instead of round": (x_small * (127 / absmax)).astype(np.int8),
-    "scale to 128": (np.rint(x_small * (128 / absmax))).astype(np.int16).astype(np.int8),
-    "largest value, not magnitude": np.rint(x_small * (127 / x_small.max())).astype(np.int16).astype(np.int8),
+    "scale to 128": (np.rint(x_small * (128 / absmax)))
+    .astype(np.int16)
+    .astype(np.int8),
+    "largest value, not magnitude": np.rint(x_small * (127 / x_small.max()))
+    .astype(np.int16)
+    .astype(np.int8),
 }
 right, s = reference.absmax_quantize(x_small)
 print(f"{'right':<30} {right.tolist()}")
@@ -220,25 +246,34 @@ for name, q in wrong.items():
     print(f"{name:<30} {q.tolist()}   largest error {off:.2f} steps")
     assert off > 0.5 + 2.0**-14
 
-to_128 = [np.rint(sign * x_small * 64).clip(-128, 127).astype(int).tolist() for sign in (1, -1)]
+to_128 = [
+    np.rint(sign * x_small * 64).clip(-128, 127).astype(int).tolist()
+    for sign in (1, -1)
+]
 print("scaled to 128 and clipped, x and -x get", *to_128)
 
 # %% [markdown]
-# Truncation looks harmless: under one step. But its error always points to zero, so that errors add up over a long sum instead of
-# cancelling. On the real layer:
+# Truncation looks harmless: under one step. But its error always points to zero, so errors add up over a long sum
+# instead of cancelling. On the real layer:
 #
 # > **Predict.** The error of a single code doubles. What happens to the error of the product?
 
 # %%
 exact = x.astype(np.float64) @ w.T.astype(np.float64)
 inverse = (np.float32(1) / np.abs(x).max()) * np.float32(127)
-for name, codes in (("np.rint", np.rint(x * inverse)), ("astype(np.int8)", (x * inverse).astype(np.int8))):
+for name, codes in (
+    ("np.rint", np.rint(x * inverse)),
+    ("astype(np.int8)", (x * inverse).astype(np.int8)),
+):
     back = codes.astype(np.float32) * scale
     left = np.abs(back).sum() / np.abs(x).sum()
-    print(f"{name:<16} error of Y {running_table.error(back @ w.T, exact):.1%}; of the sum of magnitudes of X {left:.0%} is left")
+    print(
+        f"{name:<16} error of Y {running_table.error(back @ w.T, exact):.1%}; of the "
+        f"sum of magnitudes of X {left:.0%} is left"
+    )
 
 # %% [markdown]
-# More than half of what X adds up to has vanished: whatever is smaller than a step is now zero.
+# More than half of X's total magnitude is lost: every entry smaller than a step is now zero.
 #
 # Now the tie. 0.07 / 0.14 x 127 is 63.5 on paper.
 #
@@ -254,11 +289,14 @@ print("x / scale:              ", np.rint(pair / (top / number)))
 rows = np.random.default_rng(0).normal(size=(4096, 576)).astype(np.float32)
 tops = np.abs(rows).max(axis=1, keepdims=True)
 ours = np.rint(rows * ((np.float32(1) / tops) * number))
-print(f"of {rows.size:,} codes, x / scale gives {np.sum(ours != np.rint(rows / (tops / number)))} others")
+print(
+    f"of {rows.size:,} codes, x / scale gives "
+    f"{np.sum(ours != np.rint(rows / (tops / number)))} others"
+)
 
 # %% [markdown]
 # Neither answer is *wrong*: each is within half a step. But two implementations that are compared bit for bit have to
-# agree on one, and whoever compares with a tolerance of 1 instead will not notice a real bug of 1.
+# agree on one, and a comparison with a tolerance of 1 would not detect a real bug of 1.
 #
 # And the zero slice, without its guard:
 
@@ -271,20 +309,20 @@ print("guarded:  ", reference.absmax_quantize(zeros))
 # %% [markdown]
 # ## The running table
 #
-# One table accompanies the tutorial. Y = X W' is computed by each method on the real layer above, and compared with
-# the product in float64: the error is the norm of the difference over the norm of Y. The bytes are those of W.
+# One table accompanies the tutorial. Y = X W' is computed by each method on the real layer above, and compared with the
+# product in float64: the error is the norm of the difference over the norm of Y. The bytes are those of W.
 
 # %%
 running_table.show(x, w, chapter=1)
 
 # %% [markdown]
-# Half the bytes for an error of an eighth. The rest of the tutorial keeps the bytes and brings the error down.
+# Half the bytes for an error of an eighth. The rest of the tutorial keeps the bytes and reduces the error.
 #
 # ## Exercise
 #
-# Write `my_absmax(x)`: one scale for the whole array, codes in int8, scale in float32. An array whose largest
-# magnitude is below $2^{-100}$ gets scale 0 and codes 0. The checker compares bit for bit, and shows the smallest
-# input on which you differ.
+# Write `my_absmax(x)`: one scale for the whole array, codes in int8, scale in float32. An array whose largest magnitude
+# is below $2^{-100}$ gets scale 0 and codes 0. The checker compares bit for bit, and shows the smallest input on which
+# you differ.
 
 
 # %%
@@ -325,9 +363,9 @@ checks.absmax(truncating)
 # %% [markdown]
 # ## Three lines to remember
 #
-# 1. A code is a whole number of steps; the step is the scale; the largest magnitude of the slice sets it.
+# 1. A code is an integer number of steps; a step is the scale; the largest magnitude of the slice sets the scale.
 # 2. The error of an entry is at most half a step, whatever its size: small entries beside a large one lose most.
-# 3. Which float32 operations, in which order, is part of the definition: at ties they decide about the code.
+# 3. Which float32 operations, in which order, is part of the definition: at ties they decide the code.
 #
 # **Read on:** [02, zeropoint](02_zeropoint.ipynb), for data that is not symmetric. The paper: section 2.1. The exact
 # arithmetic: [the contract](../docs/contract.md).

@@ -35,29 +35,45 @@ np.set_printoptions(precision=4, suppress=True)
 # %% [markdown]
 # ## The idea
 #
-# The 4 x 4 example goes from -1.905 to 12.70. Absmax reserves codes down to -127 for a -12.70 that does not exist:
-# more than half of them lie idle. Zeropoint quantization lays the 256 codes from the smallest value to the largest,
-# wherever those are. The price is a second number, the **zero point**: the code that stands for zero.
+# The 4 x 4 example goes from -1.905 to 12.70. Absmax reserves codes down to -127 for a -12.70 that does not exist: more
+# than half of the codes are unused. Zeropoint quantization spreads the 256 codes from the smallest value to the
+# largest, wherever those are. The price is a second number, the **zero point**: the code of zero.
 #
-# One condition is added: the range always includes zero, so that zero has a code of its own and comes back as exactly
-# zero. Padding is zero, a masked entry is zero, and chapter 05 sets whole columns to zero. None of these may come
-# back as 0.003.
+# One condition is added: the range always includes zero, so that zero has a code of its own and is dequantized to
+# exactly zero. Padding is zero, a masked entry is zero, and chapter 05 sets whole columns to zero. None of these may
+# become 0.003.
 
 # %%
 lo, hi = X.min(), X.max()
 figure, ax = plt.subplots(figsize=(7.2, 2.1))
-for y, name, low, high, color in ((1, "absmax", -hi, hi, pictures.BLUE), (0, "zeropoint", lo, hi, pictures.ORANGE)):
-    ax.plot([low, high], [y, y], color=color, linewidth=9, alpha=0.35, solid_capstyle="butt")
+for y, name, low, high, color in (
+    (1, "absmax", -hi, hi, pictures.BLUE),
+    (0, "zeropoint", lo, hi, pictures.ORANGE),
+):
+    ax.plot(
+        [low, high], [y, y], color=color, linewidth=9, alpha=0.35, solid_capstyle="butt"
+    )
     codes = (-127, 127) if name == "absmax" else (-128, 127)
     ax.text(low, y + 0.2, codes[0], ha="center")
     ax.text(high, y + 0.2, codes[1], ha="center")
-    ax.text(0, y + 0.2, 0 if name == "absmax" else reference.zeropoint_quantize(X).zero_point.item(), ha="center")
+    ax.text(
+        0,
+        y + 0.2,
+        0 if name == "absmax" else reference.zeropoint_quantize(X).zero_point.item(),
+        ha="center",
+    )
     ax.plot(X.ravel(), np.full(X.size, y), "|", color=pictures.GREY, markersize=14)
-ax.set(yticks=[0, 1], yticklabels=["zeropoint", "absmax"], xlabel="entry of X (ticks); the number above is its code", ylim=(-0.5, 1.7))
+ax.set(
+    yticks=[0, 1],
+    yticklabels=["zeropoint", "absmax"],
+    xlabel="entry of X (ticks); the number above is its code",
+    ylim=(-0.5, 1.7),
+)
 ax.grid(False)
 pictures.show(
     figure,
-    f"Two bars over the number line. Absmax covers {-hi:.2f} to {hi:.2f} with codes -127 to 127; "
+    f"Two bars over the number line. Absmax covers {-hi:.2f} to {hi:.2f} with codes "
+    "-127 to 127; "
     f"zeropoint covers {lo:.3f} to {hi:.2f} with "
     "codes -128 to 127. No entry of X lies in the left part of the absmax bar.",
 )
@@ -70,16 +86,16 @@ pictures.show(
 # $$ s = \frac{h - l}{255}, \qquad z = \operatorname{rint}\!\left(-128 - l \cdot \tfrac{255}{h-l}\right), \qquad
 # q = \operatorname{rint}\!\left(x \cdot \tfrac{255}{h - l}\right) + z, \qquad \hat x = (q - z) \cdot s $$
 #
-# with $q$ and $z$ clipped to [-128, 127] (the paper's equations 1 to 3, which use 254 steps and the range -127 to
-# 127; its equation 2 for the zero point has a misprint, a product with $X$ in place of the scale).
+# with $q$ and $z$ clipped to [-128, 127] (the paper's equations 1 to 3, which use 254 steps and the range -127 to 127;
+# its equation 2 for the zero point has a misprint, a product with $X$ instead of the scale).
 #
 # ## By hand
 #
-# > **Predict.** From -1.905 to 12.70 is 14.605. What is a step, and which code is zero? 12.70 gets code 127. Which
-# > code does 0.50 get?
+# > **Predict.** From -1.905 to 12.70 is 14.605. What is a step, and which code is zero? 12.70 gets code 127. Which code
+# > does 0.50 get?
 #
-# A step is 14.605 / 255 = 0.0573. The minimum lies 1.905 / 0.0573 = 33.3 steps below zero, so zero gets the code
-# -128 + 33 = -95. 0.50 lies 8.7 steps above zero: code -95 + 9 = -86.
+# A step is 14.605 / 255 = 0.0573. The minimum lies 1.905 / 0.0573 = 33.3 steps below zero, so zero gets the code -128 +
+# 33 = -95. 0.50 lies 8.7 steps above zero: code -95 + 9 = -86.
 
 # %%
 codes, scale, zero_point = reference.zeropoint_quantize(X)
@@ -95,8 +111,10 @@ figure = pictures.matrices(
 )
 pictures.show(
     figure,
-    "Four 4 by 4 matrices: X with its smallest and its largest entry framed; the codes, most of them near "
-    f"{zero_point.item()}; the codes less the zero point; the errors, the largest {np.abs(back - X).max():.3f}.",
+    "Four 4 by 4 matrices: X with its smallest and its largest entry framed; the "
+    "codes, most of them near "
+    f"{zero_point.item()}; the codes less the zero point; the errors, the largest "
+    f"{np.abs(back - X).max():.3f}.",
 )
 
 # %% [markdown]
@@ -111,13 +129,13 @@ source.show(reference.zeropoint_quantize, reference.zeropoint_dequantize)
 # Shifted codes do not multiply as simply as absmax codes. Expand the product of two shifted sums:
 #
 # $$ \sum_k (q_x - z_x)(q_w - z_w) = \underbrace{\sum_k q_x q_w}_{\text{int8 product}} - z_x
-# \underbrace{\sum_k q_w}_{\text{once, at load}} - z_w \underbrace{\sum_k q_x}_{\text{one a row of X}} + K z_x z_w . $$
+# \underbrace{\sum_k q_w}_{\text{once, at load}} - z_w \underbrace{\sum_k q_x}_{\text{once per row of X}} + K z_x z_w . $$
 #
 # > **Predict.** The expensive part has M N K multiplications. How many does the rest need?
 #
 # Three corrections for each of the M N results, after M K additions for the sums over X. With K in the hundreds or
-# thousands that is little, but it is not nothing, and the accumulator is wider: codes of magnitude 128 instead of
-# 127, and differences up to 255.
+# thousands that is little, but it is not nothing, and the accumulator is wider: codes of magnitude 128 instead of 127,
+# and differences up to 255.
 
 # %%
 source.show(reference.vectorwise.zeropoint_product)
@@ -126,7 +144,10 @@ source.show(reference.vectorwise.zeropoint_product)
 xq, sx, zx = reference.zeropoint_quantize(X)
 wq, sw, zw = reference.zeropoint_quantize(W)
 acc = xq.astype(int) @ wq.astype(int).T
-x_sum, w_sum = xq.sum(axis=1, dtype=int, keepdims=True), wq.sum(axis=1, dtype=int, keepdims=True)
+x_sum, w_sum = (
+    xq.sum(axis=1, dtype=int, keepdims=True),
+    wq.sum(axis=1, dtype=int, keepdims=True),
+)
 corrected = acc - zx * w_sum.T - zw * x_sum + X.shape[1] * zx * zw
 assert np.array_equal(corrected, (xq.astype(int) - zx) @ (wq.astype(int) - zw).T)
 figure = pictures.matrices(
@@ -140,28 +161,39 @@ figure = pictures.matrices(
 )
 pictures.show(
     figure,
-    f"The int8 product of the codes, its first entry {acc[0, 0]}; after the three corrections, {corrected[0, 0]}; times both scales, "
-    f"{(corrected * sx * sw.T)[0, 0]:.4f}; and the float product, {(X @ W.T)[0, 0]:.4f}.",
+    f"The int8 product of the codes, its first entry {acc[0, 0]}; after the three "
+    f"corrections, {corrected[0, 0]}; times both scales, "
+    f"{(corrected * sx * sw.T)[0, 0]:.4f}; and the float product, "
+    f"{(X @ W.T)[0, 0]:.4f}.",
 )
 
 # %% [markdown]
 # ## The same call on `fast`
 #
-# The corrections are integers, evaluated exactly on both sides, so the products have to be equal too.
+# The corrections are integers, evaluated exactly on both sides, so the products must be equal too.
 
 # %%
 y = reference.quantized_matmul(X, W, "tensor", "zeropoint")
-for mine, theirs in zip(reference.zeropoint_quantize(X), fast.zeropoint_quantize(torch.from_numpy(X)), strict=True):
+for mine, theirs in zip(
+    reference.zeropoint_quantize(X),
+    fast.zeropoint_quantize(torch.from_numpy(X)),
+    strict=True,
+):
     assert np.array_equal(mine, theirs.numpy())
-assert np.array_equal(y, fast.quantized_matmul(torch.from_numpy(X), torch.from_numpy(W), "tensor", "zeropoint").numpy())
+assert np.array_equal(
+    y,
+    fast.quantized_matmul(
+        torch.from_numpy(X), torch.from_numpy(W), "tensor", "zeropoint"
+    ).numpy(),
+)
 print("codes, scale, zero point and product: equal, bit for bit")
 
 # %% [markdown]
 # ## Real data: absmax or zeropoint?
 #
-# How much finer the zeropoint step is depends on one thing only: how one-sided the slice is. Both steps can be
-# compared without any model quality being involved: $(h - l) / 255$ against $2 \max|x| / 254$. A ratio of 1 means
-# symmetric, 1/2 entirely one-sided.
+# How much finer the zeropoint step is depends on one thing only: how one-sided the slice is. We can compare both steps
+# without measuring model quality: $(h - l) / 255$ against $2 \max|x| / 254$. A ratio of 1 means symmetric, 1/2 entirely
+# one-sided.
 #
 # > **Predict.** For the inputs of the 210 linear layers of SmolLM2, is the ratio nearer to 1 or to 1/2? And for the
 # > weights?
@@ -172,31 +204,46 @@ model = model_data.model()
 
 
 def step_ratio(a):
-    return float(reference.zeropoint_quantize(a).scale.item() / reference.absmax_quantize(a).scale.item())
+    return float(
+        reference.zeropoint_quantize(a).scale.item()
+        / reference.absmax_quantize(a).scale.item()
+    )
 
 
 of_inputs = np.array([step_ratio(x) for name, x in inputs.items() if name != "lm_head"])
-of_weights = np.array([step_ratio(model.get_submodule(name).weight.detach().numpy()) for name in inputs if name != "lm_head"])
-print(f"{len(of_inputs)} layers. Median ratio: inputs {np.median(of_inputs):.2f}, weights {np.median(of_weights):.2f}")
+of_weights = np.array(
+    [
+        step_ratio(model.get_submodule(name).weight.detach().numpy())
+        for name in inputs
+        if name != "lm_head"
+    ]
+)
+print(
+    f"{len(of_inputs)} layers. Median ratio: inputs {np.median(of_inputs):.2f}, "
+    f"weights {np.median(of_weights):.2f}"
+)
 
 figure, ax = plt.subplots()
 bins = np.linspace(0.48, 1.02, 28)
 ax.hist(of_inputs, bins, color=pictures.ORANGE, alpha=0.6, label="inputs")
 ax.hist(of_weights, bins, color=pictures.BLUE, alpha=0.6, label="weights")
-ax.set(xlabel="zeropoint step / absmax step, one slice a tensor", ylabel="linear layers")
+ax.set(
+    xlabel="zeropoint step / absmax step, one slice per tensor", ylabel="linear layers"
+)
 ax.legend()
 pictures.show(
     figure,
-    f"Histogram over {len(of_inputs)} layers of the zeropoint step divided by the absmax step. Weights: "
+    f"Histogram over {len(of_inputs)} layers of the zeropoint step divided by the "
+    "absmax step. Weights: "
     f"median {np.median(of_weights):.2f}. "
     f"Inputs: median {np.median(of_inputs):.2f}, down to {of_inputs.min():.2f}.",
 )
 
 # %% [markdown]
-# So the answer has two halves. Weights of a linear layer are nearly symmetric, and zeropoint gains little there.
-# Inputs often are not, and the reason is outliers: a few feature columns of one sign (chapter 04). Where these are
-# taken out (chapter 05), there is less to gain; how much less is measured there. The paper's method uses absmax,
-# which needs no corrections.
+# So the answer has two parts. Weights of a linear layer are nearly symmetric, and zeropoint gains little there. Inputs
+# often are not, and the reason is outliers: a few feature columns of one sign (chapter 04). Once these are removed
+# (chapter 05), there is less to gain; that chapter measures how much less. The paper's method uses absmax, which needs
+# no corrections.
 #
 # ## The law
 #
@@ -204,8 +251,8 @@ pictures.show(
 # only where a number lies exactly half-way, and then the other neighbour is equally far. For example -1.5 and 253.5,
 # with a step of exactly 1: -1.5 is even-rounded to -2, its zero point to -126, and 253.5 to 254, one code too many.
 #
-# $\varepsilon$ is what float32 adds: code and value pass through at most six roundings on numbers of at most 255 steps, $6 \cdot
-# 255 \cdot 2^{-24} < 2^{-13}$. `bounds.round_trip_bound` grants $2^{-12}$.
+# $\varepsilon$ is what float32 adds: code and value pass through at most six roundings on numbers of at most 255 steps,
+# $6 \cdot 255 \cdot 2^{-24} < 2^{-13}$. `bounds.round_trip_bound` allows $2^{-12}$.
 
 # %%
 x, w = model_data.layer()
@@ -216,25 +263,42 @@ for a in (x, w, np.array([[-1.5, 253.5]], np.float32)):
     assert (back[a == 0] == 0).all()
     print(f"largest error {np.abs(back - a).max() / s.item():.3f} steps")
 tie = reference.zeropoint_quantize(np.array([[-1.5, 253.5]], np.float32))
-print("the tie: codes", tie.codes.tolist(), "scale", tie.scale.item(), "zero point", tie.zero_point.item())
+print(
+    "the tie: codes",
+    tie.codes.tolist(),
+    "scale",
+    tie.scale.item(),
+    "zero point",
+    tie.zero_point.item(),
+)
 
 # %% [markdown]
 # ## Break it
 #
-# > **Predict.** Four variations of one line. Which one loses a whole range, which one only a last place?
+# > **Predict.** Four variations of one line. Which one loses a whole range of values, which one only the last place?
 
 
 # %%
 def encode(a, include_zero=True, clip=True, order="product first"):
-    low, high = (min(a.min(), np.float32(0)), max(a.max(), np.float32(0))) if include_zero else (a.min(), a.max())
+    low, high = (
+        (min(a.min(), np.float32(0)), max(a.max(), np.float32(0)))
+        if include_zero
+        else (a.min(), a.max())
+    )
     inverse = (np.float32(1) / (high - low)) * np.float32(255)
     zero = np.clip(np.rint(np.float32(-128) - low * inverse), -128, 127)
-    q = np.rint(a * inverse) + zero if order == "product first" else np.rint(a * inverse + zero)
+    q = (
+        np.rint(a * inverse) + zero
+        if order == "product first"
+        else np.rint(a * inverse + zero)
+    )
     q = np.clip(q, -128, 127) if clip else q
     return (q.astype(int).astype(np.int8).astype(int) - zero) * (high - low) / 255
 
 
-tie, above, near = (np.array([v], np.float32) for v in ([-1.5, 253.5], [5.0, 7.0], [0.0, 0.06, 0.01]))
+tie, above, near = (
+    np.array([v], np.float32) for v in ([-1.5, 253.5], [5.0, 7.0], [0.0, 0.06, 0.01])
+)
 for name, a, options in (
     ("no clip", tie, {"clip": False}),
     ("a range without zero", above, {"include_zero": False}),
@@ -244,14 +308,15 @@ for name, a, options in (
 
 uncorrected = acc * sx * sw.T
 print(
-    f"product without the corrections: off by up to {np.abs(uncorrected - X @ W.T).max():.2f}, the "
+    "product without the corrections: off by up to "
+    f"{np.abs(uncorrected - X @ W.T).max():.2f}, the "
     f"product itself is at most {np.abs(X @ W.T).max():.2f}"
 )
 assert np.abs(uncorrected - X @ W.T).max() > np.abs(y - X @ W.T).max()
 
 # %% [markdown]
-# Without the clip, one code wraps around and 253.5 comes back as -2. Without zero in the range, the zero point would
-# have to lie outside the codes; clipped, it shifts everything. Rounding the sum differs only at ties, as ever.
+# Without the clip, one code wraps around and 253.5 becomes -2. Without zero in the range, the zero point would lie
+# outside the codes; clipping it shifts every value. Rounding the sum differs only at ties.
 #
 # ## The running table
 
@@ -292,10 +357,10 @@ checks.zeropoint(my_zeropoint)
 #
 # ## Three lines to remember
 #
-# 1. Zeropoint spends its codes between the smallest and the largest value; the gain is at most a factor 2, and only
+# 1. Zeropoint spreads its codes between the smallest and the largest value; the gain is at most a factor of 2, and only
 #    on one-sided data.
-# 2. Zero is always exactly representable, or padding and masking would leak.
-# 3. The product needs two sums and three corrections, exactly, in integers.
+# 2. Zero is always exactly representable; otherwise padding and masked entries would add errors.
+# 3. The product needs two sums and three corrections, all exact, in integers.
 #
-# **Read on:** [03, granularity](03_granularity.ipynb): one scale is not enough. The paper: section 2.1. [The
-# contract](../docs/contract.md).
+# **Read on:** [03, granularity](03_granularity.ipynb): one scale is not enough. The paper: section 2.1.
+# [The contract](../docs/contract.md).

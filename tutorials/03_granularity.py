@@ -13,8 +13,8 @@
 # %% [markdown]
 # # 03. One scale is not enough: tensor, row, vector
 #
-# **Question.** In chapter 01 one large entry cost every other entry of the matrix its precision. How many scales may
-# a matrix have, and which entries may share one, if the product is still to run in int8?
+# **Question.** In chapter 01 one large entry took precision from every other entry of the matrix. How many scales may a
+# matrix have, and which entries may share one, if the product is still to run in int8?
 #
 # **You need** [01](01_absmax.ipynb); [02](02_zeropoint.ipynb) helps. **Time:** 18 minutes. **You leave with**
 # vector-wise quantization, the product of LLM.int8().
@@ -39,37 +39,63 @@ np.set_printoptions(precision=4, suppress=True)
 #
 # $$ Y_{mn} = \sum_k X_{mk} W_{nk} \approx \sum_k (s\, q)_{mk} (s\, q)_{nk} . $$
 #
-# The sum can run on bare integers if the scales can be pulled out of it, and they can be exactly if they **do not
+# The sum can run on integers alone if the scales can be factored out of it, and they can exactly if they **do not
 # depend on $k$**. So X may have a scale for each row $m$ (each token) and W a scale for each row $n$ (each output
-# feature). What is *not* possible is a scale for each column $k$: each summand would need its own factor. Keep this
-# in mind; it is the reason why outliers, which live in columns, are a problem at all.
+# feature). What is *not* possible is a scale for each column $k$: each summand would need its own factor. Keep this in
+# mind: it is why outliers, which occur in columns, are a problem.
 #
 # The paper's three granularities:
 #
 # | name | scales of X | scales of W |
 # | --- | --- | --- |
 # | `tensor` | 1 | 1 |
-# | `row` | M, one a token | 1 |
-# | `vector` | M | N, one an output feature |
+# | `row` | M, one per token | 1 |
+# | `vector` | M | N, one per output feature |
 
 # %%
 m, k, n = 512, 576, 1536
 figure, ax = plt.subplots(figsize=(7.6, 3.1))
 pictures.box(ax, 0, 0, 2.2, 1.6, pictures.BLUE)
-ax.text(1.1, 0.8, f"X codes\n{m} x {k} int8\n{pictures.quantity(m * k)}", ha="center", va="center")
+ax.text(
+    1.1,
+    0.8,
+    f"X codes\n{m} x {k} int8\n{pictures.quantity(m * k)}",
+    ha="center",
+    va="center",
+)
 pictures.box(ax, 2.9, 2.0, 3.2, 1.3, pictures.ORANGE)
-ax.text(4.5, 2.65, f"W codes, transposed\n{k} x {n} int8, {pictures.quantity(k * n)}", ha="center", va="center")
+ax.text(
+    4.5,
+    2.65,
+    f"W codes, transposed\n{k} x {n} int8, {pictures.quantity(k * n)}",
+    ha="center",
+    va="center",
+)
 pictures.box(ax, 2.9, 0, 3.2, 1.6, pictures.GREEN)
-ax.text(4.5, 0.8, f"accumulators\n{m} x {n} int32\n{m * n * k:,} multiply-adds", ha="center", va="center")
+ax.text(
+    4.5,
+    0.8,
+    f"accumulators\n{m} x {n} int32\n{m * n * k:,} multiply-adds",
+    ha="center",
+    va="center",
+)
 pictures.box(ax, 2.45, 0, 0.22, 1.6, pictures.BLUE, 0.5)
 pictures.box(ax, 2.9, 1.7, 3.2, 0.2, pictures.ORANGE, 0.5)
-ax.text(6.25, 1.8, f"{n} scales of W: one a column of Y", va="center")
-ax.text(6.25, 0.8, f"{m} scales of X: one a row of Y\n(the narrow bar at the left)\n\nY = accumulator x both", va="center")
+ax.text(6.25, 1.8, f"{n} scales of W: one per column of Y", va="center")
+ax.text(
+    6.25,
+    0.8,
+    f"{m} scales of X: one per row of Y\n(the narrow bar at the left)\n\nY = "
+    "accumulator x both",
+    va="center",
+)
 pictures.blank(ax, (-0.1, 9.4), (-0.1, 3.4))
 pictures.show(
     figure,
-    f"X codes, {m} by {k}, times the transposed W codes, {k} by {n}, give {m} by {n} int32 accumulators, with {m * n * k:,} multiply-adds. "
-    f"A column of {m} scales belongs to the rows of the result, a row of {n} scales to its columns; each "
+    f"X codes, {m} by {k}, times the transposed W codes, {k} by {n}, give {m} by {n} "
+    f"int32 accumulators, with {m * n * k:,} multiply-adds. "
+    f"A column of {m} scales applies to the rows of the result, a row of {n} scales to "
+    "its columns; each "
     "accumulator is multiplied by one of each.",
 )
 
@@ -79,20 +105,30 @@ pictures.show(
 # $$ Y_{mn} \approx \Big( \underbrace{\textstyle\sum_k q^X_{mk}\, q^W_{nk}}_{\text{int32, exact}} \Big) \cdot s^X_m
 # \cdot s^W_n $$
 #
-# The scales form an outer product (equation 7 of the paper). The integers add up exactly, but not in 8 bits: one
+# The scales form an outer product (equation 7 of the paper). The integers are summed exactly, but not in 8 bits: one
 # product reaches $127^2 = 16129$. In int32, K of them fit as long as $K \cdot 127^2 \le 2^{31} - 1$.
 #
 # > **Predict.** How large may K be? The largest language models have K of about 50,000.
 
 # %%
-print("absmax: K up to", (2**31 - 1) // 127**2, "  zeropoint: K up to", (2**31 - 1) // 128**2)
-print("an int8 accumulator overflows after", 127 // 127**2 + 1, "product; float32 stops being exact beyond K =", 2**24 // 127**2)
+print(
+    "absmax: K up to",
+    (2**31 - 1) // 127**2,
+    "  zeropoint: K up to",
+    (2**31 - 1) // 128**2,
+)
+print(
+    "an int8 accumulator overflows after",
+    127 // 127**2 + 1,
+    "product; float32 stops being exact beyond K =",
+    2**24 // 127**2,
+)
 
 # %% [markdown]
 # ## By hand
 #
-# > **Predict.** The largest magnitudes of the rows of X are 1.27, 12.70, 0.635 and 8.89. What are the four scales,
-# > and which codes do the entries of the first row, 0.50, -1.27, 0.08 and 0.33, get now?
+# > **Predict.** The largest magnitudes of the rows of X are 1.27, 12.70, 0.635 and 8.89. What are the four scales, and
+# > which codes do the entries of the first row, 0.50, -1.27, 0.08 and 0.33, get now?
 
 # %%
 xq, sx = reference.absmax_quantize(X, axis=-1)
@@ -109,68 +145,87 @@ figure = pictures.matrices(
 )
 pictures.show(
     figure,
-    "X with the largest magnitude of each row framed; its four scales 0.01, 0.1, 0.005 and 0.07; its "
+    "X with the largest magnitude of each row framed; its four scales 0.01, 0.1, 0.005 "
+    "and 0.07; its "
     "codes, where each row now reaches 127; the four "
     "scales of W, 0.001, 0.002, 0.004 and 0.005, and its codes.",
 )
 
 # %% [markdown]
 # The first row now has the codes 50, -127, 8 and 33 instead of 5, -13, 1 and 3: ten times finer, and the same for the
-# third. Rows two and four are no better than before, since the large entry is in the row itself.
+# third. Rows two and four are no better than before, since they contain the large entries themselves.
 #
-# The first result by hand: 50 x 100 + (-127) x (-127) + 8 x 40 + 33 x 60 = 23,429, and 23,429 x 0.01 x 0.001 =
-# 0.23429. In float: 0.05 + 0.16129 + 0.0032 + 0.0198 = 0.23429.
+# The first result by hand: 50 x 100 + (-127) x (-127) + 8 x 40 + 33 x 60 = 23,429, and 23,429 x 0.01 x 0.001 = 0.23429.
+# In float: 0.05 + 0.16129 + 0.0032 + 0.0198 = 0.23429.
 
 # %%
 acc = reference.int8_matmul(xq, wq)
 figure = pictures.matrices(
     [
         ("accumulators", acc, "{:d}", None),
-        ("Y = acc x scale x scale", reference.vectorwise.rescale(acc, sx, sw), "{:.4f}", None),
+        (
+            "Y = acc x scale x scale",
+            reference.vectorwise.rescale(acc, sx, sw),
+            "{:.4f}",
+            None,
+        ),
         ("X W' in float", X @ W.T, "{:.4f}", None),
     ],
     width=3.0,
 )
 pictures.show(
     figure,
-    f"The 4 by 4 int32 accumulators, the first {acc[0, 0]}; Y, the first {(acc * sx * sw.T)[0, 0]:.5f}; and the float product next to it.",
+    f"The 4 by 4 int32 accumulators, the first {acc[0, 0]}; Y, the first "
+    f"{(acc * sx * sw.T)[0, 0]:.5f}; and the float product next to it.",
 )
 exact = X.astype(np.float64) @ W.T.astype(np.float64)
 for granularity in ("tensor", "row", "vector"):
     y = reference.quantized_matmul(X, W, granularity)
-    print(f"{granularity:<7} error of each row of Y: {np.linalg.norm(y - exact, axis=1) / np.linalg.norm(exact, axis=1)}")
+    print(
+        f"{granularity:<7} error of each row of Y: "
+        f"{np.linalg.norm(y - exact, axis=1) / np.linalg.norm(exact, axis=1)}"
+    )
 
 # %% [markdown]
-# The third row of Y is the surprise: a scale for each row of W makes it slightly *worse*. With few entries luck decides; with
-# hundreds it does not, as the real data below shows.
+# The third row of Y is a surprise: one scale per row of W makes it slightly *worse*. With so few entries this is
+# chance; with hundreds it is not, as the real data below shows.
 #
 # ## The code
 
 # %%
-source.show(reference.quantized_matmul, reference.vectorwise.absmax_product, reference.vectorwise.rescale, reference.vectorwise.accumulate)
+source.show(
+    reference.quantized_matmul,
+    reference.vectorwise.absmax_product,
+    reference.vectorwise.rescale,
+    reference.vectorwise.accumulate,
+)
 
 # %% [markdown]
-# `accumulate` multiplies in float64 because NumPy has no fast integer product. Is that cheating? Every partial sum is
-# a whole number below $2^{53}$, so float64 represents each of them exactly: the result is the integer product.
+# `accumulate` multiplies in float64 because NumPy has no fast integer product. Is that still an integer product? Yes:
+# every partial sum is an integer below $2^{53}$, so float64 represents each of them exactly.
 #
 # ## The same call on `fast`
 #
-# The accumulators are integers: equal. Y is one integer turned into float32 and two multiplications in a fixed order,
+# The accumulators are integers: equal. Y is one integer converted to float32, and two multiplications in a fixed order,
 # so it is equal too, bit for bit.
 
 # %%
 a, b = torch.from_numpy(X), torch.from_numpy(W)
-assert np.array_equal(fast.int8_matmul(torch.from_numpy(xq), torch.from_numpy(wq)).numpy(), acc)
+assert np.array_equal(
+    fast.int8_matmul(torch.from_numpy(xq), torch.from_numpy(wq)).numpy(), acc
+)
 for granularity in ("tensor", "row", "vector"):
     for quantizer in ("absmax", "zeropoint"):
         mine = reference.quantized_matmul(X, W, granularity, quantizer)
-        assert np.array_equal(mine, fast.quantized_matmul(a, b, granularity, quantizer).numpy())
+        assert np.array_equal(
+            mine, fast.quantized_matmul(a, b, granularity, quantizer).numpy()
+        )
 print("3 granularities x 2 quantizers: equal, bit for bit")
 
 # %% [markdown]
 # ## Real data
 #
-# The inputs of `gate_proj` in all 30 blocks of SmolLM2, and the error of Y with one scale, with one a row, and
+# The inputs of `gate_proj` in all 30 blocks of SmolLM2, and the error of Y with one scale, with one per row, and
 # vector-wise.
 #
 # > **Predict.** Where will the three curves lie closest together: where all tokens have similar magnitudes, or where
@@ -187,25 +242,39 @@ for name in names:
     tops = np.abs(x).max(axis=1)
     spread.append(tops.max() / np.median(tops))
     for granularity, errors in curves.items():
-        errors.append(running_table.error(reference.quantized_matmul(x, w, granularity), exact))
+        errors.append(
+            running_table.error(reference.quantized_matmul(x, w, granularity), exact)
+        )
 
 figure, ax = plt.subplots()
 for (granularity, errors), marker in zip(curves.items(), "o^s", strict=True):
     ax.plot(100 * np.array(errors), marker + "-", markersize=4, label=granularity)
-ax.set(xlabel="block", ylabel="error of Y (%)", ylim=(0, None), title="gate_proj, absmax, 512 positions")
+ax.set(
+    xlabel="block",
+    ylabel="error of Y (%)",
+    ylim=(0, None),
+    title="gate_proj, absmax, 512 positions",
+)
 ax.legend()
 last = {g: errors[-1] for g, errors in curves.items()}
 pictures.show(
     figure,
-    "Error of Y in percent over the 30 blocks for the granularities tensor, row and vector. Vector lies lowest; in the last block tensor "
+    "Error of Y in percent over the 30 blocks for the granularities tensor, row and "
+    "vector. Vector lies lowest; in the last block tensor "
     f"has {last['tensor']:.1%}, row {last['row']:.1%}, vector {last['vector']:.1%}.",
 )
-print("mean over the blocks:", {g: f"{np.mean(errors):.2%}" for g, errors in curves.items()})
-print(f"largest row against the median row: {np.median(spread):.1f} times in the median block, {spread[-1]:.1f} times in the last")
+print(
+    "mean over the blocks:",
+    {g: f"{np.mean(errors):.2%}" for g, errors in curves.items()},
+)
+print(
+    f"largest row against the median row: {np.median(spread):.1f} times in the median "
+    f"block, {spread[-1]:.1f} times in the last"
+)
 
 # %% [markdown]
 # The largest row is seldom much larger than the others, so scales for the rows of X alone gain little, except at the
-# end. The rows of W differ more: most of the gain in the middle of the model is theirs.
+# end. The rows of W differ more: most of the gain in the middle of the model comes from them.
 #
 # ## The law
 #
@@ -214,13 +283,15 @@ print(f"largest row against the median row: {np.median(spread):.1f} times in the
 # $$ |\hat Y - Y|_{mn} = \Big| \sum_k x\eta + \delta w + \delta\eta \Big| \le \frac{s^W_n}{2} \sum_k |x_{mk}| +
 # \frac{s^X_m}{2} \sum_k |w_{nk}| + \frac{K s^X_m s^W_n}{4} . $$
 #
-# A derived bound, not a tolerance: no entry of Y may exceed it, on any data, with a little room for float32's roundings. Where
-# the data is not known, $|x| \le 127\, s^X_m$ and $|w| \le 127\, s^W_n$ turn it into one that follows from the scales and K alone,
+# A derived bound, not a tolerance: no entry of Y may exceed it, on any data, with a little room for float32's
+# roundings. If the data is unknown, $|x| \le 127\, s^X_m$ and $|w| \le 127\, s^W_n$ turn it into a bound that follows
+# from the scales and K alone,
 #
 # $$ |\hat Y - Y|_{mn} \lesssim 127\, K\, s^X_m s^W_n , $$
 #
-# one part in 127 of the largest product that the scales admit: `bounds.quantized_matmul_bound`, which the tests hold both
-# implementations to. The typical error is much smaller than either, since errors of both signs cancel.
+# one part in 127 of the largest product possible with these scales: `bounds.quantized_matmul_bound`, against which the
+# tests check both implementations. The typical error is much smaller than either bound, since errors of both signs
+# cancel.
 #
 # > **Predict.** On real data, how much of each bound does the worst entry of Y use?
 
@@ -234,28 +305,42 @@ x64, w64 = x.astype(np.float64), w.astype(np.float64)
 step_x, step_w = bounds.round_trip_bound(sx), bounds.round_trip_bound(sw).T
 y = reference.quantized_matmul(x, w).astype(np.float64)
 rounding = 3 * bounds.U * np.abs(y)
-of_the_data = step_w * np.abs(x64).sum(1, keepdims=True) + step_x * np.abs(w64).sum(1) + x.shape[1] * step_x * step_w + rounding
+of_the_data = (
+    step_w * np.abs(x64).sum(1, keepdims=True)
+    + step_x * np.abs(w64).sum(1)
+    + x.shape[1] * step_x * step_w
+    + rounding
+)
 of_the_scales = bounds.quantized_matmul_bound(sx, sw, x.shape[1])
 error = np.abs(y - x64 @ w64.T)
 assert (error <= of_the_data).all()
 assert (error <= of_the_scales).all()
-for name, bound in (("from the data", of_the_data), ("from the scales and K", of_the_scales)):
-    print(f"{name:<22} the worst entry of Y uses {(error / bound).max():.1%}, the median entry {np.median(error / bound):.2%}")
+for name, bound in (
+    ("from the data", of_the_data),
+    ("from the scales and K", of_the_scales),
+):
+    print(
+        f"{name:<22} the worst entry of Y uses {(error / bound).max():.1%}, the median "
+        f"entry {np.median(error / bound):.2%}"
+    )
 
 # %% [markdown]
 # ## Break it
 #
-# A widely read post dequantizes a weight with `CB * SCB / 127`, where `CB` are the codes (N, K) and `SCB` the N
-# largest magnitudes of its rows.
+# [A widely read post](https://huggingface.co/blog/hf-bitsandbytes-integration) dequantizes a weight with
+# `CB * SCB / 127`, where `CB` are the codes (N, K) and `SCB` the N largest magnitudes of its rows.
 #
-# > **Predict.** Along which axis do N numbers broadcast against (N, K)? When does this raise an error, and when does
-# > it not?
+# > **Predict.** Along which axis do N numbers broadcast against (N, K)? When does this raise an error, and when does it
+# > not?
 
 # %%
 CB, SCB = reference.absmax_quantize(W, axis=-1).codes, np.abs(W).max(axis=1)
 published = CB * SCB / 127
 right = CB * SCB[:, None] / 127
-print(f"published, off by {np.abs(published - W).max():.3f}\nright, off by {np.abs(right - W).max():.3f}")
+print(
+    f"published, off by {np.abs(published - W).max():.3f}\nright, off by "
+    f"{np.abs(right - W).max():.3f}"
+)
 try:
     print((CB[:3] * SCB[:3] / 127).shape)
 except ValueError as error:
@@ -266,8 +351,8 @@ except ValueError as error:
     print("the reference refuses it even where it would broadcast:", error)
 
 # %% [markdown]
-# A square layer hides it, and many layers are square: no exception, the right shape, numbers of a plausible size. A
-# real one, `q_proj` of the first block:
+# A square layer hides the bug, and many layers are square: no exception, the right shape, numbers of a plausible size.
+# Take a real one, `q_proj` of the first block:
 #
 # > **Predict.** Rounding may be off by one half-step. By how many is the published line off?
 
@@ -276,16 +361,22 @@ _, square = model_data.layer("model.layers.0.self_attn.q_proj")
 codes, scale = reference.absmax_quantize(square, axis=-1)
 absmax = np.abs(square).max(axis=1)
 half_steps = np.abs(codes * absmax / 127 - square) / (scale / 2)
-print(f"largest weight: published {np.abs(codes * absmax / 127).max():.2f}, right {np.abs(square).max():.2f}")
+print(
+    f"largest weight: published {np.abs(codes * absmax / 127).max():.2f}, right "
+    f"{np.abs(square).max():.2f}"
+)
 print(
     f"median error, in half steps: published {np.median(half_steps):.1f}, right "
     f"{np.median(np.abs(codes * scale - square) / (scale / 2)):.1f}"
 )
-print(f"largest error, in half steps: published {half_steps.max():.0f}, right {np.max(np.abs(codes * scale - square) / (scale / 2)):.3f}")
+print(
+    f"largest error, in half steps: published {half_steps.max():.0f}, right "
+    f"{np.max(np.abs(codes * scale - square) / (scale / 2)):.3f}"
+)
 assert half_steps.max() > 1 + 2.0**-13
 
 # %% [markdown]
-# "At most one half step" is a law that one line checks. "Close enough" is not.
+# One line checks the law "at most one half step". Nothing checks "close enough".
 #
 # Two more, about the accumulator:
 
@@ -293,8 +384,16 @@ assert half_steps.max() > 1 + 2.0**-13
 row = np.full((1, 2000), 127, np.int8)
 row[0, 0] = 126
 print("exact:  ", int(reference.int8_matmul(row, row)[0, 0]))
-print("int8:   ", int((row @ row.T)[0, 0]), " (the product keeps the dtype of its operands and wraps around)")
-print("float32:", int(np.cumsum(row[0, ::-1].astype(np.float32) ** 2)[-1]), " (one after the other, beyond 2**24)")
+print(
+    "int8:   ",
+    int((row @ row.T)[0, 0]),
+    " (the product keeps the dtype of its operands and wraps around)",
+)
+print(
+    "float32:",
+    int(np.cumsum(row[0, ::-1].astype(np.float32) ** 2)[-1]),
+    " (one after the other, beyond 2**24)",
+)
 
 # %% [markdown]
 # ## The running table
@@ -303,13 +402,13 @@ print("float32:", int(np.cumsum(row[0, ::-1].astype(np.float32) ** 2)[-1]), " (o
 running_table.show(x, w, chapter=3)
 
 # %% [markdown]
-# Six kilobytes of scales beside 885 kB of codes, and a quarter of the error with which we began. What is left is
-# inside the rows.
+# Six kilobytes of scales beside 885 kB of codes, and a quarter of the error with which we began. The remaining error
+# comes from large entries inside the rows.
 #
 # ## Exercise
 #
 # Write `my_vectorwise(x, w)`: quantize both by rows with absmax, multiply in integers, scale back to float32. Your
-# `my_absmax` from chapter 01 does it for one slice; here each row is a slice.
+# `my_absmax` from chapter 01 quantizes one slice; here each row is a slice.
 
 
 # %%
@@ -342,9 +441,10 @@ checks.vectorwise(my_vectorwise)
 #
 # ## Three lines to remember
 #
-# 1. Scales that do not depend on $k$ come out of the sum: a row of X and a row of W each may have one; a column may not.
+# 1. Scales that do not depend on $k$ can be factored out of the sum: each row of X and of W may have one; a column may
+#    not.
 # 2. The accumulators are int32 and exact; all the error is in the codes.
-# 3. Scales keep their reduced axis, (N, 1), so that they cannot broadcast along the wrong one.
+# 3. Scales keep their reduced axis, (N, 1), so that they cannot broadcast along the wrong axis.
 #
-# **Read on:** [04, outliers](04_outliers.ipynb): what is left inside the rows. The paper: sections 2.2 and 3.1. [The
-# contract](../docs/contract.md).
+# **Read on:** [04, outliers](04_outliers.ipynb): large entries inside the rows. The paper: sections 2.2 and 3.1.
+# [The contract](../docs/contract.md).

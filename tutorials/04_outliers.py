@@ -16,8 +16,8 @@
 # **Question.** Vector-wise quantization gives every token its own scale. Why does int8 still fail on large language
 # models?
 #
-# **You need** [03, granularity](03_granularity.ipynb). **Time:** 18 minutes. **You leave with** the outliers of a
-# real model found by the paper's criterion, a measurement of what they carry, and a dial that makes them larger.
+# **You need** [03, granularity](03_granularity.ipynb). **Time:** 18 minutes. **You leave with** the outliers of a real
+# model found by the paper's criterion, a measurement of what they carry, and a dial that makes them larger.
 
 # %%
 import copy
@@ -41,13 +41,13 @@ np.set_printoptions(precision=3, suppress=True)
 # %% [markdown]
 # ## The idea
 #
-# A row of X is one token; its columns are features. If one feature is far larger than the others, it sets the scale
-# of the row, and the other features share the few codes that remain. Chapter 03 said what would help, a scale for
-# each column, and that the product does not allow it.
+# A row of X is one token; its columns are features. If one feature is far larger than the others, it sets the scale of
+# the row, and the other features share the few codes that remain. One scale per column would help, but chapter 03
+# showed that the product does not allow it.
 #
-# In a transformer such features are no accident of one token. They are the *same columns* for nearly all tokens, in
-# many layers: the paper calls them emergent outlier features. Being in the same columns is what hurts, since every
-# row is affected; it is also what chapter 05 will use.
+# In a transformer such features do not occur in single tokens only. They are the *same columns* for nearly all tokens,
+# in many layers: the paper calls them emergent outlier features. Being in the same columns is what makes them harmful,
+# since every row is affected; chapter 05 uses the same fact.
 #
 # ## By hand
 #
@@ -57,7 +57,10 @@ np.set_printoptions(precision=3, suppress=True)
 # %%
 row = X[1:2]
 without = np.where(np.abs(row) >= 6, np.float32(0), row)
-(q1, s1), (q2, s2) = reference.absmax_quantize(row, axis=-1), reference.absmax_quantize(without, axis=-1)
+(q1, s1), (q2, s2) = (
+    reference.absmax_quantize(row, axis=-1),
+    reference.absmax_quantize(without, axis=-1),
+)
 figure = pictures.matrices(
     [
         ("the row", row, "{:g}", np.abs(row) >= 6),
@@ -68,64 +71,97 @@ figure = pictures.matrices(
 )
 pictures.show(
     figure,
-    f"The second row of X with 12.70 framed; its codes with the scale {s1.item():.2f}; the row with 12.70 "
+    f"The second row of X with 12.70 framed; its codes with the scale {s1.item():.2f}; "
+    "the row with 12.70 "
     f"set to zero; its codes with the scale {s2.item():.2f}.",
 )
 kept = np.abs(row) < 6
 steps = [float(np.abs(q * s - row)[kept].max()) for q, s in ((q1, s1), (q2, s2))]
-print(f"largest error of the other three: with the outlier {steps[0]:.3f}, without it {steps[1]:.3f}")
+print(
+    f"largest error of the other three: with the outlier {steps[0]:.3f}, without it "
+    f"{steps[1]:.3f}"
+)
 
 # %% [markdown]
-# One number out of four made the step of the other three five times as wide. (That the error without it is zero is the doing
-# of the example: its numbers were chosen so that the codes come out whole.)
+# One number out of four made the step of the other three five times as wide. (The error without it is zero because the
+# numbers of the example were chosen to give integer codes.)
 #
 # ## Real data: where they are
 #
 # The inputs of the attention projections (`q_proj`, `k_proj` and `v_proj` read the same input) in all 30 blocks of
 # SmolLM2-135M, 512 positions of English: an array of 30 layers x 512 positions x 576 features.
 #
-# > **Predict.** 30 x 512 x 576 is 8.8 million entries. How many have magnitude 6 or more? In how many of the 576 columns?
+# > **Predict.** 30 x 512 x 576 is 8.8 million entries. How many have magnitude 6 or more? In how many of the 576
+# > columns?
 
 # %%
 inputs = model_data.layer_inputs()
 attention = np.stack([inputs[f"model.layers.{i}.self_attn.q_proj"] for i in range(30)])
 large = np.abs(attention) >= 6
-print(f"{attention.size:,} entries; {large.sum():,} of magnitude 6 or more ({large.mean():.3%}), in {large.any(axis=(0, 1)).sum()} columns")
+print(
+    f"{attention.size:,} entries; {large.sum():,} of magnitude 6 or more "
+    f"({large.mean():.3%}), in {large.any(axis=(0, 1)).sum()} columns"
+)
 feature = int(large.sum(axis=(0, 1)).argmax())
 print(f"column {feature} holds {large[:, :, feature].sum() / large.sum():.1%} of them")
 
 tops = np.abs(attention).max(axis=1)
 figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4), width_ratios=[3, 2])
-left.imshow(tops, aspect="auto", cmap=pictures.MAGNITUDE_STRONG, vmin=0, vmax=8, interpolation="nearest")
-left.set(xlabel="feature column", ylabel="block", title="largest magnitude over 512 positions")
+left.imshow(
+    tops,
+    aspect="auto",
+    cmap=pictures.MAGNITUDE_STRONG,
+    vmin=0,
+    vmax=8,
+    interpolation="nearest",
+)
+left.set(
+    xlabel="feature column",
+    ylabel="block",
+    title="largest magnitude over 512 positions",
+)
 left.grid(False)
-right.plot(tops[:, feature], "o-", color=pictures.ORANGE, markersize=4, label=f"column {feature}")
-right.plot(np.median(tops, axis=1), "s-", color=pictures.BLUE, markersize=3, label="median column")
+right.plot(
+    tops[:, feature],
+    "o-",
+    color=pictures.ORANGE,
+    markersize=4,
+    label=f"column {feature}",
+)
+right.plot(
+    np.median(tops, axis=1),
+    "s-",
+    color=pictures.BLUE,
+    markersize=3,
+    label="median column",
+)
 right.axhline(6, color=pictures.GREY, linestyle="--", linewidth=1)
 right.set(xlabel="block", ylabel="largest magnitude", ylim=(0, 17))
 right.legend(loc="upper left")
 pictures.show(
     figure,
-    f"Left: a map of blocks by feature columns; a vertical line, column {feature}, stands out from block "
+    f"Left: a map of blocks by feature columns; a vertical line, column {feature}, "
+    "stands out from block "
     "10 on. Right: the largest magnitude of column "
-    f"{feature} by block, up to {tops[:, feature].max():.1f}, against the median column, about {np.median(tops):.1f}; a dashed line at 6.",
+    f"{feature} by block, up to {tops[:, feature].max():.1f}, against the median "
+    f"column, about {np.median(tops):.1f}; a dashed line at 6.",
 )
 
 # %% [markdown]
-# A handful of columns stand out, each in the same place from block to block; one of them passes 6 in half of the blocks. A
-# few of the lines are the work of a single token, the first of the text. Which of them are *systematic*?
+# A few columns stand out, each in the same place from block to block; one of them passes 6 in half of the blocks. Some
+# of the lines come from a single token, the first of the text. Which of them are *systematic*?
 #
 # ## The formula: the paper's criterion
 #
-# The paper (section 4) calls a feature an outlier feature if it has a magnitude of at least 6, in at least 25 % of
-# the layers, and at at least 6 % of the positions. With $A_{\ell p k}$ the activation in layer $\ell$, at position
-# $p$, of feature $k$:
+# The paper (section 4) calls a feature an outlier feature if it has a magnitude of at least 6, in at least 25 % of the
+# layers, and at at least 6 % of the positions. With $A_{\ell p k}$ the activation in layer $\ell$, at position $p$, of
+# feature $k$:
 #
 # $$ \frac{1}{L} \sum_\ell \big[ \max_p |A_{\ell p k}| \ge 6 \big] \ge 0.25 \quad\text{and}\quad
 # \frac{1}{P} \sum_p \big[ \max_\ell |A_{\ell p k}| \ge 6 \big] \ge 0.06 $$
 #
-# The first share asks *in how many layers*, the second *at how many positions*: a position counts once, in however many
-# layers the feature is large there. `features.affected` gives both.
+# The first share counts *layers*, the second *positions*: a position counts once, in however many layers the feature is
+# large there. `features.affected` returns both.
 
 # %%
 source.show(features.affected, features.outlier_features)
@@ -138,7 +174,8 @@ mask = features.outlier_features(attention)
 spread = features.affected(attention)
 for k in np.flatnonzero(large.any(axis=(0, 1))):
     print(
-        f"column {k:>3}: {spread.layers[k]:>4.0%} of the layers, {spread.positions[k]:>5.1%} of the positions",
+        f"column {k:>3}: {spread.layers[k]:>4.0%} of the layers, "
+        f"{spread.positions[k]:>5.1%} of the positions",
         "<- outlier" if mask[k] else "",
     )
 
@@ -147,24 +184,31 @@ for k in np.flatnonzero(large.any(axis=(0, 1))):
 # > input, and `down_proj`, which reads the product of two activations?
 
 # %%
-print(f"{'projection':<20} {'entries >= 6':>12} {'columns':>8} {'features':>9} {'largest':>8}")
+print(
+    f"{'projection':<20} {'entries >= 6':>12} {'columns':>8} {'features':>9} "
+    f"{'largest':>8}"
+)
 for name in ("self_attn.q_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.down_proj"):
     a = np.stack([inputs[f"model.layers.{i}.{name}"] for i in range(30)])
     big = np.abs(a) >= 6
-    print(f"{name:<20} {big.sum():>12,} {big.any(axis=(0, 1)).sum():>8} {features.outlier_features(a).sum():>9} {np.abs(a).max():>8.0f}")
+    print(
+        f"{name:<20} {big.sum():>12,} {big.any(axis=(0, 1)).sum():>8} "
+        f"{features.outlier_features(a).sum():>9} {np.abs(a).max():>8.0f}"
+    )
 
 # %% [markdown]
-# `down_proj` has the largest entries by far, but scattered: hundreds of columns, none of them large in a quarter of
-# the layers. `gate_proj`'s are systematic at almost every position, but only in the last block. Decomposition (chapter
-# 05) will not ask for the criterion; it looks at one input at a time, and takes whatever reaches the threshold.
+# `down_proj` has the largest entries by far, but they are scattered over hundreds of columns, none of them large in a
+# quarter of the layers. `gate_proj`'s are systematic at almost every position, but only in the last block.
+# Decomposition (chapter 05) does not use the criterion: it looks at one input, and takes every column that reaches the
+# threshold there.
 #
-# ## What the outliers carry
+# ## What the outliers do for the model
 #
 # If they are so inconvenient, why not clip them or drop them? Take the two columns of the residual stream that are
-# outliers in the last block, set them to zero at the input of every attention and MLP, and ask how well the model
+# outliers in the last block, set them to zero at the input of every attention and MLP, and measure how well the model
 # still predicts the text.
 #
-# > **Predict.** Perplexity is the number of tokens among which the model hesitates, as it were; on this text it is
+# > **Predict.** Perplexity is, roughly, the number of tokens among which the model hesitates; on this text it is
 # > about 20. What is it without 2 of the 576 features? And without 2 others, chosen at random?
 
 # %%
@@ -178,7 +222,11 @@ def perplexity_without(removed):
         return (x,)
 
     readers = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj")
-    hooks = [m.register_forward_pre_hook(clear) for n, m in model.named_modules() if n.endswith(readers)]
+    hooks = [
+        m.register_forward_pre_hook(clear)
+        for n, m in model.named_modules()
+        if n.endswith(readers)
+    ]
     logits = model(tokens).logits[0]
     for hook in hooks:
         hook.remove()
@@ -187,15 +235,20 @@ def perplexity_without(removed):
 
 two = np.flatnonzero(reference.outlier_columns(inputs[model_data.LAYER])).tolist()
 rng = np.random.default_rng(0)
-others = [perplexity_without(rng.choice(np.delete(np.arange(576), two), 2, replace=False).tolist()) for _ in range(5)]
+others = [
+    perplexity_without(
+        rng.choice(np.delete(np.arange(576), two), 2, replace=False).tolist()
+    )
+    for _ in range(5)
+]
 print(f"all features: {perplexity_without([]):.2f}")
 print(f"without 2 random ones, five draws: {min(others):.2f} to {max(others):.2f}")
 print(f"without columns {two}: {model_data.about(perplexity_without(two))}")
 
 # %% [markdown]
-# The model is destroyed. The paper reports the same of larger models (section 4.2): without the
-# outlier features, at most seven, perplexity rises by 600 to 1000 %; without seven random ones, by 0.1 %. Outliers
-# cannot be dropped, and must be computed precisely.
+# The model is destroyed. The paper reports the same of larger models (section 4.2): without the outlier features, at
+# most seven, perplexity rises by 600 to 1000 %; without seven random ones, by 0.1 %. Outliers cannot be dropped; they
+# must be computed precisely.
 #
 # ## How they emerge with scale
 #
@@ -209,22 +262,22 @@ print(f"without columns {two}: {model_data.about(perplexity_without(two))}")
 # | which columns | each layer its own | the same in all layers, up to about seven |
 # | in 2048 tokens | | about 150,000 outliers, in six columns |
 #
-# The transition looks sudden when plotted against size, and is smooth when plotted against perplexity: outliers come with how
-# well a model predicts. That is why int8 inference that had worked on BERT failed on OPT-6.7B.
+# The transition looks sudden when plotted against size, and is smooth when plotted against perplexity: the better a
+# model predicts, the more outliers it has. That is why int8 inference that had worked on BERT failed on OPT-6.7B.
 #
 # A model of that size does not fit a laptop. But its outliers do.
 #
 # ## The dial
 #
-# A linear layer's function does not change if a feature is made $f$ times larger and the weights that read it $f$
-# times smaller:
+# A linear layer's function does not change if a feature is made $f$ times larger and the weights that read it $f$ times
+# smaller:
 #
 # $$ \sum_k x_k w_k = \sum_{k \ne c} x_k w_k + (f x_c) (w_c / f) . $$
 #
-# With $f$ a power of two it does not even change in the last place: only exponents move.
+# If $f$ is a power of two, not even the last place changes: only exponents do.
 #
-# > **Predict.** In the 4 x 4 example, turn the dial on the *first* column by 64: its 2.54 becomes 162.56, and the weights of that
-# > column become a 64th. What happens to Y in float, and to the error of int8?
+# > **Predict.** In the 4 x 4 example, turn the dial on the *first* column by 64: its 2.54 becomes 162.56, and the
+# > weights of that column are divided by 64. What happens to Y in float, and to the error of int8?
 
 # %%
 turned_x, turned_w = X.copy(), W.copy()
@@ -235,20 +288,35 @@ figure = pictures.matrices(
     [
         ("X, turned", turned_x, "{:g}", turned_x != X),
         ("W, turned", turned_w, "{:.4f}", turned_w != W),
-        ("error of Y before", reference.quantized_matmul(X, W) - X @ W.T, "{:.3f}", None),
-        ("error of Y after", reference.quantized_matmul(turned_x, turned_w) - X @ W.T, "{:.3f}", None),
+        (
+            "error of Y before",
+            reference.quantized_matmul(X, W) - X @ W.T,
+            "{:.3f}",
+            None,
+        ),
+        (
+            "error of Y after",
+            reference.quantized_matmul(turned_x, turned_w) - X @ W.T,
+            "{:.3f}",
+            None,
+        ),
     ]
 )
-worst = [np.abs(reference.quantized_matmul(a, b) - X @ W.T).max() for a, b in ((X, W), (turned_x, turned_w))]
+worst = [
+    np.abs(reference.quantized_matmul(a, b) - X @ W.T).max()
+    for a, b in ((X, W), (turned_x, turned_w))
+]
 pictures.show(
     figure,
-    "X with its first column 64 times as large, W with its first column a 64th, and the errors of the vector-wise product before "
+    "X with its first column 64 times as large, W with its first column a 64th, and "
+    "the errors of the vector-wise product before "
     f"and after: the largest is {worst[0]:.3f} and {worst[1]:.3f}.",
 )
 
 # %% [markdown]
-# In a whole model the larger feature comes out of the normalization in front of the attention and the MLP: its gain is multiplied
-# by $f$. So the dial turns in every block at once, and the model in float says what it always said, bit for bit.
+# In a whole model the larger feature comes from the normalization before the attention and the MLP: its gain is
+# multiplied by $f$. So the dial turns in every block at once, and the float model computes the same logits, bit for
+# bit.
 
 # %%
 source.show(dial.turn)
@@ -256,8 +324,8 @@ source.show(dial.turn)
 # %% [markdown]
 # Six columns of average size, as many as the paper counts at 6.7 billion parameters, are turned up in all 30 blocks.
 #
-# > **Predict.** At a factor of 64 the six columns reach about 50. What is the perplexity of the float model? With
-# > one scale each? Vector-wise?
+# > **Predict.** At a factor of 64 the six columns reach about 50. What is the perplexity of the float model? With one
+# > scale each? Vector-wise?
 
 
 # %%
@@ -266,18 +334,31 @@ def perplexity(model):
     return torch.nn.functional.cross_entropy(logits[:-1], tokens[0, 1:]).exp().item()
 
 
-read = np.stack([inputs[f"model.layers.{i}.{p}"] for i in range(30) for p in ("self_attn.q_proj", "mlp.gate_proj")])
+read = np.stack(
+    [
+        inputs[f"model.layers.{i}.{p}"]
+        for i in range(30)
+        for p in ("self_attn.q_proj", "mlp.gate_proj")
+    ]
+)
 by_size = np.abs(read).mean(axis=(0, 1)).argsort()
 columns = by_size[len(by_size) // 2 - 3 :][:6].tolist()
 reach = np.abs(read[:, :, columns]).max()
-read_by = readers(model, tokens[:, :8].numpy())  # for each norm, the linear layers that read it
+read_by = readers(
+    model, tokens[:, :8].numpy()
+)  # for each norm, the linear layers that read it
 factors = (1, 4, 16, 64, 256)
 curves = {"float32": [], "absmax, one scale each": [], "absmax, vector-wise": []}
 for factor in factors:
     turned = dial.turn(model, read_by, columns, factor)
     curves["float32"].append(perplexity(turned))
-    for name, granularity in (("absmax, one scale each", "tensor"), ("absmax, vector-wise", "vector")):
-        int8 = fast.quantize_model(copy.deepcopy(turned), threshold=None, granularity=granularity)
+    for name, granularity in (
+        ("absmax, one scale each", "tensor"),
+        ("absmax, vector-wise", "vector"),
+    ):
+        int8 = fast.quantize_model(
+            copy.deepcopy(turned), threshold=None, granularity=granularity
+        )
         curves[name].append(perplexity(int8))
 assert len(set(curves["float32"])) == 1  # the same function, bit for bit
 
@@ -285,24 +366,31 @@ figure, ax = plt.subplots()
 for (name, values), marker in zip(curves.items(), "so^", strict=True):
     ax.plot(reach * np.array(factors), values, marker + "-", markersize=4, label=name)
 ax.axvline(6, color=pictures.GREY, linestyle="--", linewidth=1)
-ax.set(xscale="log", yscale="log", xlabel="largest magnitude of the six turned columns", ylabel="perplexity (less is better)")
+ax.set(
+    xscale="log",
+    yscale="log",
+    xlabel="largest magnitude of the six turned columns",
+    ylabel="perplexity (less is better)",
+)
 ax.legend()
 pictures.show(
     figure,
-    "Perplexity against the size of the six columns, both axes logarithmic; a dashed line at 6. The float model stays at "
-    f"{curves['float32'][0]:.1f}. One scale each begins at {model_data.about(curves['absmax, one scale each'][0])} and reaches a million; "
-    "vector-wise holds out longer, and follows at the end.",
+    "Perplexity against the size of the six columns, both axes logarithmic; a dashed "
+    "line at 6. The float model stays at "
+    f"{curves['float32'][0]:.1f}. One scale each begins at "
+    f"{model_data.about(curves['absmax, one scale each'][0])} and reaches a million; "
+    "vector-wise stays low for longer, and rises at the end.",
 )
 print(f"{'factor':<24}" + "".join(f"{factor:>11}" for factor in factors))
 for name, values in curves.items():
     print(f"{name:<24}" + "".join(f"{model_data.about(value):>11}" for value in values))
 
 # %% [markdown]
-# (`~` marks what may come out slightly otherwise on your processor: where one sum is rounded another way, a code turns, and
-# everything behind it moves a little.)
+# (`~` marks numbers that may differ slightly on your processor: where a sum is rounded differently, a code changes, and
+# all later layers change a little.)
 #
-# 570 well-behaved columns are lost to six. The vector-wise product of chapter 03, the best so far, holds out longer and falls all
-# the same: no scale that can be pulled out of the sum protects a row from its own largest entry.
+# Six columns ruin the precision of the other 570. The vector-wise product of chapter 03, the best so far, lasts longer,
+# but fails too: no scale that can be factored out of the sum protects a row from its own largest entry.
 #
 # The dashed line is the paper's threshold. Next chapter: what to do with the columns beyond it.
 #
@@ -315,14 +403,17 @@ source.show(reference.outlier_columns)
 for name in ("self_attn.q_proj", "mlp.gate_proj", "mlp.down_proj"):
     for i in range(30):
         x = inputs[f"model.layers.{i}.{name}"]
-        assert np.array_equal(reference.outlier_columns(x), fast.outlier_columns(torch.from_numpy(x)).numpy())
+        assert np.array_equal(
+            reference.outlier_columns(x),
+            fast.outlier_columns(torch.from_numpy(x)).numpy(),
+        )
 print("90 inputs: the same columns")
 
 # %% [markdown]
 # ## The law
 #
 # Raising the threshold never adds a column; an entry of exactly the threshold counts; the sign does not matter; an
-# infinite entry is an outlier, a NaN is not (it spoils its own row, through the scale).
+# infinite entry is an outlier, a NaN is not (its row gets the scale NaN).
 
 # %%
 x = inputs["model.layers.29.mlp.down_proj"]
@@ -330,35 +421,45 @@ masks = [reference.outlier_columns(x, t) for t in (0, 1, 2, 4, 6, 8, 16, 64, Non
 assert all((higher <= lower).all() for lower, higher in itertools.pairwise(masks))
 assert masks[0].all()
 assert not masks[-1].any()
-edge = np.array([[6.0, np.nextafter(np.float32(6), np.float32(0)), -6.0, np.inf, np.nan]], np.float32)
+edge = np.array(
+    [[6.0, np.nextafter(np.float32(6), np.float32(0)), -6.0, np.inf, np.nan]],
+    np.float32,
+)
 assert reference.outlier_columns(edge).tolist() == [True, False, True, True, False]
 print("columns by threshold:", [int(m.sum()) for m in masks])
 
 # %% [markdown]
 # ## Break it
 #
-# Two ways to look for outliers that seem reasonable, and miss them. The first compares the signed value; the second
-# takes "six standard deviations" for "six".
+# Two searches for outliers that seem reasonable, but are wrong. The first compares the signed value; the second takes
+# "six standard deviations" for "six".
 
 # %%
 middle = attention[12]
-print("block 12: by magnitude", reference.outlier_columns(middle).sum(), "columns; by signed value", (middle >= 6).any(axis=0).sum())
+print(
+    "block 12: by magnitude",
+    reference.outlier_columns(middle).sum(),
+    "columns; by signed value",
+    (middle >= 6).any(axis=0).sum(),
+)
 for block in (0, 12, 29):
     a = attention[block]
     sigma = 6 * a.std()
     by_sigma = (np.abs(a) >= sigma).any(axis=0).sum()
-    print(f"block {block:>2}: six standard deviations are {sigma:.2f}, {by_sigma:>3} columns; six is {reference.outlier_columns(a).sum()}")
+    print(
+        f"block {block:>2}: six standard deviations are {sigma:.2f}, {by_sigma:>3} "
+        f"columns; six is {reference.outlier_columns(a).sum()}"
+    )
 assert not (middle >= 6).any()
 assert reference.outlier_columns(middle).any()
 
 # %% [markdown]
 # The outlier column of block 12 is negative throughout. And with six standard deviations, block 0, which quantizes
-# without any trouble, would send part of its columns to 16 bits.
+# well, would lose part of its columns to 16 bits.
 #
 # ## The running table
 #
-# Nothing new this time: outliers explain the table, they do not add to it. The layer in the table is the one whose
-# two columns you dropped above.
+# No new method in this chapter. The layer of the table is the one whose two columns you dropped above.
 
 # %%
 running_table.show(*model_data.layer(), chapter=4)
@@ -392,9 +493,10 @@ checks.outlier_features(my_outlier_features)
 #
 # ## Three lines to remember
 #
-# 1. Outliers are few columns, the same for nearly all tokens; a row-wise scale cannot avoid them.
-# 2. They carry the model: dropping two columns destroys it, dropping two others is hardly seen.
-# 3. They grow with scale: what works on a small model says little about a large one, until you turn the dial.
+# 1. Outliers are in few columns, the same for nearly all tokens; one scale per row cannot avoid them.
+# 2. The model depends on them: dropping two outlier columns destroys it, dropping two others hardly matters.
+# 3. They grow with the size of the model: what works on a small model says little about a large one, until you turn the
+#    dial.
 #
-# **Read on:** [05, decomposition](05_decomposition.ipynb). The criterion: `reference/features.py`. The paper:
-# section 4 and its figure 3.
+# **Read on:** [05, decomposition](05_decomposition.ipynb). The criterion: `reference/features.py`. The paper: section 4
+# and its figure 3.

@@ -11,14 +11,14 @@
 # ---
 
 # %% [markdown]
-# # 05. LLM.int8(): the outliers in 16 bits, the rest in int8
+# # 05. LLM.int8(): the outliers stay out of int8
 #
-# **Question.** Outliers must be computed precisely, and they keep to a few columns. Can the product be split so that
-# int8 does nearly all the work, and the outliers no harm?
+# **Question.** Outliers must be computed precisely, and they occur in a few columns. Can the product be split so that
+# int8 does nearly all the work and the outliers do no harm?
 #
 # **You need** [03](03_granularity.ipynb) and [04](04_outliers.ipynb). **Time:** 18 minutes. **You leave with** the
-# method of the paper, and answers to: why 6.0, where the 16-bit weights come from, and what the rest of the batch
-# does to your tokens.
+# method of the paper, and answers to: why 6.0, where the 16-bit weights come from, and what the rest of the batch does
+# to your tokens.
 
 # %%
 import copy
@@ -41,12 +41,12 @@ np.set_printoptions(precision=4, suppress=True)
 # %% [markdown]
 # ## The idea
 #
-# A sum over $k$ may be split into two sums over disjoint sets of $k$. Put the columns that hold an outlier into the
-# set $O$, compute their part in 16 bits, and the rest in int8. Since the outlier columns no longer take part, they no
-# longer set a scale.
+# A sum over $k$ may be split into two sums over disjoint sets of $k$. Put the columns that contain an outlier into the
+# set $O$, compute their part in the precision in which they arrived (16 bits in the paper), and the rest in int8. The
+# outlier columns are then left out of the int8 part, so they no longer set a scale.
 #
-# Not the outlier *entries* are taken out but whole *columns*: then both parts are dense products, and the second is a
-# narrow one.
+# The split takes out whole *columns*, not single outlier *entries*: then both parts are dense products, and the second
+# is a narrow one.
 
 # %%
 x, w = model_data.layer()
@@ -55,8 +55,16 @@ figure, ax = plt.subplots(figsize=(8.6, 3.2))
 pictures.box(ax, 0, 0.9, 1.7, 1.3, pictures.BLUE)
 ax.text(0.85, 1.55, f"X\n{m} x {k}", ha="center", va="center")
 for y, text, color in (
-    (1.8, f"{k - o} regular columns\nint8 codes: {pictures.quantity(m * k)}", pictures.GREEN),
-    (0.0, f"{o} outlier columns\nfloat16: {pictures.quantity(2 * m * o)}", pictures.ORANGE),
+    (
+        1.8,
+        f"{k - o} regular columns\nint8 codes: {pictures.quantity(m * k)}",
+        pictures.GREEN,
+    ),
+    (
+        0.0,
+        f"{o} outlier columns\n16 bits: {pictures.quantity(2 * m * o)}",
+        pictures.ORANGE,
+    ),
 ):
     pictures.box(ax, 2.5, y, 2.2, 1.2, color)
     ax.text(3.6, y + 0.6, text, ha="center", va="center")
@@ -74,29 +82,41 @@ ax.text(8.9, 1.55, f"Y\n{m} x {n}", ha="center", va="center")
 pictures.blank(ax, (-0.1, 9.8), (-0.1, 3.1))
 pictures.show(
     figure,
-    f"X, {m} by {k}, is split into {k - o} regular columns, as int8 codes, and {o} outlier columns in "
-    f"float16. The int8 product takes {m * n * k:,} "
-    f"multiply-adds (the outlier columns are multiplied as zeros), the float product {m * n * o:,}; the sum of both is Y.",
+    f"X, {m} by {k}, is split into {k - o} regular columns, as int8 codes, and {o} "
+    "outlier columns in "
+    f"the 16 bits in which they arrive. The int8 product takes {m * n * k:,} "
+    "multiply-adds (the outlier columns are multiplied as zeros), the float product "
+    f"{m * n * o:,}; the sum of both is Y.",
 )
 
 # %% [markdown]
 # ## The formula
 #
-# $$ O = \{ k : \exists m,\ |X_{mk}| \ge 6 \}, \qquad Y \approx \underbrace{X_{:,O}\, W_{:,O}^\top}_{\text{16 bits}} +
+# $$ O = \{ k : \exists m,\ |X_{mk}| \ge 6 \}, \qquad Y \approx \underbrace{X_{:,O}\, W_{:,O}^\top}_{\text{as it arrived}} +
 # \underbrace{\big(X^{\setminus O}_q\, W_q^\top\big) \odot s^X s^{W\top}}_{\text{int8}} $$
 #
 # where $X^{\setminus O}$ is X with the columns of O set to zero (equation 8 of the paper). W is quantized once, over
-# all its columns, when the layer is loaded: which columns will be outliers is known only when X arrives.
+# all its columns, when the layer is loaded: which columns are outliers depends on X.
+#
+# **What "16 bits" means.** In the paper X and W arrive in float16, and the outlier columns are multiplied in that
+# precision. Here every input is widened to float32 first and never narrowed, so the code multiplies
+# $X_{:,O}\, W_{:,O}^\top$ in float32. If X and W arrive in 16 bits, each product is the same number: the product of two
+# float16 (or two bfloat16) numbers is exact in float32, within its range. If they arrive in float32, as on this page,
+# `x.astype(np.float16)` would lose digits, and beyond 65504 become infinite; the checker rejects it. So read "in 16
+# bits" as "in the precision in which it arrived, not in int8"; bytes are counted for 16-bit inputs.
 #
 # ## By hand
 #
-# > **Predict.** In the 4 x 4 example, which columns are in O? Without them, what are the four row scales, and the
-# > codes of the second row, 2.54, 0.36, (12.70), -1.10?
+# > **Predict.** In the 4 x 4 example, which columns are in O? Without them, what are the four row scales, and the codes
+# > of the second row, 2.54, 0.36, (12.70), -1.10?
 
 # %%
 outliers = reference.outlier_columns(X)
 regular = np.where(outliers, np.float32(0), X)
-(xq, sx), (wq, sw) = reference.absmax_quantize(regular, -1), reference.absmax_quantize(W, -1)
+(xq, sx), (wq, sw) = (
+    reference.absmax_quantize(regular, -1),
+    reference.absmax_quantize(W, -1),
+)
 figure = pictures.matrices(
     [
         ("X", X, "{:g}", np.broadcast_to(outliers, X.shape)),
@@ -109,15 +129,17 @@ figure = pictures.matrices(
 )
 pictures.show(
     figure,
-    "X with its third column framed; the regular part, that column zero; its row scales "
-    f"{', '.join(f'{s:.3g}' for s in sx.ravel())}; its codes; the outlier column alone.",
+    "X with its third column framed; the regular part, that column zero; its row "
+    "scales "
+    f"{', '.join(f'{s:.3g}' for s in sx.ravel())}; its codes; the outlier column "
+    "alone.",
 )
 
 # %% [markdown]
-# Row two by hand, first result: int8, (127 x 100 + 18 x (-127) + 0 x 40 + (-55) x 60) x 0.02 x 0.001 = 7114 x 0.00002 = 0.1423;
-# float, 12.70 x 0.04 = 0.508; together 0.6503.
+# Row two by hand, first result: int8, (127 x 100 + 18 x (-127) + 0 x 40 + (-55) x 60) x 0.02 x 0.001 = 7114 x 0.00002 =
+# 0.1423; float, 12.70 x 0.04 = 0.508; together 0.6503.
 #
-# > **Predict.** Rows two and four hold an outlier, rows one and three hold none. Which rows of Y get better?
+# > **Predict.** Rows two and four contain an outlier, rows one and three none. Which rows of Y get better?
 
 # %%
 int8_part = reference.vectorwise.rescale(reference.int8_matmul(xq, wq), sx, sw)
@@ -134,28 +156,40 @@ figure = pictures.matrices(
 )
 pictures.show(
     figure,
-    "Four 4 by 4 matrices: the int8 part; the float part, large in rows two and four; their sum; the product in float64. The largest "
-    f"difference between the last two is {np.abs(int8_part + float_part - exact).max():.4f}.",
+    "Four 4 by 4 matrices: the int8 part; the float part, large in rows two and four; "
+    "their sum; the product in float64. The largest "
+    "difference between the last two is "
+    f"{np.abs(int8_part + float_part - exact).max():.4f}.",
 )
-for name, y in (("vector-wise", reference.quantized_matmul(X, W)), ("LLM.int8()", int8_part + float_part)):
-    print(f"{name:<12} error of each row of Y: {np.linalg.norm(y - exact, axis=1) / np.linalg.norm(exact, axis=1)}")
+for name, y in (
+    ("vector-wise", reference.quantized_matmul(X, W)),
+    ("LLM.int8()", int8_part + float_part),
+):
+    print(
+        f"{name:<12} error of each row of Y: "
+        f"{np.linalg.norm(y - exact, axis=1) / np.linalg.norm(exact, axis=1)}"
+    )
 
 # %% [markdown]
 # The second row has the codes 127, 18, 0 and -55 now; in chapter 03 they were 25, 4, 127 and -11. Rows one and three
-# hold no outlier; they lose nothing by having their third entry computed in 16 bits too.
+# contain no outlier; they lose nothing when their third entry is left out of int8, too.
 #
 # ## The code
 
 # %%
-source.show(reference.outlier_columns, reference.llm_int8_matmul, reference.decomposition.outlier_product)
+source.show(
+    reference.outlier_columns,
+    reference.llm_int8_matmul,
+    reference.decomposition.outlier_product,
+)
 
 # %% [markdown]
 # ## The same call on `fast`
 #
-# The regular part is equal, bit for bit. The outlier part is a float32 sum, which each implementation may add up in
-# its own order, so equality would be luck. What can be demanded is the standard bound: a sum of the regular part and $|O|$ products in
-# float32, in any order, lies within $(|O| + 1) \cdot 2^{-24}$ of the exact one, relative to the sum of the magnitudes; two
-# such sums lie within twice that.
+# The regular part is equal, bit for bit. The outlier part is a float32 sum, which each implementation may compute in
+# its own order, so equality cannot be required. The standard bound can: a sum of the regular part and $|O|$ products in
+# float32, in any order, lies within $(|O| + 1) \cdot 2^{-24}$ of the exact one, relative to the sum of the magnitudes;
+# two such sums lie within twice that.
 
 # %%
 y = reference.llm_int8_matmul(x, w)
@@ -164,7 +198,9 @@ cleared = np.where(columns, np.float32(0), x)
 part = reference.quantized_matmul(cleared, w)
 y_fast = fast.llm_int8_matmul(torch.from_numpy(x), torch.from_numpy(w)).numpy()
 assert np.array_equal(columns, fast.outlier_columns(torch.from_numpy(x)).numpy())
-assert np.array_equal(part, fast.quantized_matmul(torch.from_numpy(cleared), torch.from_numpy(w)).numpy())
+assert np.array_equal(
+    part, fast.quantized_matmul(torch.from_numpy(cleared), torch.from_numpy(w)).numpy()
+)
 magnitudes = np.abs(x[:, columns]).astype(np.float64) @ np.abs(w[:, columns]).T
 bound = 2 * (o + 1) * 2.0**-24 * (np.abs(part) + magnitudes)
 difference = np.abs(y.astype(np.float64) - y_fast)
@@ -174,33 +210,66 @@ print("mask and regular part equal, bit for bit; Y within its bound, entry by en
 # %% [markdown]
 # ## Why 6.0?
 #
-# The threshold trades error for 16-bit work. Measure both on the inputs of all `q_proj`, `gate_proj` and `down_proj`
-# in every third block.
+# The threshold trades error for 16-bit work. Measure both on the inputs of all `q_proj`, `gate_proj` and `down_proj` in
+# every third block.
 #
-# > **Predict.** What happens to the error above the largest entry, and at threshold 0? Where does the 16-bit work
-# > begin to explode?
+# > **Predict.** What happens to the error above the largest entry, and at threshold 0? Where does the 16-bit work start
+# > to grow fast?
 
 # %%
 thresholds = [0.5, 1, 1.5, 2, 3, 4, 5, 6, 8, 12, 20, 50, 1000]
-names = [f"model.layers.{i}.{p}" for i in range(2, 30, 3) for p in ("self_attn.q_proj", "mlp.gate_proj", "mlp.down_proj")]
+names = [
+    f"model.layers.{i}.{p}"
+    for i in range(2, 30, 3)
+    for p in ("self_attn.q_proj", "mlp.gate_proj", "mlp.down_proj")
+]
 layers = [model_data.layer(name) for name in names]
-layers = [(a[:128], b, a[:128].astype(np.float64) @ b.T.astype(np.float64)) for a, b in layers]
+layers = [
+    (a[:128], b, a[:128].astype(np.float64) @ b.T.astype(np.float64)) for a, b in layers
+]
 work = sum(a.shape[1] * len(b) for a, b, _ in layers)
 errors, shares = [], []
 for t in thresholds:
-    errors.append(np.mean([running_table.error(reference.llm_int8_matmul(a, b, t), e) for a, b, e in layers]))
-    shares.append(sum(reference.outlier_columns(a, t).sum() * len(b) for a, b, _ in layers) / work)
+    errors.append(
+        np.mean(
+            [
+                running_table.error(reference.llm_int8_matmul(a, b, t), e)
+                for a, b, e in layers
+            ]
+        )
+    )
+    shares.append(
+        sum(reference.outlier_columns(a, t).sum() * len(b) for a, b, _ in layers) / work
+    )
 
 figure, ax = plt.subplots()
-ax.plot(thresholds, 100 * np.array(errors), "o-", color=pictures.BLUE, label="error of Y")
-ax.plot(thresholds, 100 * np.array(shares), "s-", color=pictures.ORANGE, label="share of the work in 16 bits")
+ax.plot(
+    thresholds, 100 * np.array(errors), "o-", color=pictures.BLUE, label="error of Y"
+)
+ax.plot(
+    thresholds,
+    100 * np.array(shares),
+    "s-",
+    color=pictures.ORANGE,
+    label="share of the work in 16 bits",
+)
 ax.axvline(6, color=pictures.GREY, linestyle="--", linewidth=1)
-ax.set(xscale="log", yscale="log", xlabel="threshold", ylabel="percent", title=f"{len(layers)} layers, 128 positions")
+ax.set(
+    xscale="log",
+    yscale="log",
+    xlabel="threshold",
+    ylabel="percent",
+    title=f"{len(layers)} layers, 128 positions",
+)
 ax.legend()
-at = {t: (f"{e:.2%}", f"{s:.2%}") for t, e, s in zip(thresholds, errors, shares, strict=True)}
+at = {
+    t: (f"{e:.2%}", f"{s:.2%}")
+    for t, e, s in zip(thresholds, errors, shares, strict=True)
+}
 pictures.show(
     figure,
-    "Mean error of Y and share of 16-bit work against the threshold, both axes logarithmic. At 2: error "
+    "Mean error of Y and share of 16-bit work against the threshold, both axes "
+    "logarithmic. At 2: error "
     f"{at[2][0]}, share {at[2][1]}; at 6: {at[6][0]}, "
     f"{at[6][1]}; at 1000: {at[1000][0]}, {at[1000][1]}.",
 )
@@ -208,14 +277,15 @@ for t in (1, 2, 4, 6, 12, 1000):
     print(f"threshold {t:>4}: error {at[t][0]}, 16-bit work {at[t][1]}")
 
 # %% [markdown]
-# There is no cliff at 6.0. Each halving of the threshold buys about the same factor of error, and costs several times the 16-bit
-# columns: near 6 the two curves cross. The paper chose 6.0 because treating the columns beyond it was enough to bring the
-# degradation of its models close to zero (section 3.2). Yours may be another: measure it, as here; chapter 09 has the same sweep
-# in perplexity.
+# There is no cliff at 6.0. Each halving of the threshold reduces the error by about the same factor, and multiplies the
+# 16-bit columns several times: near 6 the two curves cross. The paper chose 6.0 because treating the columns beyond it
+# was enough to bring the degradation of its models close to zero (section 3.2). Your model may need another: measure
+# it, as here; chapter 09 has the same sweep in perplexity.
 #
 # ## The dial again
 #
-# Chapter 04 turned six columns up in the whole model, without changing its function, and watched vector-wise quantization collapse.
+# Chapter 04 turned six columns up in the whole model, without changing its function, and vector-wise quantization
+# collapsed.
 #
 # > **Predict.** What will LLM.int8() do, below the threshold and above it?
 
@@ -230,7 +300,13 @@ def perplexity(model):
 
 
 inputs = model_data.layer_inputs()
-read = np.stack([inputs[f"model.layers.{i}.{p}"] for i in range(30) for p in ("self_attn.q_proj", "mlp.gate_proj")])
+read = np.stack(
+    [
+        inputs[f"model.layers.{i}.{p}"]
+        for i in range(30)
+        for p in ("self_attn.q_proj", "mlp.gate_proj")
+    ]
+)
 by_size = np.abs(read).mean(axis=(0, 1)).argsort()
 columns = by_size[len(by_size) // 2 - 3 :][:6].tolist()
 reach = np.abs(read[:, :, columns]).max()
@@ -245,39 +321,64 @@ curves = {name: [] for name in methods}
 for factor in factors:
     turned = dial.turn(model, read_by, columns, factor)
     for name, options in methods.items():
-        curves[name].append(perplexity(fast.quantize_model(copy.deepcopy(turned), **options)))
+        curves[name].append(
+            perplexity(fast.quantize_model(copy.deepcopy(turned), **options))
+        )
 in_float = perplexity(model)
 
 figure, ax = plt.subplots()
-for (name, values), marker, color in zip(curves.items(), "^os", (pictures.GREEN, pictures.ORANGE, pictures.BLUE), strict=True):
-    ax.plot(reach * np.array(factors), values, marker + "-", markersize=4, color=color, label=name)
+for (name, values), marker, color in zip(
+    curves.items(), "^os", (pictures.GREEN, pictures.ORANGE, pictures.BLUE), strict=True
+):
+    ax.plot(
+        reach * np.array(factors),
+        values,
+        marker + "-",
+        markersize=4,
+        color=color,
+        label=name,
+    )
 ax.axhline(in_float, color=pictures.GREY, linestyle=":", linewidth=1.5, label="float32")
 ax.axvline(6, color=pictures.GREY, linestyle="--", linewidth=1)
-ax.set(xscale="log", xlabel="largest magnitude of the six turned columns", ylabel="perplexity (less is better)", ylim=(19, 26))
+ax.set(
+    xscale="log",
+    xlabel="largest magnitude of the six turned columns",
+    ylabel="perplexity (less is better)",
+    ylim=(19, 26),
+)
 ax.legend(loc="upper left")
 pictures.show(
     figure,
-    f"Perplexity against the size of six turned columns, cut off at 26; float32 is a dotted line at {in_float:.1f}. Vector-wise leaves the "
-    "picture beyond 6; LLM.int8() with 16-bit weights stays near the dotted line; with weights from the codes it rises slightly.",
+    "Perplexity against the size of six turned columns, cut off at 26; float32 is a "
+    f"dotted line at {in_float:.1f}. Vector-wise leaves the "
+    "picture beyond 6; LLM.int8() with 16-bit weights stays near the dotted line; with "
+    "weights from the codes it rises slightly.",
 )
-print(f"float32: {in_float:.2f}\n{'factor':<32}" + "".join(f"{factor:>11}" for factor in factors))
+print(
+    f"float32: {in_float:.2f}\n{'factor':<32}"
+    + "".join(f"{factor:>11}" for factor in factors)
+)
 for name, values in curves.items():
     print(f"{name:<32}" + "".join(f"{model_data.about(value):>11}" for value in values))
 
 # %% [markdown]
-# It holds, whatever the size of the outliers. That is the paper's result, on a model for a laptop. (The
-# [playground](../docs/playground/index.md) has a dial of this kind to turn by hand.)
+# The error stays low, whatever the size of the outliers. That is the paper's result, on a model that runs on a laptop.
+# (The [playground](../docs/playground/index.md) has such a dial to turn by hand.)
 #
-# Why does the orange line drift upwards at the end? The dial made the weights that read the six columns small. They share the scale
-# of their row with weights of ordinary size:
+# Why does the orange line rise at the end? The dial made the weights that read the six columns small. They share the
+# scale of their row with weights of ordinary size:
 
 # %%
-reader = dial.turn(model, read_by, columns, 256).get_submodule("model.layers.5.mlp.gate_proj").weight.numpy()
+reader = (
+    dial.turn(model, read_by, columns, 256)
+    .get_submodule("model.layers.5.mlp.gate_proj")
+    .weight.numpy()
+)
 zero_codes = (reference.absmax_quantize(reader, axis=-1).codes[:, columns] == 0).mean()
 print(f"of the codes of these columns, {zero_codes:.0%} are 0 at factor 256")
 
 # %% [markdown]
-# A weight whose code is 0 is gone, unless it is kept elsewhere. So where *do* the 16-bit weights come from?
+# A weight whose code is 0 is lost, unless it is kept elsewhere. So where *do* the 16-bit weights come from?
 #
 # ## Where do the 16-bit weights come from?
 #
@@ -285,28 +386,32 @@ print(f"of the codes of these columns, {zero_codes:.0%} are 0 at factor 256")
 # only codes. Two policies:
 #
 # - **dequantized**: take the columns of the codes and multiply by their scales. No second copy of W; the outlier
-#   columns carry the weight's quantization error, not the input's. The default, and what bitsandbytes does.
-# - **float**: keep the 16-bit W beside the codes. Closest to the paper; three bytes a weight.
+#   columns have the weight's quantization error, not the input's. The default, and what bitsandbytes does.
+# - **float**: keep the 16-bit W beside the codes. Closest to the paper; three bytes per weight.
 #
-# > **Predict.** On the layer of the running table, how much larger is the error of the first? How many bytes does the second keep?
+# > **Predict.** On the layer of the running table, how much larger is the error of the first? How many bytes does the
+# > second keep?
 
 # %%
 exact_y = x.astype(np.float64) @ w.T.astype(np.float64)
 for policy in ("dequantized", "float"):
     layer = Int8Linear.from_float(w, outlier_weight=policy)
     size = w.size + 4 * len(w) + (2 * w.size if policy == "float" else 0)
-    print(f"{policy:<12} error of Y {running_table.error(layer(x), exact_y):.3%}, bytes of W {size:>9,} ({size / w.size:.2f} a weight)")
+    print(
+        f"{policy:<12} error of Y {running_table.error(layer(x), exact_y):.3%}, bytes "
+        f"of W {size:>9,} ({size / w.size:.2f} per weight)"
+    )
 
 # %% [markdown]
-# A tenth more error against three times the memory: on a real layer, whose weights nobody has shrunk, the codes are good enough.
-# That is why they are the default. The time of both is in chapter 09.
+# A tenth more error against three times the memory: on a real layer, whose weights were not scaled down by a dial, the
+# codes are precise enough. That is why they are the default. The time of both is in chapter 09.
 #
 # ## What does the rest of the batch do to my tokens?
 #
 # A column is an outlier if *any* row reaches the threshold: the whole batch decides. So the more rows are computed
-# together, the more columns go to 16 bits, and the result of a row depends on its company.
+# together, the more columns go to 16 bits, and the result of a row depends on the other rows.
 #
-# > **Predict.** Does company make a row's result better or worse?
+# > **Predict.** Do other rows make a row's result better or worse?
 
 # %%
 sizes = 2 ** np.arange(10)
@@ -316,14 +421,23 @@ for name, marker in (
     ("model.layers.27.mlp.down_proj", "^"),
     ("model.layers.27.self_attn.q_proj", "s"),
 ):
-    counts = [int(reference.outlier_columns(inputs[name][-rows:]).sum()) for rows in sizes]
-    ax.plot(sizes, counts, marker + "-", markersize=4, label=f"{name.removeprefix('model.layers.')} (of {inputs[name].shape[1]})")
+    counts = [
+        int(reference.outlier_columns(inputs[name][-rows:]).sum()) for rows in sizes
+    ]
+    ax.plot(
+        sizes,
+        counts,
+        marker + "-",
+        markersize=4,
+        label=f"{name.removeprefix('model.layers.')} (of {inputs[name].shape[1]})",
+    )
     print(f"{name}: {dict(zip(sizes.tolist(), counts, strict=True))}")
 ax.set(xscale="log", xlabel="rows computed together", ylabel="outlier columns")
 ax.legend()
 pictures.show(
     figure,
-    "Outlier columns against the number of rows in the batch: two down_proj layers climb steadily with "
+    "Outlier columns against the number of rows in the batch: two down_proj layers "
+    "climb steadily with "
     "every doubling, q_proj stays at one column.",
 )
 
@@ -332,21 +446,31 @@ xb, wb = model_data.layer(name)
 exact_b = xb.astype(np.float64) @ wb.T.astype(np.float64)
 together = reference.llm_int8_matmul(xb, wb)
 alone = np.concatenate([reference.llm_int8_matmul(row[None], wb) for row in xb[-64:]])
-print(f"\nthe last 64 rows, computed together with all: error {running_table.error(together[-64:], exact_b[-64:]):.2%}")
-print(f"the same rows, each computed alone:           error {running_table.error(alone, exact_b[-64:]):.2%}")
-print(f"rows whose result differs: {int((together[-64:] != alone).any(axis=1).sum())} of 64")
+print(
+    "\nthe last 64 rows, computed together with all: error "
+    f"{running_table.error(together[-64:], exact_b[-64:]):.2%}"
+)
+print(
+    "the same rows, each computed alone:           error "
+    f"{running_table.error(alone, exact_b[-64:]):.2%}"
+)
+print(
+    f"rows whose result differs: {int((together[-64:] != alone).any(axis=1).sum())} of "
+    "64"
+)
 
 # %% [markdown]
-# Systematic outliers, as in `q_proj`, are in every row, so company changes nothing. Scattered ones, as in
-# `down_proj`, add up. A row in company gets more 16-bit columns than it needs, so its error tends to fall, and its
-# results are not reproducible from one batch to another. Who needs reproducible results has to fix the batch, or turn
-# decomposition off.
+# Systematic outliers, as in `q_proj`, are in every row, so other rows change nothing. Scattered ones, as in
+# `down_proj`, accumulate. In a batch, a row gets more 16-bit columns than it needs, so its error tends to fall, and its
+# result is not reproducible from one batch to another. For reproducible results, fix the batch or turn decomposition
+# off.
 #
-# ## Absmax or zeropoint, second half
+# ## Absmax or zeropoint, continued
 #
-# Chapter 02 found zeropoint's step finer on one-sided inputs, and blamed outliers. Now these can be taken out.
+# Chapter 02 found that zeropoint's step is finer on one-sided inputs, because of outliers. Now we can take these out.
 #
-# > **Predict.** Over the 210 layers, how much smaller is zeropoint's error vector-wise? And with the outlier columns in 16 bits?
+# > **Predict.** Over the 210 layers, how much smaller is zeropoint's error vector-wise? And with the outlier columns in
+# > 16 bits?
 
 # %%
 ratios = {"vector-wise": [], "LLM.int8()": []}
@@ -354,58 +478,88 @@ for name in (name for name in inputs if name != "lm_head"):
     xa, wa = inputs[name][:64], model.get_submodule(name).weight.numpy()
     exact_a = xa.astype(np.float64) @ wa.T.astype(np.float64)
     for how, threshold in (("vector-wise", None), ("LLM.int8()", 6.0)):
-        errors = [running_table.error(reference.llm_int8_matmul(xa, wa, threshold, q), exact_a) for q in ("absmax", "zeropoint")]
+        errors = [
+            running_table.error(
+                reference.llm_int8_matmul(xa, wa, threshold, q), exact_a
+            )
+            for q in ("absmax", "zeropoint")
+        ]
         ratios[how].append(errors[1] / errors[0])
 figure, ax = plt.subplots()
 bins = np.linspace(0.5, 1.1, 31)
-for (how, values), color in zip(ratios.items(), (pictures.BLUE, pictures.ORANGE), strict=True):
+for (how, values), color in zip(
+    ratios.items(), (pictures.BLUE, pictures.ORANGE), strict=True
+):
     ax.hist(values, bins, color=color, alpha=0.6, label=how)
-ax.set(xlabel="error of Y with zeropoint / with absmax", ylabel="linear layers", title="210 layers, 64 positions")
+ax.set(
+    xlabel="error of Y with zeropoint / with absmax",
+    ylabel="linear layers",
+    title="210 layers, 64 positions",
+)
 ax.legend()
 pictures.show(
     figure,
-    f"Histogram over the layers of zeropoint's error divided by absmax's. Vector-wise: median {np.median(ratios['vector-wise']):.2f}. "
+    "Histogram over the layers of zeropoint's error divided by absmax's. Vector-wise: "
+    f"median {np.median(ratios['vector-wise']):.2f}. "
     f"LLM.int8(): median {np.median(ratios['LLM.int8()']):.2f}.",
 )
 for how, values in ratios.items():
     low, middle, high = np.percentile(values, [10, 50, 90])
-    print(f"{how:<12} zeropoint has {middle:.2f} of absmax's error in the median layer; 80 % of the layers {low:.2f} to {high:.2f}")
+    print(
+        f"{how:<12} zeropoint has {middle:.2f} of absmax's error in the median layer; "
+        f"80 % of the layers {low:.2f} to {high:.2f}"
+    )
 
 # %% [markdown]
-# Zeropoint is the better quantizer, by about a quarter before and a sixth after: with the outliers most of the one-sidedness goes. Its
-# price is the corrections in every product and a wider accumulator; absmax with decomposition is the method of the paper, and what
-# the rest of this tutorial runs. Perplexity by both: chapter 09.
+# Zeropoint's error is smaller by about a quarter before decomposition and a sixth after: without the outliers, inputs
+# are much less one-sided. Its price is the corrections in every product and a wider accumulator. Absmax with
+# decomposition is the method of the paper, and the rest of this tutorial uses it. Perplexity by both: chapter 09.
 #
 # ## The law
 #
-# Two ends and a direction. Without a threshold the method is the vector-wise product, bit for bit. With threshold 0
-# every column is an outlier, and it is the float product. And raising the threshold never adds a column (chapter 04).
+# Without a threshold the method is the vector-wise product, bit for bit. With threshold 0 every column is an outlier
+# column, and it is the float product. Raising the threshold never adds a column (chapter 04).
 #
-# And a bound: the regular columns err as in chapter 03, with the smaller scales that are left to them; the outlier columns do not.
+# And there is a bound: the regular columns have the errors of chapter 03, with their own, smaller scales; the outlier
+# columns have no quantization error of X.
 #
-# > **Predict.** How much smaller than the vector-wise bound is it on the real layer?
+# > **Predict.** On the real layer, how much smaller is it than the vector-wise bound?
 
 # %%
-assert np.array_equal(reference.llm_int8_matmul(x, w, None), reference.quantized_matmul(x, w))
-assert np.array_equal(reference.llm_int8_matmul(x, w, np.inf), reference.quantized_matmul(x, w))
+assert np.array_equal(
+    reference.llm_int8_matmul(x, w, None), reference.quantized_matmul(x, w)
+)
+assert np.array_equal(
+    reference.llm_int8_matmul(x, w, np.inf), reference.quantized_matmul(x, w)
+)
 assert np.array_equal(reference.llm_int8_matmul(x, w, 0), x @ w.T)
 print("threshold None: the vector-wise product; threshold 0: the float product")
 
 bound = bounds.llm_int8_matmul_bound(x, w)
-assert (np.abs(reference.llm_int8_matmul(x, w) - x.astype(np.float64) @ w.T.astype(np.float64)) <= bound).all()
+assert (
+    np.abs(
+        reference.llm_int8_matmul(x, w) - x.astype(np.float64) @ w.T.astype(np.float64)
+    )
+    <= bound
+).all()
 vectorwise_bound = bounds.llm_int8_matmul_bound(x, w, None)
-print(f"median bound of an entry of Y: vector-wise {np.median(vectorwise_bound):.1f}, LLM.int8() {np.median(bound):.1f}")
+print(
+    f"median bound of an entry of Y: vector-wise {np.median(vectorwise_bound):.1f}, "
+    f"LLM.int8() {np.median(bound):.1f}"
+)
 
 # %% [markdown]
 # ## Break it
 #
-# > **Predict.** The first mistake forgets to clear the outlier columns before quantizing. Is the result a little
-# > worse, or plainly wrong?
+# > **Predict.** The first mistake forgets to clear the outlier columns before quantizing. Is the result a little worse,
+# > or plainly wrong?
 
 # %%
 twice = reference.quantized_matmul(X, W) + float_part
 negative = X * np.array([1, 1, -1, 1], np.float32)
-print("not cleared, so counted twice:", f"error {running_table.error(twice, exact):.1%}")
+print(
+    "not cleared, so counted twice:", f"error {running_table.error(twice, exact):.1%}"
+)
 print(
     "signed comparison, the outliers negative: columns found",
     int((negative >= 6).any(axis=0).sum()),
@@ -414,7 +568,8 @@ print(
 )
 
 # %% [markdown]
-# A third is not in the algorithm but before it. Some implementations convert every input to float16 first. Its
+# A third mistake comes before the algorithm: some implementations, such as
+# [bitsandbytes](https://github.com/bitsandbytes-foundation/bitsandbytes), convert every input to float16 first. Its
 # largest number is 65504, and outliers are what is large:
 
 # %%
@@ -423,7 +578,10 @@ large[1, 2] = 70000
 with np.errstate(all="ignore"):
     print("as float16:", large.astype(np.float16)[1])
     print("Y in float32:           ", reference.llm_int8_matmul(large, W)[1].round())
-    print("Y through float16 first:", reference.llm_int8_matmul(large.astype(np.float16), W)[1])
+    print(
+        "Y through float16 first:",
+        reference.llm_int8_matmul(large.astype(np.float16), W)[1],
+    )
 
 # %% [markdown]
 # The contract widens every input to float32 and never narrows one.
@@ -438,7 +596,8 @@ running_table.show(x, w, chapter=5)
 #
 # ## Exercise
 #
-# Write `my_llm_int8(x, w, threshold)`. You may use your `my_vectorwise` from chapter 03, or `reference.quantized_matmul`.
+# Write `my_llm_int8(x, w, threshold)`. You may use your `my_vectorwise` from chapter 03, or
+# `reference.quantized_matmul`.
 
 
 # %%
@@ -462,9 +621,10 @@ checks.decomposition(my_llm_int8)
 #
 # ## Three lines to remember
 #
-# 1. Columns with an entry of magnitude 6 or more go to 16 bits, the others to int8; the results are added.
-# 2. Clear the outlier columns before quantizing: then they set no scale, and are not counted twice.
-# 3. Which columns these are, the batch decides, anew at every call.
+# 1. Columns with an entry of magnitude 6 or more are computed in 16 bits (as they arrived), the others in int8; the
+#    results are added.
+# 2. Clear the outlier columns before quantizing, so that they set no scale and are not counted twice.
+# 3. The batch decides which columns these are, at every call.
 #
-# You can now derive LLM.int8(). **Read on:** [06, a Triton kernel from nothing](06_quantize_kernel.ipynb), or, to
-# stay with models, [08](08_layer_and_model.ipynb). The paper: section 3.2.
+# You can now derive LLM.int8(). **Read on:** [06, a Triton kernel from nothing](06_quantize_kernel.ipynb), or, to stay
+# with models, [08](08_layer_and_model.ipynb). The paper: section 3.2.

@@ -20,7 +20,7 @@
 # leave with** a kernel of your own that agrees with the reference bit for bit.
 #
 # No GPU is needed: with `TRITON_INTERPRET=1`, set *before* Triton is imported, Triton runs kernels on the CPU, one
-# program after the other, with NumPy. Slowly, and with the results that count here.
+# program after the other, with NumPy. It is slow, but the results are the same.
 
 # %%
 import os
@@ -36,7 +36,8 @@ from matplotlib import pyplot as plt
 import fast
 import reference
 from fast.kernels import arithmetic, quantization
-from tutorials import kernel_checks, model_data, pictures, source
+from tutorials import model_data, pictures, source
+from tutorials.checks import kernel_checks
 from tutorials.example import X
 
 np.set_printoptions(precision=4, suppress=True)
@@ -45,19 +46,19 @@ np.set_printoptions(precision=4, suppress=True)
 # ## The idea
 #
 # A GPU runs thousands of **programs** at once. All run the same code, the *kernel*; each has a number, its **program
-# id**, and works on its own part of the data. A matrix lies in the GPU's main memory; a program loads a **block** of
-# it into registers, computes there, and stores a block of results.
+# id**, and works on its own part of the data. A matrix lies in the GPU's main memory; a program loads a **block** of it
+# into registers, computes there, and stores a block of results.
 #
-# Arithmetic on registers is nearly free. Loads and stores are what costs: by its data sheet an H100 does some 20 float32 operations
-# in the time in which it moves one byte. So the plan for quantizing is: one program a row, each entry **loaded once**,
-# the largest magnitude and the codes computed in registers, each code **stored once**.
+# Arithmetic on registers is nearly free. Loads and stores are expensive: by its data sheet, an H100 does about 20
+# float32 operations in the time that it takes to move one byte. So the plan for quantizing is: one program per row,
+# each entry **loaded once**, the largest magnitude and the codes computed in registers, each code **stored once**.
 #
-# > **Predict.** With float16 input, how many bytes an entry does the fused kernel move? And five separate steps: |x|,
+# > **Predict.** With float16 input, how many bytes per entry does the fused kernel move? And five separate steps: |x|,
 # > the maximum, the product, the rounding, the cast?
 
 # %%
 m, k = 4096, 4096
-steps = [  # bytes read and written an entry, with float32 intermediate results
+steps = [  # bytes read and written per entry; intermediate results are float32
     ("|x|", 2, 4),
     ("maximum", 4, 0),
     ("x * inverse", 2, 4),
@@ -73,30 +74,48 @@ for (name, r, w), color in zip(steps, pictures.COLORS, strict=True):
     ax.text(left + (r + w) / 2, 1.45, name, ha="center", va="bottom", fontsize=8.5)
     left += r + w
 ax.barh(0, fused, color=pictures.BLUE, alpha=0.6)
-ax.text(fused + 0.3, 0, f"{fused} bytes an entry: {pictures.quantity(fused * m * k)} for {m} x {k}", va="center")
-ax.text(separate + 0.3, 1, f"{separate} bytes:\n{pictures.quantity(separate * m * k)}", va="center")
-ax.set(yticks=[0, 1], yticklabels=["one kernel", "five steps"], xlabel="bytes moved an entry", xlim=(0, separate + 6), ylim=(-0.6, 2))
+ax.text(
+    fused + 0.3,
+    0,
+    f"{fused} bytes per entry: {pictures.quantity(fused * m * k)} for {m} x {k}",
+    va="center",
+)
+ax.text(
+    separate + 0.3,
+    1,
+    f"{separate} bytes:\n{pictures.quantity(separate * m * k)}",
+    va="center",
+)
+ax.set(
+    yticks=[0, 1],
+    yticklabels=["one kernel", "five steps"],
+    xlabel="bytes moved per entry",
+    xlim=(0, separate + 6),
+    ylim=(-0.6, 2),
+)
 ax.grid(False)
 pictures.show(
     figure,
-    f"Bytes moved for each entry: five separate steps {separate}, one fused kernel {fused}. For a {m} by {k} float16 matrix that is "
-    f"{pictures.quantity(separate * m * k)} against {pictures.quantity(fused * m * k)}.",
+    f"Bytes moved for each entry: five separate steps {separate}, one fused kernel "
+    f"{fused}. For a {m} by {k} float16 matrix that is "
+    f"{pictures.quantity(separate * m * k)} against "
+    f"{pictures.quantity(fused * m * k)}.",
 )
 
 # %% [markdown]
 # ## The formula
 #
-# That of chapter 01, with a row of X as the slice; one program computes it for one $m$:
+# The formula of chapter 01, with a row of X as the slice; one program computes it for one $m$:
 #
 # $$ a = \max_k |X_{mk}|, \qquad s_m = \frac{a}{127}, \qquad q_{mk} = \operatorname{rint}\!\left( X_{mk} \cdot \tfrac{127}{a} \right) $$
 #
 # ## Step 1: pointers
 #
 # A kernel gets no arrays but *pointers* to their first entries. The entry in row $m$ and column $k$ of a matrix lies
-# `stride * m + k` entries further, where the stride is the distance between rows. A block of pointers is a pointer
-# plus a block of offsets: `tl.arange(0, 4)` is (0, 1, 2, 3).
+# `stride * m + k` entries further, where the stride is the distance between rows. A block of pointers is a pointer plus
+# a block of offsets: `tl.arange(0, 4)` is (0, 1, 2, 3).
 #
-# The kernel below copies a matrix, one program a row. `tl.constexpr` marks what is known when the kernel is compiled;
+# The kernel below copies a matrix, one program per row. `tl.constexpr` marks what is known when the kernel is compiled;
 # a block's size has to be, and has to be a power of two.
 #
 # > **Predict.** In the 4 x 4 example, which program touches 8.89, and at which offset from the start of X?
@@ -123,11 +142,18 @@ for i, value in enumerate(X.ravel()):
     ax.text(i + 0.47, 0.4, f"{value:g}", ha="center", va="center", fontsize=9)
     ax.text(i + 0.47, -0.3, i, ha="center", va="center", fontsize=8)
 for program in range(4):
-    ax.text(4 * program + 2, 1.1, f"program {program}: x + {program} * 4 + (0, 1, 2, 3)", ha="center", fontsize=8)
+    ax.text(
+        4 * program + 2,
+        1.1,
+        f"program {program}: x + {program} * 4 + (0, 1, 2, 3)",
+        ha="center",
+        fontsize=8,
+    )
 pictures.blank(ax, (-0.1, 16.1), (-0.5, 1.4))
 pictures.show(
     figure,
-    "The 16 entries of X in a row, as they lie in memory, with their offsets 0 to 15 below. Program 0 "
+    "The 16 entries of X in a row, as they lie in memory, with their offsets 0 to 15 "
+    "below. Program 0 "
     "owns offsets 0 to 3, program 1 4 to 7, program 2 8 to 11, "
     "program 3 12 to 15; 8.89 is at offset 14.",
 )
@@ -136,7 +162,7 @@ pictures.show(
 # ## Step 2: a mask
 #
 # K is seldom a power of two. The block is then larger than the row, and its last lanes point past the end: into the
-# next row, or out of the matrix. A **mask** says which lanes count; `other` is what the rest get.
+# next row, or out of the matrix. A **mask** says which lanes are active; the others get the value `other`.
 #
 # > **Predict.** For the largest magnitude, what should `other` be? What would happen without the mask?
 
@@ -147,7 +173,11 @@ def row_absmax(x, absmax, K, stride, BLOCK_K: tl.constexpr, MASKED: tl.constexpr
     row = tl.program_id(0)
     columns = tl.arange(0, BLOCK_K)
     start = x + row * stride
-    values = tl.load(start + columns, mask=columns < K, other=0.0) if MASKED else tl.load(start + columns)
+    values = (
+        tl.load(start + columns, mask=columns < K, other=0.0)
+        if MASKED
+        else tl.load(start + columns)
+    )
     tl.store(absmax + row, tl.max(tl.abs(values), axis=0))
 
 
@@ -159,8 +189,8 @@ for masked in (True, False):
 print("NumPy   ", np.abs(X[:, :3]).max(axis=1))
 
 # %% [markdown]
-# Both agree, and that is the worst a bug can do: the fourth column happens to hold nothing large. Bugs of this kind
-# have to be *provoked*; the checker below, like the test suite, fills everything beyond the matrix with huge numbers.
+# Both agree, although the second is wrong: the fourth column happens to have no large entry. Bugs of this kind have to
+# be *provoked*; the checker below, like the test suite, fills everything beyond the matrix with huge numbers.
 
 # %%
 poisoned = torch.full((4, 4), 1e30)
@@ -188,9 +218,8 @@ assert np.array_equal((many + magic) - magic, np.rint(many))
 print("a million random numbers: equal to rint")
 
 # %% [markdown]
-# It costs two additions, which is nothing. One thing is to be watched: a compiler that may fuse `x * inverse + magic`
-# into one operation with one rounding changes the result near ties. The launches in `fast` forbid it
-# (`enable_fp_fusion=False`).
+# It costs two additions, which is nothing. One caveat: a compiler that fuses `x * inverse + magic` into one operation
+# with one rounding changes the result near ties. The launches in `fast` disable this (`enable_fp_fusion=False`).
 #
 # ## Step 4: all of it
 #
@@ -203,7 +232,9 @@ def quantize_rows(x, codes, scale, K, stride, BLOCK_K: tl.constexpr):
     row = tl.program_id(0)
     columns = tl.arange(0, BLOCK_K)
     inside = columns < K
-    values = tl.load(x + row * stride + columns, mask=inside, other=0.0).to(tl.float32)  # the only load
+    values = tl.load(x + row * stride + columns, mask=inside, other=0.0).to(
+        tl.float32
+    )  # the only load
 
     absmax = tl.max(tl.abs(values), axis=0)
     usable = absmax >= 2.0**-100
@@ -211,7 +242,9 @@ def quantize_rows(x, codes, scale, K, stride, BLOCK_K: tl.constexpr):
     inverse = tl.where(usable, tl.math.div_rn(1.0, safe) * 127.0, 0.0)
 
     steps = (values * inverse + 12582912.0) - 12582912.0  # 1.5 * 2**23
-    tl.store(codes + row * K + columns, steps.to(tl.int8), mask=inside)  # the only store of K entries
+    tl.store(
+        codes + row * K + columns, steps.to(tl.int8), mask=inside
+    )  # the only store of K entries
     tl.store(scale + row, tl.where(usable, tl.math.div_rn(safe, 127.0), 0.0))
 
 
@@ -232,12 +265,24 @@ print(codes.numpy(), scale.numpy().ravel())
 
 # %%
 def agrees(m, k, seed, dtype):
-    values = torch.from_numpy(np.random.default_rng(seed).normal(size=(m, k + 3)).astype(np.float32)).to(dtype)[:, :k]
+    values = torch.from_numpy(
+        np.random.default_rng(seed).normal(size=(m, k + 3)).astype(np.float32)
+    ).to(dtype)[:, :k]
     codes = torch.full((m, k), -99, dtype=torch.int8)
     scale = torch.full((m, 1), torch.nan)
-    quantize_rows[(m,)](values, codes, scale, k, values.stride(0), BLOCK_K=triton.next_power_of_2(k), enable_fp_fusion=False)
+    quantize_rows[(m,)](
+        values,
+        codes,
+        scale,
+        k,
+        values.stride(0),
+        BLOCK_K=triton.next_power_of_2(k),
+        enable_fp_fusion=False,
+    )
     right = reference.absmax_quantize(values.float().numpy(), axis=-1)
-    return np.array_equal(codes.numpy(), right.codes) and np.array_equal(scale.numpy(), right.scale)
+    return np.array_equal(codes.numpy(), right.codes) and np.array_equal(
+        scale.numpy(), right.scale
+    )
 
 
 cases = [
@@ -260,62 +305,98 @@ print(f"{len(cases)} cases: codes and scales equal, bit for bit")
 real = torch.from_numpy(model_data.layer_inputs()["model.layers.11.mlp.down_proj"])
 m, k = real.shape
 codes, scale = torch.full((m, k), -99, dtype=torch.int8), torch.full((m, 1), torch.nan)
-quantize_rows[(m,)](real, codes, scale, k, real.stride(0), BLOCK_K=triton.next_power_of_2(k), enable_fp_fusion=False)
+quantize_rows[(m,)](
+    real,
+    codes,
+    scale,
+    k,
+    real.stride(0),
+    BLOCK_K=triton.next_power_of_2(k),
+    enable_fp_fusion=False,
+)
 right = reference.absmax_quantize(real.numpy(), axis=-1)
 assert np.array_equal(codes.numpy(), right.codes)
 assert np.array_equal(scale.numpy(), right.scale)
 
 figure, ax = plt.subplots()
 ax.plot(scale.numpy().ravel(), ".", color=pictures.BLUE, markersize=4)
-ax.set(yscale="log", xlabel="position = program", ylabel="scale (one step)", title="down_proj, block 11")
+ax.set(
+    yscale="log",
+    xlabel="position = program",
+    ylabel="scale (one step)",
+    title="down_proj, block 11",
+)
 pictures.show(
     figure,
-    f"The scale of each of {m} positions, logarithmic. The first has {scale[0].item():.2g}; the others lie around "
-    f"{scale.median().item():.2g}, the largest of them at {scale[1:].max().item():.2g}.",
+    f"The scale of each of {m} positions, logarithmic. The first has "
+    f"{scale[0].item():.2g}; the others lie around "
+    f"{scale.median().item():.2g}, the largest of them at "
+    f"{scale[1:].max().item():.2g}.",
 )
-print(f"{m} programs: equal, bit for bit. Scale of position 0: {scale[0].item():.2f}; median of all: {scale.median().item():.4f}")
+print(
+    f"{m} programs: equal, bit for bit. Scale of position 0: {scale[0].item():.2f}; "
+    f"median of all: {scale.median().item():.4f}"
+)
 
 # %% [markdown]
-# The first token of a text carries magnitudes of its own in many language models ([Sun et al., 2024](https://arxiv.org/abs/2402.17762)).
-# With one scale for the whole tensor it would decide about all 512 positions; here it decides about itself.
+# The first token of a text carries magnitudes of its own in many language models
+# ([Sun et al., 2024](https://arxiv.org/abs/2402.17762)). With one scale for the whole tensor it would set the precision
+# of all 512 positions; here it sets only its own.
 #
 # ## The kernel of `fast`
 #
-# Side by side: the formula, NumPy, and Triton as it stands in `fast/kernels`, each line taken from its file.
+# Side by side: the formula, NumPy, and Triton as in `fast/kernels`, each line taken from its file.
 
 # %%
 source.beside(
-    (r"a = \max \lvert x \rvert", (reference.absmax.absolute_maximum, "return"), (quantization._quantize_blocks, "up = tl.max(all_up")),
+    (
+        r"a = \max \lvert x \rvert",
+        (reference.absmax.absolute_maximum, "return"),
+        (quantization.quantize_blocks, "up = tl.max(all_up"),
+    ),
     (
         r"\text{usable: } a \ge 2^{-100}",
-        (reference.absmax._inverse_and_scale, "usable ="),
+        (reference.absmax.inverse_and_scale, "usable ="),
         (arithmetic.parameters, "usable ="),
     ),
     (
         r"\mathrm{inverse} = (1 / a) \cdot 127",
-        (reference.absmax._inverse_and_scale, "inverse ="),
+        (reference.absmax.inverse_and_scale, "inverse ="),
         (arithmetic.parameters, "inverse ="),
     ),
-    (r"s = a / 127", (reference.absmax._inverse_and_scale, "scale ="), (arithmetic.parameters, "scale =")),
-    (r"q = \operatorname{rint}(x \cdot \mathrm{inverse})", (reference.absmax.encode, "codes ="), (arithmetic.encode, "steps =")),
+    (
+        r"s = a / 127",
+        (reference.absmax.inverse_and_scale, "scale ="),
+        (arithmetic.parameters, "scale ="),
+    ),
+    (
+        r"q = \operatorname{rint}(x \cdot \mathrm{inverse})",
+        (reference.absmax.encode, "codes ="),
+        (arithmetic.encode, "steps ="),
+    ),
 )
 
 # %% [markdown]
 # And the functions they come from:
 
 # %%
-source.show(arithmetic.round_to_integer, arithmetic.magnitudes, arithmetic.parameters, arithmetic.encode)
+source.show(
+    arithmetic.round_to_integer,
+    arithmetic.magnitudes,
+    arithmetic.parameters,
+    arithmetic.encode,
+)
 
 # %% [markdown]
 # `above` and `below` are the bits of the largest magnitudes on either side of zero, read as integers: bits of
-# non-negative floats sort as the numbers do, with infinity and NaN on top. One integer maximum thus finds both the
-# extreme and whether the slice is finite. Zeropoint needs both sides; absmax one.
+# non-negative floats sort as the numbers do, with infinity and NaN on top. One integer maximum thus finds the extreme
+# and whether the slice is finite. Zeropoint needs both sides, absmax one.
 #
-# Then the kernel around it. What it has beyond ours: several rows a program, rows too long for registers (read
-# twice), outlier columns left out (`flags`), one scale for the whole tensor (`above`, `below` given), and zeropoint.
+# Then the kernel around it. It also handles several rows per program, rows too long for registers (read twice), outlier
+# columns left out (`flags`), one scale for the whole tensor (`above`, `below` given), and zeropoint.
 
 # %%
-source.show(quantization._quantize_blocks)
+source.show(quantization.quantize_blocks)
 
 # %% [markdown]
 # ## The same call on `fast`
@@ -328,14 +409,16 @@ for quantizer in ("absmax", "zeropoint"):
         mine = getattr(reference, f"{quantizer}_quantize")(X, axis)
         with fast.backend("triton"):
             theirs = getattr(fast, f"{quantizer}_quantize")(x, axis)
-        assert all(np.array_equal(a, b.numpy()) for a, b in zip(mine, theirs, strict=True))
-print("absmax and zeropoint, one scale and one a row: equal, bit for bit")
+        assert all(
+            np.array_equal(a, b.numpy()) for a, b in zip(mine, theirs, strict=True)
+        )
+print("absmax and zeropoint, one scale and one per row: equal, bit for bit")
 
 # %% [markdown]
 # ## The law
 #
 # Codes and scales equal those of the reference, bit for bit, for every shape, stride and dtype; nothing outside the
-# result is written. There is no tolerance to choose. `tests/test_kernels.py` draws the shapes and poisons the buffers.
+# result is written. There is no tolerance. `tests/test_kernels.py` draws the shapes and poisons the buffers.
 #
 # ## Break it
 #
@@ -349,48 +432,74 @@ def broken_rows(x, codes, scale, K, stride, BLOCK_K: tl.constexpr, HOW: tl.const
     columns = tl.arange(0, BLOCK_K)
     inside = columns < K
     start = x + row * (K if HOW == "stride" else stride)
-    values = tl.load(start + columns) if HOW == "mask" else tl.load(start + columns, mask=inside, other=0.0)
+    values = (
+        tl.load(start + columns)
+        if HOW == "mask"
+        else tl.load(start + columns, mask=inside, other=0.0)
+    )
     absmax = tl.max(values, axis=0) if HOW == "sign" else tl.max(tl.abs(values), axis=0)
     inverse = tl.math.div_rn(1.0, absmax) * 127.0
-    steps = values * inverse if HOW == "truncation" else (values * inverse + 12582912.0) - 12582912.0
+    steps = (
+        values * inverse
+        if HOW == "truncation"
+        else (values * inverse + 12582912.0) - 12582912.0
+    )
     tl.store(codes + row * K + columns, steps.to(tl.int8), mask=inside)
     tl.store(scale + row, tl.math.div_rn(absmax, 127.0))
 
 
 def wrong_codes(values, how):
     m, k = values.shape
-    codes, scale = torch.full((m, k), -99, dtype=torch.int8), torch.full((m, 1), torch.nan)
+    codes, scale = (
+        torch.full((m, k), -99, dtype=torch.int8),
+        torch.full((m, 1), torch.nan),
+    )
     with np.errstate(all="ignore"):
-        broken_rows[(m,)](values, codes, scale, k, values.stride(0), BLOCK_K=triton.next_power_of_2(k), HOW=how, enable_fp_fusion=False)
-    return int((codes.numpy() != reference.absmax_quantize(values.numpy(), axis=-1).codes).sum())
+        broken_rows[(m,)](
+            values,
+            codes,
+            scale,
+            k,
+            values.stride(0),
+            BLOCK_K=triton.next_power_of_2(k),
+            HOW=how,
+            enable_fp_fusion=False,
+        )
+    return int(
+        (
+            codes.numpy() != reference.absmax_quantize(values.numpy(), axis=-1).codes
+        ).sum()
+    )
 
 
 data = {"4 x 4": x, "padded, K = 3": poisoned[:, :3]}
 print(f"{'wrong codes':<14}" + "".join(f"{name:>16}" for name in data))
 for how in ("truncation", "sign", "mask", "stride"):
-    print(f"{how:<14}" + "".join(f"{wrong_codes(values, how):>16}" for values in data.values()))
+    print(
+        f"{how:<14}"
+        + "".join(f"{wrong_codes(values, how):>16}" for values in data.values())
+    )
 
 # %% [markdown]
 # On a square, packed, well-behaved matrix half of the bugs are invisible. A fifth is missing from the table: without
-# the guard a zero row computes 0 x infinity = NaN, and what integer a NaN becomes differs from machine to machine.
-# That it may be 0 on yours is no comfort.
+# the guard a zero row computes 0 x infinity = NaN, and which integer a NaN becomes differs from machine to machine. On
+# yours it may happen to be 0.
 #
 # ## The running table
 #
-# No new line for the error: a kernel changes speed, not results, and that is the point of comparing bit for bit. What it
-# saves is traffic. The times are in chapter 09.
+# No new line for the error: a kernel changes speed, not results, as the bit-for-bit comparison shows. It saves memory
+# traffic. The times are in chapter 09.
 
 # %%
-print(f"{'quantizing X':<16} bytes moved an entry")
+print(f"{'quantizing X':<16} bytes moved per entry")
 print(f"{'five steps':<16} {separate:>5}")
 print(f"{'one kernel':<16} {fused:>5}   <- new")
 
 # %% [markdown]
 # ## Exercise
 #
-# Write `my_quantize_rows`. It is launched with one program a row. `x`: (M, K) float32, rows `stride` apart; `codes`:
-# (M, K) int8, packed; `scale`: (M,) float32; `BLOCK_K` is a power of two, at least K. Try it without looking at step
-# 4.
+# Write `my_quantize_rows`. It is launched with one program per row. `x`: (M, K) float32, rows `stride` apart; `codes`:
+# (M, K) int8, packed; `scale`: (M,) float32; `BLOCK_K` is a power of two, at least K. Try it without looking at step 4.
 
 
 # %%
@@ -425,7 +534,7 @@ kernel_checks.quantize_rows(my_quantize_rows)
 # ## Three lines to remember
 #
 # 1. A program owns a block: load it once, compute in registers, store once. Bytes moved are what counts.
-# 2. Every load whose lanes matter has a mask and an `other`; every store has a mask.
-# 3. A kernel is right if it equals the reference on shapes, strides and data made to break it.
+# 2. Every load that may reach beyond the row has a mask and an `other`; every store has a mask.
+# 3. A kernel is right if it equals the reference on shapes, strides and data chosen to break it.
 #
 # **Read on:** [07, the product kernel](07_product_kernel.ipynb). The code: `fast/kernels/quantization.py`.

@@ -16,8 +16,8 @@
 # **Question.** LLM.int8() is an int8 product, a float product, two sets of scales, a bias and a sum. How does one
 # kernel compute all of it, and why should it be one?
 #
-# **You need** [05](05_decomposition.ipynb) and [06](06_quantize_kernel.ipynb). **Time:** 19 minutes. **You leave
-# with** a product kernel built in three steps, and the ability to read the one in `fast/kernels/product.py`.
+# **You need** [05](05_decomposition.ipynb) and [06](06_quantize_kernel.ipynb). **Time:** 19 minutes. **You leave with**
+# a product kernel built in three steps, and the ability to read the one in `fast/kernels/product.py`.
 
 # %%
 import os
@@ -33,7 +33,8 @@ from matplotlib import pyplot as plt
 import fast
 import reference
 from fast.kernels import product
-from tutorials import kernel_checks, model_data, pictures, source
+from tutorials import model_data, pictures, source
+from tutorials.checks import kernel_checks
 from tutorials.example import W, X
 
 np.set_printoptions(precision=4, suppress=True)
@@ -42,21 +43,27 @@ np.set_printoptions(precision=4, suppress=True)
 # ## The idea
 #
 # Every entry of Y needs a row of X and a row of W. One program for each entry would read $2K$ bytes for $K$
-# multiply-adds: half a multiply-add a byte, and the memory could never keep up.
+# multiply-adds: half a multiply-add per byte, far more traffic than memory can deliver.
 #
-# A program therefore owns a **tile** of Y, say 128 x 128. It walks along K in blocks: load 128 x BLOCK_K codes of X,
-# as many of W, multiply the two blocks on the matrix unit, and add to 128 x 128 **accumulators**, which stay in
-# registers all the time. Each code loaded is used 128 times.
+# A program therefore owns a **tile** of Y, say 128 x 128. It loops over K in blocks: load 128 x BLOCK_K codes of X, as
+# many of W, multiply the two blocks on the matrix unit, and add to 128 x 128 **accumulators**, which stay in registers
+# all the time. Each code loaded is used 128 times.
 #
-# > **Predict.** M = N = K = 4096. How often is each code of X read, with one program an entry, and with tiles of 128
-# > x 128?
+# > **Predict.** M = N = K = 4096. How often is each code of X read, with one program per entry, and with tiles of 128 x
+# > 128?
 
 # %%
 M = N = K = 4096
-print(f"{'tile':>10} {'each code of X is read':>24} {'bytes loaded':>14} {'multiply-adds a byte':>22}")
+print(
+    f"{'tile':>10} {'each code of X is read':>24} {'bytes loaded':>14} "
+    f"{'multiply-adds per byte':>22}"
+)
 for tile in (1, 16, 64, 128, 256):
     loaded = (M // tile) * (N // tile) * 2 * tile * K
-    print(f"{tile:>4} x {tile:<4}{N // tile:>17} times {pictures.quantity(loaded):>18} {M * N * K / loaded:>20.1f}")
+    print(
+        f"{tile:>4} x {tile:<4}{N // tile:>17} times {pictures.quantity(loaded):>18} "
+        f"{M * N * K / loaded:>20.1f}"
+    )
 
 figure, ax = plt.subplots(figsize=(7.6, 3.4))
 pictures.box(ax, 0, 0, 4, 2, pictures.BLUE, 0.08)
@@ -74,7 +81,8 @@ pictures.box(ax, 5.4, 0.75, 0.6, 0.5, pictures.GREEN, 0.6)
 pictures.blank(ax, (-1.2, 9.3), (-0.1, 4.7))
 pictures.show(
     figure,
-    "A tile of Y needs a strip of rows of X and a strip of columns of transposed W. Both strips are read "
+    "A tile of Y needs a strip of rows of X and a strip of columns of transposed W. "
+    "Both strips are read "
     "in four blocks along K, block 1 of X with block 1 of W, and so on; "
     "the accumulators of the tile stay in registers.",
 )
@@ -82,7 +90,8 @@ pictures.show(
 # %% [markdown]
 # ## The formula
 #
-# That of chapter 05, with the outlier weights taken from the codes; one program computes it for the rows $m$ and columns $n$ of one tile:
+# The formula of chapter 05, with the outlier weights taken from the codes; one program computes it for the rows $m$ and
+# columns $n$ of one tile:
 #
 # $$ Y_{mn} = \underbrace{\Big( \textstyle\sum_k q^X_{mk} q^W_{nk} \Big)}_{\text{step 1, int32}} \cdot
 # \underbrace{s^X_m\, s^W_n}_{\text{step 2}} + \underbrace{\Big( \textstyle\sum_{k \in O} X_{mk}\, q^W_{nk} \Big) \cdot
@@ -90,74 +99,98 @@ pictures.show(
 #
 # ## Step 1: tiles and int32 accumulators
 #
-# A grid of programs, one a tile. `tl.dot` multiplies two blocks; on int8 blocks with int32 accumulators it is exact.
+# A grid of programs, one per tile. `tl.dot` multiplies two blocks; on int8 blocks with int32 accumulators it is exact.
 # Rows and columns past the end, and the last block of K, are masked; a zero code adds nothing.
 
 
 # %%
 @triton.jit
-def int8_product(a, b, y, M, N, K, stride_a, stride_b, BLOCK: tl.constexpr, BLOCK_K: tl.constexpr):
+def int8_product(
+    a, b, y, M, N, K, stride_a, stride_b, BLOCK: tl.constexpr, BLOCK_K: tl.constexpr
+):
     rows = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    ks = tl.arange(0, BLOCK_K)
+    in_m, in_n = rows < M, columns < N
     acc = tl.zeros((BLOCK, BLOCK), tl.int32)
     for k in range(0, K, BLOCK_K):
-        left = tl.load(a + rows[:, None] * stride_a + k + ks[None, :], mask=(rows < M)[:, None] & (k + ks < K)[None, :], other=0)
-        right = tl.load(b + columns[:, None] * stride_b + k + ks[None, :], mask=(columns < N)[:, None] & (k + ks < K)[None, :], other=0)
+        ks = k + tl.arange(0, BLOCK_K)[None, :]
+        left_mask, right_mask = in_m[:, None] & (ks < K), in_n[:, None] & (ks < K)
+        left = tl.load(a + rows[:, None] * stride_a + ks, mask=left_mask, other=0)
+        right = tl.load(b + columns[:, None] * stride_b + ks, mask=right_mask, other=0)
         acc = tl.dot(left, right.T, acc, out_dtype=tl.int32)
-    tl.store(y + rows[:, None] * N + columns[None, :], acc, mask=(rows < M)[:, None] & (columns < N)[None, :])
+    of_y = y + rows[:, None] * N + columns[None, :]
+    tl.store(of_y, acc, mask=in_m[:, None] & in_n[None, :])
 
 
 def launch(kernel, a, b, y, *rest):
     (m, k), n = a.shape, b.shape[0]
     grid = (triton.cdiv(m, 16), triton.cdiv(n, 16))
-    kernel[grid](a, b, y, *rest, m, n, k, a.stride(0), b.stride(0), BLOCK=16, BLOCK_K=32)
+    sizes = m, n, k, a.stride(0), b.stride(0)
+    kernel[grid](a, b, y, *rest, *sizes, BLOCK=16, BLOCK_K=32)
     return y.numpy()
 
 
 outliers = reference.outlier_columns(X)
-(xq, sx), (wq, sw) = reference.absmax_quantize(np.where(outliers, np.float32(0), X), -1), reference.absmax_quantize(W, -1)
-acc = launch(int8_product, torch.from_numpy(xq), torch.from_numpy(wq), torch.full((4, 4), -99, dtype=torch.int32))
+(xq, sx), (wq, sw) = (
+    reference.absmax_quantize(np.where(outliers, np.float32(0), X), -1),
+    reference.absmax_quantize(W, -1),
+)
+acc = launch(
+    int8_product,
+    torch.from_numpy(xq),
+    torch.from_numpy(wq),
+    torch.full((4, 4), -99, dtype=torch.int32),
+)
 assert np.array_equal(acc, reference.int8_matmul(xq, wq))
 print("the 4 x 4 example, its outlier column cleared:\n", acc)
 
 for m, n, k in ((1, 1, 1), (17, 33, 100), (40, 5, 64)):
     rng = np.random.default_rng(m)
     a, b = (rng.integers(-127, 128, (rows, k), np.int8) for rows in (m, n))
-    got = launch(int8_product, torch.from_numpy(a), torch.from_numpy(b), torch.full((m, n), -99, dtype=torch.int32))
+    got = launch(
+        int8_product,
+        torch.from_numpy(a),
+        torch.from_numpy(b),
+        torch.full((m, n), -99, dtype=torch.int32),
+    )
     assert np.array_equal(got, reference.int8_matmul(a, b))
 print("awkward shapes: equal")
 
 # %% [markdown]
-# The 4 x 4 example takes one program, 12 of its 16 rows and columns masked. A tile of 4 x 4 would do for it, but
-# matrix units work on blocks of at least 16.
+# The 4 x 4 example takes one program, 12 of its 16 rows and columns masked. A tile of 4 x 4 would do for it, but matrix
+# units work on blocks of at least 16.
 #
 # ## Step 2: the epilogue
 #
-# > **Predict.** Storing the accumulators, and scaling them in another kernel, moves how many bytes for each entry of
-# > Y? And scaling them while they are still in registers?
+# > **Predict.** Storing the accumulators, and scaling them in another kernel, moves how many bytes for each entry of Y?
+# > And scaling them while they are still in registers?
 #
-# 4 bytes written, 4 read, 2 written for a float16 Y: 10, against 2. So the scales are applied in the **epilogue**,
-# the last lines of the same kernel. Each program needs one scale for each of its rows and one for each of its
-# columns.
+# 4 bytes written, 4 read, 2 written for a float16 Y: 10, against 2. So the scales are applied in the **epilogue**, the
+# last lines of the same kernel. Each program needs one scale for each of its rows and one for each of its columns.
 
 
 # %%
 @triton.jit
-def scaled_product(a, b, y, scale_a, scale_b, M, N, K, stride_a, stride_b, BLOCK: tl.constexpr, BLOCK_K: tl.constexpr):
+def scaled_product(
+    a, b, y, scale_a, scale_b, M, N, K, stride_a, stride_b,
+    BLOCK: tl.constexpr, BLOCK_K: tl.constexpr,
+):
     rows = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    ks = tl.arange(0, BLOCK_K)
+    in_m, in_n = rows < M, columns < N
     acc = tl.zeros((BLOCK, BLOCK), tl.int32)
     for k in range(0, K, BLOCK_K):
-        left = tl.load(a + rows[:, None] * stride_a + k + ks[None, :], mask=(rows < M)[:, None] & (k + ks < K)[None, :], other=0)
-        right = tl.load(b + columns[:, None] * stride_b + k + ks[None, :], mask=(columns < N)[:, None] & (k + ks < K)[None, :], other=0)
+        ks = k + tl.arange(0, BLOCK_K)[None, :]
+        left_mask, right_mask = in_m[:, None] & (ks < K), in_n[:, None] & (ks < K)
+        left = tl.load(a + rows[:, None] * stride_a + ks, mask=left_mask, other=0)
+        right = tl.load(b + columns[:, None] * stride_b + ks, mask=right_mask, other=0)
         acc = tl.dot(left, right.T, acc, out_dtype=tl.int32)
 
-    sa = tl.load(scale_a + rows, mask=rows < M, other=0.0)
-    sb = tl.load(scale_b + columns, mask=columns < N, other=0.0)
+    sa = tl.load(scale_a + rows, mask=in_m, other=0.0)
+    sb = tl.load(scale_b + columns, mask=in_n, other=0.0)
     result = (acc.to(tl.float32) * sa[:, None]) * sb[None, :]
-    tl.store(y + rows[:, None] * N + columns[None, :], result, mask=(rows < M)[:, None] & (columns < N)[None, :])
+    of_y = y + rows[:, None] * N + columns[None, :]
+    tl.store(of_y, result, mask=in_m[:, None] & in_n[None, :])
 
 
 tensors = [torch.from_numpy(array) for array in (xq, wq, sx.ravel(), sw.ravel())]
@@ -172,9 +205,9 @@ print("the regular part: equal to the reference, bit for bit\n", y)
 #
 # ## Step 3: the outlier loop
 #
-# The outlier columns are known only on the device: some kernel has just looked at X. If the host had to read how many
-# there are, it would wait for the GPU at every layer. So their numbers are left in device memory as a **list**, with
-# the count after it, and the product kernel runs a second loop as long as the count says.
+# The outlier columns are known only on the device: a kernel has just computed them from X. If the host read their
+# number, it would synchronize with the GPU at every layer. So their column numbers stay in device memory as a **list**,
+# with the count after it, and the product kernel loads the count as the trip count of a second loop.
 #
 # The weights of these columns come from the codes (chapter 05): a code is exact in 16 bits, so X's column times the
 # codes is accumulated in float32, and the scale of W is applied afterwards.
@@ -183,37 +216,58 @@ print("the regular part: equal to the reference, bit for bit\n", y)
 # %%
 @triton.jit
 def llm_int8_product(
-    a, b, y, scale_a, scale_b, x, outliers, M, N, K, stride_a, stride_b, BLOCK: tl.constexpr, BLOCK_K: tl.constexpr
-):  # fmt: skip
+    a, b, y, scale_a, scale_b, x, outliers, M, N, K, stride_a, stride_b,
+    BLOCK: tl.constexpr, BLOCK_K: tl.constexpr,
+):
     rows = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    ks = tl.arange(0, BLOCK_K)
+    in_m, in_n = rows < M, columns < N
     acc = tl.zeros((BLOCK, BLOCK), tl.int32)
     for k in range(0, K, BLOCK_K):
-        left = tl.load(a + rows[:, None] * stride_a + k + ks[None, :], mask=(rows < M)[:, None] & (k + ks < K)[None, :], other=0)
-        right = tl.load(b + columns[:, None] * stride_b + k + ks[None, :], mask=(columns < N)[:, None] & (k + ks < K)[None, :], other=0)
+        ks = k + tl.arange(0, BLOCK_K)[None, :]
+        left_mask, right_mask = in_m[:, None] & (ks < K), in_n[:, None] & (ks < K)
+        left = tl.load(a + rows[:, None] * stride_a + ks, mask=left_mask, other=0)
+        right = tl.load(b + columns[:, None] * stride_b + ks, mask=right_mask, other=0)
         acc = tl.dot(left, right.T, acc, out_dtype=tl.int32)
 
     part = tl.zeros((BLOCK, BLOCK), tl.float32)
     count = tl.load(outliers + K)
     for o in range(count):
         k = tl.load(outliers + o)
-        x_o = tl.load(x + rows * K + k, mask=rows < M, other=0.0)
-        w_o = tl.load(b + columns * stride_b + k, mask=columns < N, other=0).to(tl.float32)
-        part += x_o[:, None] * w_o[None, :]
+        x_o = tl.load(x + rows * K + k, mask=in_m, other=0.0)
+        w_o = tl.load(b + columns * stride_b + k, mask=in_n, other=0)
+        part += x_o[:, None] * w_o.to(tl.float32)[None, :]
 
-    sa = tl.load(scale_a + rows, mask=rows < M, other=0.0)
-    sb = tl.load(scale_b + columns, mask=columns < N, other=0.0)
+    sa = tl.load(scale_a + rows, mask=in_m, other=0.0)
+    sb = tl.load(scale_b + columns, mask=in_n, other=0.0)
     result = (acc.to(tl.float32) * sa[:, None]) * sb[None, :] + part * sb[None, :]
-    tl.store(y + rows[:, None] * N + columns[None, :], result, mask=(rows < M)[:, None] & (columns < N)[None, :])
+    of_y = y + rows[:, None] * N + columns[None, :]
+    tl.store(of_y, result, mask=in_m[:, None] & in_n[None, :])
 
 
-listed = torch.tensor([*np.flatnonzero(outliers), *[0] * int((~outliers).sum()), outliers.sum()], dtype=torch.int32)
-y = launch(llm_int8_product, *tensors[:2], torch.full((4, 4), torch.nan), *tensors[2:], torch.from_numpy(X), listed)
+listed = torch.tensor(
+    [*np.flatnonzero(outliers), *[0] * int((~outliers).sum()), outliers.sum()],
+    dtype=torch.int32,
+)
+y = launch(
+    llm_int8_product,
+    *tensors[:2],
+    torch.full((4, 4), torch.nan),
+    *tensors[2:],
+    torch.from_numpy(X),
+    listed,
+)
 layer = reference.Int8Linear.from_float(W)
 kept = reference.absmax_dequantize(layer.weight, layer.weight_scale)
 o = int(outliers.sum())
-bound = 2.0**-24 * 2 * ((o + 2) * np.abs(X[:, outliers]) @ np.abs(kept[:, outliers]).T + 2 * np.abs(regular))
+bound = (
+    2.0**-24
+    * 2
+    * (
+        (o + 2) * np.abs(X[:, outliers]) @ np.abs(kept[:, outliers]).T
+        + 2 * np.abs(regular)
+    )
+)
 assert (np.abs(y - layer(X)) <= bound).all()
 print("list", listed.tolist(), "\nY within its bound of the reference's layer\n", y)
 
@@ -225,46 +279,87 @@ print("list", listed.tolist(), "\nY within its bound of the reference's layer\n"
 #
 # The same kernel on the layer of the running table, 64 positions.
 #
-# > **Predict.** The second loop runs over 2 of 576 columns. Which share of Y do they make?
+# > **Predict.** The second loop runs over 2 of 576 columns. Which share of Y comes from them?
 
 # %%
 x, w = model_data.layer()
 x = x[:64]
 outliers = reference.outlier_columns(x)
-(xq, sx), (wq, sw) = reference.absmax_quantize(np.where(outliers, np.float32(0), x), -1), reference.absmax_quantize(w, -1)
-listed = torch.tensor([*np.flatnonzero(outliers), *[0] * int((~outliers).sum()), outliers.sum()], dtype=torch.int32)
+(xq, sx), (wq, sw) = (
+    reference.absmax_quantize(np.where(outliers, np.float32(0), x), -1),
+    reference.absmax_quantize(w, -1),
+)
+listed = torch.tensor(
+    [*np.flatnonzero(outliers), *[0] * int((~outliers).sum()), outliers.sum()],
+    dtype=torch.int32,
+)
 tensors = [torch.from_numpy(array) for array in (xq, wq, sx.ravel(), sw.ravel())]
-y = launch(llm_int8_product, *tensors[:2], torch.full((len(x), len(w)), torch.nan), *tensors[2:], torch.from_numpy(x), listed)
+y = launch(
+    llm_int8_product,
+    *tensors[:2],
+    torch.full((len(x), len(w)), torch.nan),
+    *tensors[2:],
+    torch.from_numpy(x),
+    listed,
+)
 mine = reference.Int8Linear.from_float(w)(x)
 kept = reference.absmax_dequantize(wq, sw)
 regular = reference.quantized_matmul(np.where(outliers, np.float32(0), x), w)
 o = int(outliers.sum())
-bound = 2.0**-24 * 2 * ((o + 2) * np.abs(x[:, outliers]) @ np.abs(kept[:, outliers]).T + 2 * np.abs(regular))
+bound = (
+    2.0**-24
+    * 2
+    * (
+        (o + 2) * np.abs(x[:, outliers]) @ np.abs(kept[:, outliers]).T
+        + 2 * np.abs(regular)
+    )
+)
 assert (np.abs(y - mine) <= bound).all()
 
 parts = np.linalg.norm(regular, axis=1), np.linalg.norm(mine - regular, axis=1)
 figure, ax = plt.subplots()
-ax.plot(parts[0], "s-", color=pictures.BLUE, markersize=3, label=f"int8 loop, {len(outliers) - o} columns")
-ax.plot(parts[1], "o-", color=pictures.ORANGE, markersize=3, label=f"outlier loop, {o} columns")
-ax.set(xlabel="position", ylabel="norm of its part of Y", ylim=(0, None), title="gate_proj, block 29")
+ax.plot(
+    parts[0],
+    "s-",
+    color=pictures.BLUE,
+    markersize=3,
+    label=f"int8 loop, {len(outliers) - o} columns",
+)
+ax.plot(
+    parts[1],
+    "o-",
+    color=pictures.ORANGE,
+    markersize=3,
+    label=f"outlier loop, {o} columns",
+)
+ax.set(
+    xlabel="position",
+    ylabel="norm of its part of Y",
+    ylim=(0, None),
+    title="gate_proj, block 29",
+)
 ax.legend()
 ratio = np.median(parts[1] / parts[0])
 pictures.show(
     figure,
-    f"The norm of the two parts of Y at {len(x)} positions. The outlier loop's part is {ratio:.2f} times as large as the int8 loop's, in "
+    f"The norm of the two parts of Y at {len(x)} positions. The outlier loop's part is "
+    f"{ratio:.2f} times as large as the int8 loop's, in "
     "the median.",
 )
-print(f"within its bound of the reference; {o} of {len(outliers)} columns give a part of Y {ratio:.2f} times the size of the others'")
+print(
+    f"within its bound of the reference; {o} of {len(outliers)} columns give a part of "
+    f"Y {ratio:.2f} times the size of the others'"
+)
 
 # %% [markdown]
 # ## The order of the tiles
 #
-# Programs start in the order of their ids, about as many at a time as the GPU has processors. Programs that run
-# together share what they read through the second-level cache. If they own a *row* of tiles, they share one strip of
-# X, and each needs its own strip of W; if they own a compact *group*, they share both.
+# Programs start in the order of their ids; about as many run concurrently as the GPU has processors. Programs that run
+# concurrently share what they read through the L2 cache. If they own a *row* of tiles, they share one strip of X, and
+# each needs its own strip of W; if they own a compact *group*, they share both.
 #
-# > **Predict.** 32 x 32 tiles, 128 programs at a time. How many different strips do they read together, row by row,
-# > and in groups of 8 rows of tiles?
+# > **Predict.** 32 x 32 tiles, 128 programs run concurrently. How many different strips do they read, row by row, and
+# > in groups of 8 rows of tiles?
 
 
 # %%
@@ -287,12 +382,17 @@ for ax, group in zip(axes, (1, 8), strict=True):
     for i, (m, n) in enumerate(order[:128]):
         board[m, n] = 1 + i / 128
     ax.imshow(board, cmap=pictures.MAGNITUDE_STRONG, vmin=0, vmax=2)
-    ax.set(title=f"groups of {group}: {strips(order)} strips", xlabel="tile of N", ylabel="tile of M")
+    ax.set(
+        title=f"groups of {group}: {strips(order)} strips",
+        xlabel="tile of N",
+        ylabel="tile of M",
+    )
     ax.grid(False)
 counts = {group: strips(list(grouped(32, 32, group))) for group in (1, 2, 4, 8, 16)}
 pictures.show(
     figure,
-    "Two boards of 32 by 32 tiles, the first 128 programs coloured. One row of tiles after the other "
+    "Two boards of 32 by 32 tiles, the first 128 programs coloured. One row of tiles "
+    "after the other "
     f"fills four whole rows: {counts[1]} strips of X and W are "
     f"read. Groups of eight rows fill a block of 8 by 16: {counts[8]} strips.",
 )
@@ -301,26 +401,38 @@ print("strips read by the first 128 programs, by group:", counts)
 # %% [markdown]
 # ## The kernel of `fast`
 #
-# All of it, as it stands in the repository. What it has beyond ours: strides for everything, bias, zeropoint,
-# one scale in all (`each_x`, `each_w` are 0), the order of tiles (`GROUP_M`), and an outlier product on the matrix unit
-# where X has 16 bits, added to the scaled accumulators where they are, to spare registers. From 1024 rows on the kernel before it
-# has laid the outlier columns of X and W side by side (`x_outliers`, `w_outliers`), so that a tile reads 16 of them in one piece;
-# the columns that had no place there are read as ours are.
+# All of it, as in the repository. It also has strides for everything, bias, zeropoint, one scale in all (`per_row`
+# is 0), the order of tiles (`GROUP_M`), and an outlier product on the matrix unit where X has 16 bits, added
+# to the scaled accumulators in place, to save registers. From 1024 rows on, the kernel before it has gathered the
+# outlier columns of X and W into buffers (`outliers.x`, `outliers.w`), so that a tile loads 16 of them at once; columns
+# that did not fit in the buffers are read in place, as in our kernel.
 
 # %%
 source.show(product.product_kernel)
 
 # %%
-source.show(product._outlier_columns, product.outlier_product)
+source.show(product.add_outlier_columns, product.outlier_product)
 
 # %% [markdown]
 # Formula, NumPy and Triton, side by side:
 
 # %%
 source.beside(
-    (r"A = q^X q^{W\top}", (reference.vectorwise.accumulate, "return"), (product.product_kernel, "acc = tl.dot")),
-    (r"A \odot s^X s^{W\top}", (reference.vectorwise.rescale, "return"), (product.product_kernel, "result = (acc")),
-    (r"X_{:,O} W_{:,O}^\top", (reference.decomposition.outlier_product, "return"), (product.outlier_product, "return")),
+    (
+        r"A = q^X q^{W\top}",
+        (reference.vectorwise.accumulate, "return"),
+        (product.product_kernel, "acc = tl.dot"),
+    ),
+    (
+        r"A \odot s^X s^{W\top}",
+        (reference.vectorwise.rescale, "return"),
+        (product.product_kernel, "result = (acc"),
+    ),
+    (
+        r"X_{:,O} W_{:,O}^\top",
+        (reference.decomposition.outlier_product, "return"),
+        (product.outlier_product, "return"),
+    ),
 )
 
 # %% [markdown]
@@ -336,21 +448,31 @@ for m, k, n, planted in ((1, 64, 16, 1), (20, 100, 40, 3), (33, 128, 65, 0)):
     w = rng.normal(size=(n, k)).astype(np.float32)
     xt, wt = torch.from_numpy(x), torch.from_numpy(w)
     with fast.backend("triton"):
-        assert np.array_equal(fast.outlier_columns(xt).numpy(), reference.outlier_columns(x))
-        assert np.array_equal(fast.quantized_matmul(xt, wt).numpy(), reference.quantized_matmul(x, w))
+        assert np.array_equal(
+            fast.outlier_columns(xt).numpy(), reference.outlier_columns(x)
+        )
+        assert np.array_equal(
+            fast.quantized_matmul(xt, wt).numpy(), reference.quantized_matmul(x, w)
+        )
         theirs = fast.llm_int8_matmul(xt, wt).numpy()
     mine = reference.llm_int8_matmul(x, w)
     o = reference.outlier_columns(x)
     magnitudes = np.abs(x[:, o]).astype(np.float64) @ np.abs(w[:, o]).T
     part = np.abs(reference.quantized_matmul(np.where(o, np.float32(0), x), w))
-    assert (np.abs(mine - theirs) <= 2 * (o.sum() + 1) * 2.0**-24 * (magnitudes + part)).all()
-    print(f"{m} x {k} x {n}, {int(o.sum())} outlier columns: mask and int8 product equal, Y within its bound")
+    assert (
+        np.abs(mine - theirs) <= 2 * (o.sum() + 1) * 2.0**-24 * (magnitudes + part)
+    ).all()
+    print(
+        f"{m} x {k} x {n}, {int(o.sum())} outlier columns: mask and int8 product "
+        "equal, Y within its bound"
+    )
 
 # %% [markdown]
 # ## The law
 #
-# The accumulators are equal, bit for bit. Without outlier columns Y is equal too, on a CPU, and within one unit in the last place
-# where a GPU fuses a multiplication and an addition. With them it lies within the bound of a float32 sum (chapter 05).
+# The accumulators are equal, bit for bit. Without outlier columns Y is equal too, on a CPU, and within one unit in the
+# last place where a GPU fuses a multiplication and an addition. With them it lies within the bound of a float32 sum
+# (chapter 05).
 #
 # ## Break it
 #
@@ -359,54 +481,75 @@ for m, k, n, planted in ((1, 64, 16, 1), (20, 100, 40, 3), (33, 128, 65, 0)):
 
 # %%
 @triton.jit
-def broken_product(a, b, y, scale_a, scale_b, M, N, K, stride_a, stride_b, BLOCK: tl.constexpr, BLOCK_K: tl.constexpr, HOW: tl.constexpr):
+def broken_product(
+    a, b, y, scale_a, scale_b, M, N, K, stride_a, stride_b,
+    BLOCK: tl.constexpr, BLOCK_K: tl.constexpr, HOW: tl.constexpr,
+):
     rows = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    ks = tl.arange(0, BLOCK_K)
+    in_m, in_n = rows < M, columns < N
+    end = K + (BLOCK_K if HOW == "mask of K" else 0)
     acc = tl.zeros((BLOCK, BLOCK), tl.int32)
     for k in range(0, K, BLOCK_K):
-        in_k = k + ks < K + (BLOCK_K if HOW == "mask of K" else 0)
-        left = tl.load(a + rows[:, None] * stride_a + k + ks[None, :], mask=(rows < M)[:, None] & in_k[None, :], other=0)
-        right = tl.load(b + columns[:, None] * stride_b + k + ks[None, :], mask=(columns < N)[:, None] & in_k[None, :], other=0)
-        acc = tl.dot(left, right.T, None if HOW == "not accumulated" else acc, out_dtype=tl.int32)
+        ks = k + tl.arange(0, BLOCK_K)[None, :]
+        left_mask, right_mask = in_m[:, None] & (ks < end), in_n[:, None] & (ks < end)
+        left = tl.load(a + rows[:, None] * stride_a + ks, mask=left_mask, other=0)
+        right = tl.load(b + columns[:, None] * stride_b + ks, mask=right_mask, other=0)
+        before = None if HOW == "not accumulated" else acc
+        acc = tl.dot(left, right.T, before, out_dtype=tl.int32)
         if HOW == "int16":
             acc = acc.to(tl.int16).to(tl.int32)
-    sa = tl.load(scale_a + rows, mask=rows < M, other=0.0)
-    sb = tl.load(scale_b + columns, mask=columns < N, other=0.0)
+    sa = tl.load(scale_a + rows, mask=in_m, other=0.0)
+    sb = tl.load(scale_b + columns, mask=in_n, other=0.0)
     result = (acc.to(tl.float32) * sa[:, None]) * sb[None, :]
     if HOW == "scales swapped":
         result = (acc.to(tl.float32) * sb[:, None]) * sa[None, :]
-    tl.store(y + rows[:, None] * N + columns[None, :], result, mask=(rows < M)[:, None] & (columns < N)[None, :])
+    of_y = y + rows[:, None] * N + columns[None, :]
+    tl.store(of_y, result, mask=in_m[:, None] & in_n[None, :])
 
 
 def wrong_entries(how, m, n, k, alike=False):
     rng = np.random.default_rng(0)
-    wide_a, wide_b = (torch.from_numpy(rng.integers(-127, 128, (rows, k + 32), np.int8)) for rows in (m, n))
+    wide_a, wide_b = (
+        torch.from_numpy(rng.integers(-127, 128, (rows, k + 32), np.int8))
+        for rows in (m, n)
+    )
     a, b = wide_a[:, :k], wide_b[:, :k]
-    scales = [torch.full((rows,), 0.5) if alike else torch.linspace(low, 2, rows) for rows, low in ((m, 1), (n, 0.5))]
+    scales = [
+        torch.full((rows,), 0.5) if alike else torch.linspace(low, 2, rows)
+        for rows, low in ((m, 1), (n, 0.5))
+    ]
     y = torch.full((m, n), torch.nan)
     grid = (triton.cdiv(m, 16), triton.cdiv(n, 16))
-    broken_product[grid](a, b, y, *scales, m, n, k, a.stride(0), b.stride(0), BLOCK=16, BLOCK_K=32, HOW=how)
+    sizes = m, n, k, a.stride(0), b.stride(0)
+    broken_product[grid](a, b, y, *scales, *sizes, BLOCK=16, BLOCK_K=32, HOW=how)
     exact = reference.int8_matmul(a.numpy().copy(), b.numpy().copy()).astype(np.float32)
-    return int((y.numpy() != (exact * scales[0].numpy()[:, None]) * scales[1].numpy()).sum())
+    return int(
+        (y.numpy() != (exact * scales[0].numpy()[:, None]) * scales[1].numpy()).sum()
+    )
 
 
 shapes = ((16, 16, 32), (16, 16, 40), (16, 16, 64), (16, 5, 32))
-print(f"{'wrong entries':<18}{'scales all 0.5':>16}" + "".join(f"{'x'.join(map(str, shape)):>12}" for shape in shapes))
+print(
+    f"{'wrong entries':<18}{'scales all 0.5':>16}"
+    + "".join(f"{'x'.join(map(str, shape)):>12}" for shape in shapes)
+)
 for how in ("nothing", "mask of K", "not accumulated", "int16", "scales swapped"):
-    counts = [wrong_entries(how, *shapes[0], alike=True)] + [wrong_entries(how, *shape) for shape in shapes]
+    counts = [wrong_entries(how, *shapes[0], alike=True)] + [
+        wrong_entries(how, *shape) for shape in shapes
+    ]
     print(f"{how:<18}{counts[0]:>16}" + "".join(f"{count:>12}" for count in counts[1:]))
 
 # %% [markdown]
-# One block of K, evenly divided, hides two of them (columns 1, 2 and 5), and scales that are all alike hide the swap. That is why
-# the tests draw their shapes, and their scales.
+# A single full block of K hides two of them (columns 1, 2 and 5), and equal scales hide the swap. That is why the tests
+# draw their shapes and scales at random.
 #
 # ## The running table
 #
 # Bytes moved for each entry of Y beyond loading the codes, with float16 results:
 
 # %%
-print(f"{'product, scales, outliers and sum':<36} bytes an entry of Y")
+print(f"{'product, scales, outliers and sum':<36} bytes per entry of Y")
 print(f"{'four kernels':<36} {4 + (4 + 2) + 2 + (2 + 2 + 2):>5}")
 print(f"{'one kernel':<36} {2:>5}   <- new")
 
@@ -417,12 +560,15 @@ print(f"{'one kernel':<36} {2:>5}   <- new")
 # ## Exercise
 #
 # Write `my_product`: step 2, from memory. Codes `a` (M, K) and `b` (N, K) with rows `stride_a` and `stride_b` apart,
-# `y` (M, N) float32 packed, a program a tile of 16 x 16, K in blocks of 32.
+# `y` (M, N) float32 packed, one program per tile of 16 x 16, K in blocks of 32.
 
 
 # %%
 @triton.jit
-def my_product(a, b, y, scale_a, scale_b, M, N, K, stride_a, stride_b, BLOCK: tl.constexpr, BLOCK_K: tl.constexpr):
+def my_product(
+    a, b, y, scale_a, scale_b, M, N, K, stride_a, stride_b,
+    BLOCK: tl.constexpr, BLOCK_K: tl.constexpr,
+):
     pass
 
 
@@ -433,31 +579,35 @@ kernel_checks.product(my_product)
 #
 # ```python
 # @triton.jit
-# def my_product(a, b, y, scale_a, scale_b, M, N, K, stride_a, stride_b, BLOCK: tl.constexpr, BLOCK_K: tl.constexpr):
+# def my_product(
+#     a, b, y, scale_a, scale_b, M, N, K, stride_a, stride_b,
+#     BLOCK: tl.constexpr, BLOCK_K: tl.constexpr,
+# ):
 #     rows = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
 #     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
 #     in_m, in_n = rows < M, columns < N
 #     acc = tl.zeros((BLOCK, BLOCK), tl.int32)
 #     for k in range(0, K, BLOCK_K):
-#         ks = k + tl.arange(0, BLOCK_K)
-#         in_k = ks < K
-#         left = tl.load(a + rows[:, None] * stride_a + ks[None, :], mask=in_m[:, None] & in_k[None, :], other=0)
-#         right = tl.load(b + columns[:, None] * stride_b + ks[None, :], mask=in_n[:, None] & in_k[None, :], other=0)
+#         ks = k + tl.arange(0, BLOCK_K)[None, :]
+#         left_mask, right_mask = in_m[:, None] & (ks < K), in_n[:, None] & (ks < K)
+#         left = tl.load(a + rows[:, None] * stride_a + ks, mask=left_mask, other=0)
+#         right = tl.load(b + columns[:, None] * stride_b + ks, mask=right_mask, other=0)
 #         acc = tl.dot(left, right.T, acc, out_dtype=tl.int32)
 #     sa = tl.load(scale_a + rows, mask=in_m, other=0.0)
 #     sb = tl.load(scale_b + columns, mask=in_n, other=0.0)
 #     result = (acc.to(tl.float32) * sa[:, None]) * sb[None, :]
-#     tl.store(y + rows[:, None] * N + columns[None, :], result, mask=in_m[:, None] & in_n[None, :])
+#     of_y = y + rows[:, None] * N + columns[None, :]
+#     tl.store(of_y, result, mask=in_m[:, None] & in_n[None, :])
 # ```
 #
 # </details>
 #
 # ## Three lines to remember
 #
-# 1. A program owns a tile of Y and keeps its accumulators in registers; the larger the tile, the more often each
-#    loaded byte is used.
-# 2. What follows the product, scales, outliers, bias, cast, happens before anything is stored.
-# 3. The outlier list stays on the device: the host never waits to learn how many there are.
+# 1. A program owns a tile of Y and keeps its accumulators in registers; the larger the tile, the more often each loaded
+#    byte is used.
+# 2. Everything after the product (scales, outliers, bias, cast) happens in registers, before the store.
+# 3. The outlier list and its length stay on the device: the host never synchronizes to read them.
 #
 # **Read on:** [08, a layer, a model](08_layer_and_model.ipynb). The code: `fast/kernels/product.py`, `decode.py` (one
 # launch for a few rows), `configurations.py`.

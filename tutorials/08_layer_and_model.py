@@ -13,11 +13,11 @@
 # %% [markdown]
 # # 08. A layer, a model: load once, infer often, generate text
 #
-# **Question.** From a product to a model that writes: what is done once, what at every token, and does the model
-# still say the same?
+# **Question.** From a product to a model that generates text: what is computed once, what at every token, and does the
+# model still give the same answers?
 #
 # **You need** [05, decomposition](05_decomposition.ipynb). **Time:** 18 minutes. **You leave with** a language model
-# whose linear layers run in int8, a checkpoint of it, and numbers on what that did to it.
+# whose linear layers run in int8, a checkpoint of it, and measurements of the effect.
 
 # %%
 import copy
@@ -44,11 +44,11 @@ np.set_printoptions(precision=4, suppress=True)
 # %% [markdown]
 # ## The idea
 #
-# A layer in int8 lives in two phases.
+# A layer in int8 has two phases.
 #
-# - **Load.** The weight is quantized, once: a scale for each row. The float weight may then be thrown away.
-# - **Inference.** At every call the input is searched for outlier columns, quantized by rows, multiplied, rescaled,
-#   and the outlier part and the bias added. Nothing of this can be done in advance: the input is new.
+# - **Load.** The weight is quantized once, with one scale per row. The float weight can then be freed.
+# - **Inference.** At every call the input is searched for outlier columns, quantized by rows, multiplied, rescaled, and
+#   the outlier part and the bias added. Nothing of this can be done in advance, since it depends on the input.
 
 # %%
 x, w = model_data.layer()
@@ -66,18 +66,19 @@ figure = pictures.movement(
 )
 pictures.show(
     figure,
-    f"W, {n} by {k} in float16, {2 * n * k} bytes, is quantized once; {n * k + 4 * n} bytes are kept. At "
+    f"W, {n} by {k} in float16, {2 * n * k} bytes, is quantized once; {n * k + 4 * n} "
+    "bytes are kept. At "
     f"every call X, for one token {2 * k} bytes, meets them and "
-    f"gives Y, {2 * n} bytes: for one token nearly all the bytes that move are the weight's.",
+    f"gives Y, {2 * n} bytes: for one token nearly all the bytes that move are the "
+    "weight's.",
 )
 
 # %% [markdown]
 # > **Predict.** A model that writes text reads every weight once for each token. What does halving the bytes of the
 # > weights promise, if the memory is the bottleneck? And what if the arithmetic is?
 #
-# Up to twice the speed in the first case, at best, if the work of quantizing is hidden. In the second the int8 units
-# have to be faster than the 16-bit ones. Which of the two holds depends on the number of rows of X; chapter 09
-# measures it.
+# In the first case twice the speed at best, if the work of quantizing is hidden. In the second case the int8 units have
+# to be faster than the 16-bit ones. Which of the two holds depends on the number of rows of X; chapter 09 measures it.
 #
 # ## The formula
 #
@@ -87,7 +88,7 @@ pictures.show(
 # ## The code
 
 # %%
-source.show(reference.Int8Linear.from_float, reference.Int8Linear.__call__, reference.Int8Linear._outlier_weight)
+source.show(reference.Int8Linear.from_float, reference.Int8Linear.__call__)
 
 # %% [markdown]
 # ## By hand
@@ -97,7 +98,13 @@ source.show(reference.Int8Linear.from_float, reference.Int8Linear.__call__, refe
 
 # %%
 layer = reference.Int8Linear.from_float(W)
-print("kept:", layer.weight.nbytes, "bytes of codes +", layer.weight_scale.nbytes, "bytes of scales")
+print(
+    "kept:",
+    layer.weight.nbytes,
+    "bytes of codes +",
+    layer.weight_scale.nbytes,
+    "bytes of scales",
+)
 y = layer(X)
 exact = X.astype(np.float64) @ W.T.astype(np.float64)
 float_kept = reference.Int8Linear.from_float(W, outlier_weight="float")(X)
@@ -113,15 +120,16 @@ figure = pictures.matrices(
 )
 pictures.show(
     figure,
-    "The codes of W with the third column framed, which will be multiplied by the outliers; its four "
+    "The codes of W with the third column framed, which will be multiplied by the "
+    "outliers; its four "
     "scales; Y; Y with the original weights in the outlier column; "
     f"the error of Y, at most {np.abs(y - exact).max():.4f}.",
 )
 
 # %% [markdown]
-# The framed column of codes, 40, -75, 127 and 10, is what the outliers meet: times the scales, 0.04, -0.15, 0.508 and 0.05. They are
-# the weights themselves, since the example was made so; hence both policies give the same here. On a real layer they differ by a
-# tenth (chapter 05).
+# The framed column of codes, 40, -75, 127 and 10, multiplies the outliers. Times the scales, these codes are 0.04,
+# -0.15, 0.508 and 0.05: exactly the weights, by the choice of the example, so both policies give the same result here.
+# On a real layer they differ by a tenth (chapter 05).
 #
 # ## The same call on `fast`
 #
@@ -146,29 +154,40 @@ print("codes and largest magnitudes: equal, bit for bit; Y lies within its bound
 # %% [markdown]
 # ## What is stored
 #
-# `fast.Int8Linear` is a torch module, and its state dict is what a checkpoint holds. It stores the largest magnitude of each row
-# rather than the scale, since that is what bitsandbytes stores, under the name `SCB`; the scale is a division by 127 away.
+# `fast.Int8Linear` is a torch module, and its state dict is what a checkpoint holds. It stores the largest magnitude of
+# each row instead of the scale, as bitsandbytes does under the name `SCB`; dividing it by 127 gives the scale.
 #
-# > **Predict.** How many bytes are in the file for this layer of 1536 x 576 weights? What is in the file that bitsandbytes reads?
+# > **Predict.** How many bytes are in the file for this layer of 1536 x 576 weights? What is in the file that
+# > bitsandbytes reads?
 
 # %%
-for title, state in (("ours", theirs.state_dict()), ("bitsandbytes", to_bitsandbytes(theirs.state_dict()))):
+for title, state in (
+    ("ours", theirs.state_dict()),
+    ("bitsandbytes", to_bitsandbytes(theirs.state_dict())),
+):
     print(title)
     for name, tensor in state.items():
-        print(f"  {name:<14} {str(tensor.dtype).removeprefix('torch.'):<8} {tuple(tensor.shape)!s:<12} {tensor.nbytes:>8,} bytes")
+        print(
+            f"  {name:<14} {str(tensor.dtype).removeprefix('torch.'):<8} "
+            f"{tuple(tensor.shape)!s:<12} {tensor.nbytes:>8,} bytes"
+        )
 
 file = io.BytesIO()
 torch.save(to_bitsandbytes(theirs.state_dict()), file)
 empty = fast.Int8Linear(k, n, bias=False, device="meta")  # shapes, and no memory
 empty.load_state_dict(torch.load(io.BytesIO(file.getvalue())), assign=True)
 assert torch.equal(empty(torch.from_numpy(x)), theirs(torch.from_numpy(x)))
-print("saved under bitsandbytes' names, loaded into an empty layer: the same Y, bit for bit")
+print(
+    "saved under bitsandbytes' names, loaded into an empty layer: the same Y, bit for "
+    "bit"
+)
 
 # %% [markdown]
 # ## A model
 #
-# `quantize_model` replaces every linear layer but the last, which turns the final features into scores for 49,152 tokens
-# (`lm_head`; the paper leaves it alone, too), one after the other, so that no more than one layer exists twice at a time.
+# `quantize_model` replaces every linear layer but the last, which turns the final features into scores for 49,152
+# tokens (`lm_head`, which stays float in the paper, too). It replaces one after the other, so that at most one layer
+# exists twice.
 #
 # > **Predict.** SmolLM2-135M takes 538 MB in float32. What in int8, if the table of 49,152 tokens stays as it is?
 
@@ -179,7 +198,7 @@ quantized = fast.quantize_model(copy.deepcopy(original))
 print(quantized.quantization_summary)
 
 # %% [markdown]
-# > **Predict.** How much does perplexity on 512 tokens of English suffer: with absmax and one scale a tensor,
+# > **Predict.** How much does perplexity on 512 tokens of English suffer: with absmax and one scale per tensor,
 # > vector-wise, with decomposition?
 
 
@@ -196,23 +215,33 @@ def in_int8(**options):
 variants = {
     "float32": original,
     "absmax, one scale each": in_int8(granularity="tensor", threshold=None),
-    "absmax, a scale a row of X": in_int8(granularity="row", threshold=None),
+    "absmax, one scale per row of X": in_int8(granularity="row", threshold=None),
     "absmax, vector-wise": in_int8(threshold=None),
     "LLM.int8(), weights from codes": quantized,
     "LLM.int8(), float W kept": in_int8(outlier_weight="float"),
 }
 results = {name: perplexity(model) for name, model in variants.items()}
 figure, ax = plt.subplots(figsize=(7.2, 2.6))
-ax.barh(list(results), list(results.values()), color=[pictures.GREY] + [pictures.BLUE] * 3 + [pictures.ORANGE] * 2, alpha=0.7)
+ax.barh(
+    list(results),
+    list(results.values()),
+    color=[pictures.GREY] + [pictures.BLUE] * 3 + [pictures.ORANGE] * 2,
+    alpha=0.7,
+)
 for i, value in enumerate(results.values()):
     ax.text(value + 0.2, i, f"{value:.1f}", va="center")
 ax.invert_yaxis()
 ax.set(xlabel="perplexity on 512 tokens (less is better)")
-pictures.show(figure, "Perplexity by method: " + "; ".join(f"{name} ~{value:.1f}" for name, value in results.items()) + ".")
+pictures.show(
+    figure,
+    "Perplexity by method: "
+    + "; ".join(f"{name} ~{value:.1f}" for name, value in results.items())
+    + ".",
+)
 
 # %% [markdown]
-# 512 tokens are few, and the last two can change places on another text; the record in chapter 09 has more text, with confidence
-# intervals. The order is the paper's.
+# 512 tokens are few, and another text may exchange the last two; the record in chapter 09 has more text, with
+# confidence intervals. The order is the same as in the paper.
 #
 # ## Text
 #
@@ -224,7 +253,10 @@ pictures.show(figure, "Perplexity by method: " + "; ".join(f"{name} ~{value:.1f}
 # %%
 def write(model, prompt, count=24):
     ids = model.generate(
-        **tokenizer(prompt, return_tensors="pt"), max_new_tokens=count, do_sample=False, pad_token_id=tokenizer.eos_token_id
+        **tokenizer(prompt, return_tensors="pt"),
+        max_new_tokens=count,
+        do_sample=False,
+        pad_token_id=tokenizer.eos_token_id,
     )
     return tokenizer.decode(ids[0])
 
@@ -235,9 +267,8 @@ for name in ("float32", "LLM.int8(), weights from codes", "absmax, one scale eac
     print(f"{name}:\n  {write(variants[name], prompt)}\n")
 
 # %% [markdown]
-# Sentences may part at some token where two candidates were almost equally likely; from there on the texts differ,
-# and neither is wrong. More telling is how often both models would choose the same next token, each time after the
-# *same* text:
+# The sentences may diverge at a token where two candidates were almost equally likely; from there on the texts differ,
+# and neither is wrong. A better measure is how often both models choose the same next token after the *same* text:
 
 
 # %%
@@ -246,22 +277,28 @@ def choices(model):
 
 
 reference_choice = choices(original)
-agreement = {name: (choices(model) == reference_choice).float().mean().item() for name, model in variants.items() if model is not original}
+agreement = {
+    name: (choices(model) == reference_choice).float().mean().item()
+    for name, model in variants.items()
+    if model is not original
+}
 for name, share in agreement.items():
     print(f"{name:<32} the same next token at ~{share:.1%} of the positions")
 
 # %% [markdown]
 # ## The law
 #
-# Loading is idempotent: a weight that has been quantized and dequantized once gets the same codes when it is
-# quantized again. So a checkpoint may be converted back and forth without wearing out. Proof: the largest magnitude
-# of a row has the code 127 exactly, so the scale returns, up to its last place, and the other values lie on whole
+# Loading is idempotent: a weight that has been quantized and dequantized once gets the same codes when it is quantized
+# again. So a checkpoint can be converted back and forth without further loss. Proof: the largest magnitude of a row has
+# the code 127 exactly, so the scale is the same up to its last place, and the other values are integer numbers of
 # steps, far from any tie.
 
 # %%
 codes, scale = reference.absmax_quantize(w, axis=-1)
 for _ in range(3):
-    again, scale_again = reference.absmax_quantize(reference.absmax_dequantize(codes, scale), axis=-1)
+    again, scale_again = reference.absmax_quantize(
+        reference.absmax_dequantize(codes, scale), axis=-1
+    )
     assert np.array_equal(again, codes)
     assert (np.abs(scale_again - scale) <= 2.0**-23 * scale).all()
 print("quantized, dequantized and quantized again, three times: the same codes")
@@ -269,9 +306,9 @@ print("quantized, dequantized and quantized again, three times: the same codes")
 # %% [markdown]
 # ## Break it
 #
-# Three things that go wrong between a right product and a working model.
+# Three errors between a right product and a working model.
 #
-# > **Predict.** Which of them destroys the model, and which only hurts it?
+# > **Predict.** Which of them destroys the model, and which only makes it worse?
 
 
 # %%
@@ -289,68 +326,110 @@ def damaged(how):
     return model
 
 
-print(f"{'largest magnitudes as they should be':<44} perplexity ~{results['LLM.int8(), weights from codes']:.1f}")
-for how in ("in float8, as a stray cast would leave them", "of the rows in reverse order", "divided by 127 once more"):
+print(
+    f"{'largest magnitudes as they should be':<44} perplexity "
+    f"~{results['LLM.int8(), weights from codes']:.1f}"
+)
+for how in (
+    "in float8, as a stray cast would leave them",
+    "of the rows in reverse order",
+    "divided by 127 once more",
+):
     print(f"{how:<44} perplexity {model_data.about(perplexity(damaged(how)))}")
 
 # %% [markdown]
-# The last one happens to readers of checkpoints: some formats store scales, some (bitsandbytes' `SCB`) largest magnitudes, and the
-# shapes agree. The first happens to whoever casts a model as a whole. `fast.Int8Linear` keeps its float32 numbers:
+# The last one occurs when a checkpoint is read wrongly: some formats store scales, some (bitsandbytes' `SCB`) largest
+# magnitudes, in the same shape. The first occurs when a whole model is cast. `fast.Int8Linear` keeps its float32
+# numbers:
 
 # %%
 half = copy.deepcopy(theirs).half()
 assert torch.equal(half.weight_absmax, theirs.weight_absmax)
-print("after .half():", {name: str(tensor.dtype).removeprefix("torch.") for name, tensor in half.state_dict().items()})
+print(
+    "after .half():",
+    {
+        name: str(tensor.dtype).removeprefix("torch.")
+        for name, tensor in half.state_dict().items()
+    },
+)
 
 # %% [markdown]
 # ## The Hugging Face way
 #
-# `import fast.huggingface` registers the method with transformers: `from_pretrained` quantizes each weight as it is read, so that
-# the float model never exists as a whole, and `save_pretrained` writes a checkpoint that loads again. With your own model the folder
-# is a name on the hub.
+# `import fast.huggingface` registers the method with transformers: `from_pretrained` quantizes each weight as it is
+# read, so that the whole float model is never in memory, and `save_pretrained` writes a checkpoint that loads again.
+# For your own model, use its name on the hub instead of the folder.
 #
 # > **Predict.** How large is the saved folder, against the float one? Are the quantized models equal, or close?
 
 # %%
 with tempfile.TemporaryDirectory() as folder:
     original.save_pretrained(f"{folder}/float")
-    loaded = AutoModelForCausalLM.from_pretrained(f"{folder}/float", quantization_config=fast.huggingface.Int8Config())
+    loaded = AutoModelForCausalLM.from_pretrained(
+        f"{folder}/float", quantization_config=fast.huggingface.Int8Config()
+    )
     loaded.save_pretrained(f"{folder}/int8")
     again = AutoModelForCausalLM.from_pretrained(f"{folder}/int8")
-    sizes = {name: sum(f.stat().st_size for f in Path(folder, name).glob("*.safetensors")) for name in ("float", "int8")}
-    settings = json.loads(Path(folder, "int8", "config.json").read_text())["quantization_config"]
+    sizes = {
+        name: sum(f.stat().st_size for f in Path(folder, name).glob("*.safetensors"))
+        for name in ("float", "int8")
+    }
+    settings = json.loads(Path(folder, "int8", "config.json").read_text())[
+        "quantization_config"
+    ]
 assert torch.equal(loaded(tokens[:, :64]).logits, again(tokens[:, :64]).logits)
 assert torch.equal(loaded(tokens[:, :64]).logits, quantized(tokens[:, :64]).logits)
-print("files:", {name: pictures.quantity(size) for name, size in sizes.items()}, " three ways to the same model: equal, bit for bit")
-print("config.json:", {name: settings[name] for name in ("threshold", "outlier_weight", "quantizer", "granularity")})
+print(
+    "files:",
+    {name: pictures.quantity(size) for name, size in sizes.items()},
+    " three ways to the same model: equal, bit for bit",
+)
+print(
+    "config.json:",
+    {
+        name: settings[name]
+        for name in ("threshold", "outlier_weight", "quantizer", "granularity")
+    },
+)
 
 # %% [markdown]
 # ## The running table
 #
-# For the first time for a whole model: bytes of all its linear layers but the last, and perplexity on this text.
+# This time for a whole model: bytes of all its linear layers but the last, and perplexity on this text.
 
 
 # %%
 def bytes_of_linears(model):
-    """Of the linear layers but lm_head; float weights counted at the 2 bytes in which they would be stored."""
+    """Without lm_head; float weights count 2 bytes per entry, as in a checkpoint."""
     total = 0
     for layer, module in model.named_modules():
         if isinstance(module, torch.nn.Linear) and layer != "lm_head":
             tensors = module.state_dict().values()
-            total += sum(t.numel() * (2 if t.dtype == torch.float32 and t.shape[1] > 1 else t.element_size()) for t in tensors)
+            total += sum(
+                t.numel()
+                * (
+                    2
+                    if t.dtype == torch.float32 and t.shape[1] > 1
+                    else t.element_size()
+                )
+                for t in tensors
+            )
     return total
 
 
 print(f"{'method':<32} {'perplexity':>10} {'bytes of W':>13}")
 for name, model in variants.items():
-    print(f"{name:<32} {'~' + format(results[name], '.1f'):>10} {bytes_of_linears(model):>13,}")
+    print(
+        f"{name:<32} {'~' + format(results[name], '.1f'):>10} "
+        f"{bytes_of_linears(model):>13,}"
+    )
 
 # %% [markdown]
 # ## Exercise
 #
-# Write the two phases. `my_load(weight)` returns codes and scales, one a row; `my_infer(x, codes, scale)` computes Y
-# with the outlier columns (threshold 6.0) taken from the *codes*. The checker runs one after the other; the float
-# weight is out of reach in between.
+# Write the two phases. `my_load(weight)` returns codes and scales, one per row; `my_infer(x, codes, scale)` computes Y
+# with the outlier columns (threshold 6.0) taken from the *codes*. The checker runs one after the other; `my_infer` has
+# no access to the float weight.
 
 
 # %%
@@ -385,10 +464,10 @@ checks.layer(my_layer)
 #
 # ## Three lines to remember
 #
-# 1. The weight is quantized once; the input at every call, together with the search for outliers.
-# 2. A loaded layer keeps one byte a weight and four bytes a row.
-# 3. Judge a quantized model by its loss and its choices on the same text, not by whether one sentence looks alike.
+# 1. The weight is quantized once; the input is searched for outliers and quantized at every call.
+# 2. A loaded layer keeps one byte per weight and four bytes per row.
+# 3. Judge a quantized model by its loss and its choices on the same text, not by one generated sentence.
 #
-# **Read on:** [09, what it costs](09_costs.ipynb). For your own model: [quantize a model](../docs/howto/quantize_a_model.md). Your own
-# model beside float, by a command: `python -m experiments.generate`. The two phases in code: `reference/linear.py`, `fast/linear.py`,
-# `fast/model.py`.
+# **Read on:** [09, what it costs](09_costs.ipynb). For your own model:
+# [quantize a model](../docs/howto/quantize_a_model.md). To compare your own model with float:
+# `python -m experiments.generate`. The two phases in code: `reference/linear.py`, `fast/linear.py`, `fast/model.py`.

@@ -1,5 +1,5 @@
 """The tutorial: nine percent scripts, the notebooks they are built into, and what they share.
 
-`example.py` is the 4 x 4 example, `checks.py` and `kernel_checks.py` check the exercises, `pictures.py` draws, `model_data.py`
+`example.py` is the 4 x 4 example, `checks` checks the exercises, `pictures.py` draws, `model_data.py`
 reads real activations, `running_table.py` prints the table that grows from chapter to chapter.
 """

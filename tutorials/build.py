@@ -1,4 +1,4 @@
-"""Executes the percent scripts of this folder into the notebooks beside them, or checks that the notebooks still say the truth.
+"""Executes the percent scripts of this folder into the notebooks beside them, or checks that they still agree.
 
     python -m tutorials.build                 # every chapter
     python -m tutorials.build 01 04_outliers  # some
@@ -51,7 +51,7 @@ NUMBER = re.compile(r"(?<![\w.])[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d*)?(?:e[-+
 
 
 class Mismatch(Exception):
-    """A stored notebook says something else than a fresh run."""
+    """A stored notebook differs from a fresh run."""
 
 
 def scripts(names: list[str]) -> list[Path]:

@@ -1,7 +1,7 @@
 """Real inputs and weights: what the linear layers of SmolLM2-135M see when it reads English prose.
 
-The model and the text are those of the experiments (`experiments/lm/models.py`); neither needs a download. A few seconds
-of loading buy every chapter its real data.
+The model and the text are those of the experiments (`experiments/lm/models.py`); neither needs a download. Loading
+them takes a few seconds.
 """
 
 import contextlib

@@ -1,6 +1,6 @@
 """Pictures of the tutorial: readable on a light and on a dark page, and none without a description in words.
 
-The ground is transparent, and every colour is of middle brightness, so that it stands out on white and on near-black.
+The ground is transparent, and every colour is of middle brightness, so that it is visible on white and on near-black.
 """
 
 import io

@@ -1,4 +1,4 @@
-"""What chapter 09 draws and says, from the JSON records of the experiments: a notebook times nothing itself.
+"""The figures and sentences of chapter 09, from the JSON records of the experiments: a notebook times nothing itself.
 
 Sentences with figures in them are made from the record as well, so that they stay true when it is made anew.
 """

@@ -31,7 +31,7 @@ METHODS = (
     Method(1, "float16 weights, float32 sums", lambda x, w: x @ w.astype(np.float16).astype(np.float32).T, lambda n, k: 2 * n * k),
     Method(1, "absmax, one scale each", _quantized("tensor", "absmax"), lambda n, k: n * k + 4),
     Method(2, "zeropoint, one scale each", _quantized("tensor", "zeropoint"), lambda n, k: n * k + 8),
-    Method(3, "absmax, a scale a row of X", _quantized("row", "absmax"), lambda n, k: n * k + 4),
+    Method(3, "absmax, one scale per row of X", _quantized("row", "absmax"), lambda n, k: n * k + 4),
     Method(3, "absmax, vector-wise", _quantized("vector", "absmax"), lambda n, k: n * k + 4 * n),
     Method(3, "zeropoint, vector-wise", _quantized("vector", "zeropoint"), lambda n, k: n * k + 8 * n),
     Method(5, "LLM.int8(), weights from codes", _layer("dequantized"), lambda n, k: n * k + 4 * n),
@@ -52,11 +52,11 @@ def show(x: NDArray[np.float32], w: NDArray[np.float32], chapter: int, seconds: 
         seconds: from a record, by method, for a column of times; None leaves it out.
     """
     exact = x.astype(np.float64) @ w.T.astype(np.float64)
-    print(f"{'method':<32} {'error of Y':>10} {'bytes of W':>11} {'a weight':>9}{'' if seconds is None else ' ' * 7 + 'us'}")
+    print(f"{'method':<32} {'error of Y':>10} {'bytes of W':>11} {'per weight':>10}{'' if seconds is None else ' ' * 7 + 'us'}")
     for method in METHODS:
         if method.chapter <= chapter:
             size = method.weight_bytes(*w.shape)
             mark = "  <- new" if method.chapter == chapter else ""
             if seconds is not None:
                 mark = f" {1e6 * seconds[method.name]:>8,.0f}" if method.name in seconds else f" {'-':>8}"
-            print(f"{method.name:<32} {error(method.product(x, w), exact):>10.3%} {size:>11,} {size / w.size:>9.3f}{mark}")
+            print(f"{method.name:<32} {error(method.product(x, w), exact):>10.3%} {size:>11,} {size / w.size:>10.3f}{mark}")

@@ -1,4 +1,4 @@
-"""Shows code as it stands in the repository, so that what a chapter explains cannot drift from what runs."""
+"""Shows code from the files of the repository, so that a chapter explains the code that runs."""
 
 import ast
 import inspect

@@ -1,4 +1,4 @@
-"""Typesets the formulae at build time with KaTeX, so that a page needs no script for them and asks no other host.
+"""Typesets the formulae at build time with KaTeX, so that a page needs no script for them and makes no request to another host.
 
 It works on the finished page, after the search index has taken the plain TeX. A formula that KaTeX cannot read is a warning, and so
 ends a strict build.

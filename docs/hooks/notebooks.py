@@ -28,6 +28,8 @@ KINDS = {"Predict": "question", "Note": "note", "Warning": "warning", "Careful":
 DETAILS = re.compile(r"<details>\s*<summary>(.*?)</summary>\n(.*?)\n\s*</details>", re.DOTALL)
 QUOTE = re.compile(r"(?:^>.*\n?)+", re.MULTILINE)
 SOURCE_OUTPUT = re.compile(r"# \w[\w/]*\.py\n")
+#: A line of a cell that only imports and sets options.
+PREPARES = re.compile(r"(import|from|np\.set_printoptions|torch\.set_grad_enabled|os\.environ\[|#|\)|\s|$)")
 CHECKER = re.compile(r"^\s*(?:print\()?(kernel_checks|checks)\.\w+\(", re.MULTILINE)
 
 
@@ -45,7 +47,7 @@ def notebooks() -> list[Path]:
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """Puts one page a notebook where the navigation says `tutorials/*`."""
+    """Puts one page per notebook where the navigation says `tutorials/*`."""
     pages = [f"tutorials/{notebook.stem}.md" for notebook in notebooks()]
     for entry in config.nav or []:
         for title, children in entry.items():
@@ -116,12 +118,12 @@ def links(source: str) -> str:
 
 
 def code(source: str, draws: bool) -> str:
-    """A code cell; folded if all it does is import, or if it draws a picture."""
+    """A code cell; folded if it only imports and sets options, or if it draws a picture."""
     checker = CHECKER.search(source)
     fence = _fence(source.strip("\n"), "python")
     if draws and not checker:
         return f'??? code "Code of this figure"\n\n{textwrap.indent(fence, "    ")}'
-    if all(re.match(r"(import|from|np\.set_printoptions|#|\)|\s|$)", line) for line in source.splitlines()):
+    if all(PREPARES.match(line) for line in source.splitlines()):
         return f'??? code "Imports"\n\n{textwrap.indent(fence, "    ")}'
     if checker and checker[1] == "checks" and "NotImplemented" in source:
         return f"{fence}\n\n[Run this exercise in the browser](../playground/index.md#exercises){{ .try-it }}"

@@ -21,12 +21,19 @@ ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "docs" / "playground"
 PYODIDE = ROOT / "node_modules" / "pyodide"
 RUNTIME = ("pyodide.js", "pyodide.asm.js", "pyodide.asm.wasm", "python_stdlib.zip", "pyodide-lock.json")
-#: What Pyodide's own lock file says about its build of NumPy, which its npm package does not bring.
+#: What Pyodide's own lock file says about its build of NumPy, which its npm package does not contain.
 NUMPY = "numpy-2.0.2-cp312-cp312-pyodide_2024_0_wasm32.whl"
 NUMPY_SHA256 = "ebb61241d962b98b21597d7ce43b67668a6d5bab3acec4fbe958657320d7cd08"
 
-#: The Python files that the browser runs, as they stand in the repository.
-SOURCES = (*sorted(ROOT.glob("reference/*.py")), ROOT / "tutorials" / "__init__.py", ROOT / "tutorials" / "checks.py")
+#: The checkers of exercises that need no kernel.
+CHECKERS = [
+    path
+    for path in sorted(ROOT.glob("tutorials/checks/*.py"))
+    if not path.stem.endswith("kernel") and path.stem not in ("kernel_checks", "launches")
+]
+
+#: The Python files that the browser runs, unmodified.
+SOURCES = (*sorted(ROOT.glob("reference/*.py")), ROOT / "tutorials" / "__init__.py", *CHECKERS)
 
 STUB = re.compile(r"^checks\.\w+\((my_\w+)\)$", re.MULTILINE)
 
@@ -54,11 +61,20 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     sources = [path.relative_to(ROOT).as_posix() for path in SOURCES] + ["play.py"]
     markdown = markdown.replace("{{ bars }}", bars(first)).replace("{{ exercises }}", exercises())
     markdown = re.sub(r"\{\{ (\w+) \}\}", lambda match: facts(first)[match[1]], markdown)
-    data = json.dumps({"first": first, "sources": sources}).replace("</", "<\\/")
+    suggestions = {name: play.DEFAULTS | moved for name, moved in play.SUGGESTIONS.items()}
+    computed = {name: facts(play.compute(**settings)) for name, settings in suggestions.items()}
+    markdown = re.sub(r"\{\{ (\w+)\.(\w+) \}\}", lambda match: _computed(match[1], match[2], computed[match[1]]), markdown)
+    data = json.dumps({"first": first, "sources": sources, "suggestions": suggestions}).replace("</", "<\\/")
     return (
         f'{markdown}\n\n<script type="application/json" id="playground-data">{data}</script>\n'
         '<script type="module" src="page.js"></script>\n'
     )
+
+
+def _computed(suggestion: str, fact: str, of_suggestion: dict[str, str]) -> str:
+    """A number of a suggestion, marked with where the page shows it once its controls are set."""
+    element = fact.replace("_", "-")
+    return f'<span class="computed" data-suggestion="{suggestion}" data-shown-in="{element}">{of_suggestion[fact]}</span>'
 
 
 def facts(result: dict) -> dict[str, str]:

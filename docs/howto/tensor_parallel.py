@@ -7,7 +7,7 @@ import torch.distributed as dist
 from transformers import AutoModelForCausalLM
 from transformers.distributed import DistributedConfig
 
-import fast.huggingface  # noqa: F401, before from_pretrained: transformers must know the method
+import fast.huggingface  # noqa: F401, before from_pretrained: this registers the method with transformers
 
 model = AutoModelForCausalLM.from_pretrained(sys.argv[1], distributed_config=DistributedConfig(tp_size=2))
 tokens = torch.arange(3, 13, device=model.device)[None]

@@ -1,5 +1,5 @@
 // The playground's page: it draws what Python has computed, and computes nothing itself. The first picture comes with the page.
-const { first, sources } = JSON.parse(document.getElementById("playground-data").textContent);
+const { first, sources, suggestions } = JSON.parse(document.getElementById("playground-data").textContent);
 const $ = (id) => document.getElementById(id);
 const controls = ["outlier", "threshold", "granularity", "quantizer"].map($);
 const MAPS = ["x", "int8-codes", "int8-error", "decomposed-codes", "decomposed-error"];
@@ -11,16 +11,17 @@ let cursor = null;
 
 // ---- Python -------------------------------------------------------------------------------------------------------------------
 
+const LOADING = "Starting Python in your browser, which takes 5 to 30 seconds.";
 let worker, isReady, waiting, nextId = 0;
 let busy = false, again = false;
 
 function startPython() {
   worker = new Worker(new URL("worker.js", import.meta.url));
   isReady = busy = false;
-  say("Starting Python in your browser…", "starting");
+  say(LOADING, "starting");
   waiting = new Map();
   worker.addEventListener("message", ({ data }) => {
-    if (data.failed) return say(`Python did not start: ${data.failed}. The picture above is still the one computed with the site.`, "failed");
+    if (data.failed) return say(`Python did not start: ${data.failed}. The page shows ${where(shown.settings)}, computed with the site.`, "failed");
     if (data.ready) {
       isReady = true;
       say("Python is running in your browser.", "ready");
@@ -46,6 +47,17 @@ function say(text, state) {
   $("status").dataset.state = state;
 }
 
+const where = ({ outlier, threshold, granularity, quantizer }) =>
+  `outlier size ${outlier}, threshold ${threshold}, ${granularity}, ${quantizer}`;
+
+// The controls can be moved before Python is ready: the numbers below then belong to other settings, and the page says so.
+function markStale() {
+  const stale = where(settings()) !== where(shown.settings);
+  document.querySelector(".play").classList.toggle("stale", stale);
+  if (!isReady && $("status").dataset.state === "starting")
+    say(stale ? `${LOADING} Until then the page shows ${where(shown.settings)}.` : LOADING, "starting");
+}
+
 // ---- Controls -----------------------------------------------------------------------------------------------------------------
 
 const settings = () => ({
@@ -55,17 +67,17 @@ const settings = () => ({
   quantizer: $("quantizer").value,
 });
 
-
-
 async function update() {
   $("outlier-value").textContent = $("outlier").value;
   $("threshold-value").textContent = $("threshold").value;
+  markStale();
   if (!isReady) return;
   if (busy) return (again = true);
   busy = true;
   shown = await ask({ settings: settings() });
   busy = false;
   show();
+  markStale();
   if (again) {
     again = false;
     update();
@@ -74,6 +86,13 @@ async function update() {
 
 controls.forEach((control) => control.addEventListener("input", update));
 document.querySelector(".controls").addEventListener("submit", (event) => event.preventDefault());
+
+for (const button of document.querySelectorAll("button.try"))
+  button.addEventListener("click", () => {
+    for (const control of controls) control.value = suggestions[button.dataset.try][control.id];
+    update();
+    document.querySelector(".play").scrollIntoView({ behavior: "smooth", block: "start" });
+  });
 
 // ---- Drawing ------------------------------------------------------------------------------------------------------------------
 
@@ -116,7 +135,7 @@ function draw() {
   }
   $("legend").innerHTML =
     `<span><i class="positive"></i> positive</span> <span><i class="negative"></i> negative</span> <span><i class="wrong"></i> error, up to ${worst.toFixed(3)}</span>` +
-    `<span><i class="sixteen"></i> column in 16 bits</span>`;
+    `<span><i class="sixteen"></i> outlier column</span>`;
 }
 
 function paint(map, matrix, strength, colour) {
@@ -160,7 +179,7 @@ function readEntry() {
   if (!cursor) return;
   const { row, column } = cursor;
   const at = (matrix) => matrix[row][column];
-  const kept = shown.outliers.includes(column) ? "kept in 16 bits, no error" : `code ${at(shown.decomposed.codes)}, error ${at(shown.decomposed.error).toFixed(4)}`;
+  const kept = shown.outliers.includes(column) ? "not quantized, no error" : `code ${at(shown.decomposed.codes)}, error ${at(shown.decomposed.error).toFixed(4)}`;
   $("probe").textContent =
     `Token ${row}, feature ${column}: x = ${at(shown.x).toFixed(4)}. Int8 alone: code ${at(shown.int8.codes)}, error ${at(shown.int8.error).toFixed(4)}. LLM.int8(): ${kept}.`;
 }

@@ -1,8 +1,8 @@
 """What the playground computes, with `reference` alone: at build time for the first picture, and then in the browser.
 
 One small product, Y = X @ W.T. Two feature columns of X are outliers of the size that the slider says; the columns of W
-that read them are divided by that size, so that turning the slider leaves Y as it was. All that changes is how hard X and W are
-to quantize.
+that read them are divided by that size, so that Y is the same at every position of the slider. Only the difficulty of
+quantizing X and W changes.
 """
 
 import ast
@@ -20,6 +20,19 @@ OUTLIERS = (5, 21)
 GRANULARITIES = ("tensor", "row", "vector")
 QUANTIZERS = ("absmax", "zeropoint")
 DEFAULTS = {"outlier": 60.0, "threshold": 6.0, "granularity": "vector", "quantizer": "absmax"}
+#: What the page suggests to try, by name: the controls to move, starting from the default.
+SUGGESTIONS = {
+    "small": {"outlier": 2.0},
+    "crossing": {"outlier": 6.0},
+    "large": {"outlier": 100.0},
+    "tensor": {"granularity": "tensor"},
+    "row": {"granularity": "row"},
+    "vector": {},
+    "zeropoint": {"quantizer": "zeropoint"},
+    "low": {"threshold": 2.0},
+    "lowest": {"threshold": 1.0},
+    "high": {"outlier": 19.0, "threshold": 20.0},
+}
 
 
 def operands(outlier):
@@ -63,7 +76,7 @@ def compute(outlier, threshold, granularity, quantizer):
 
 
 def _seen(x, outliers, granularity, quantizer):
-    """X as the product sees it: its codes, and what they stand for; outlier columns keep their value."""
+    """X as the product receives it: its codes, and the error of their values; outlier columns keep their values."""
     axis = AXES[granularity][0]
     regular = np.where(outliers, np.float32(0), x)
     if quantizer == "absmax":

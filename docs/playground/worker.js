@@ -1,4 +1,4 @@
-// Runs the repository's own Python in a Web Worker: Pyodide, NumPy, reference/ and tutorials/checks.py, all from this site.
+// Runs the repository's own Python in a Web Worker: Pyodide, NumPy, reference/ and tutorials/checks, all from this site.
 importScripts("pyodide/pyodide.js");
 
 const ready = new Promise((resolve) => {

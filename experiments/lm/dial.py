@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from fast.selection import is_conv1d
+from fast.transformers_traits import is_conv1d
 
 from . import recording
 

@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 
 import fast
 import reference
-from fast.selection import is_conv1d
+from fast.transformers_traits import is_conv1d
 
 from ..command import InputError
-from . import numpy_llama
+from . import models, numpy_llama
 from .losses import cross_entropy
 from .methods import METHODS, Setting
 
@@ -93,7 +93,7 @@ def widen(model: torch.nn.Module) -> torch.nn.Module:
     The layers still read and write float32. Hugging Face's norms and angles compute in float32 whatever they are given, so
     they are replaced.
     """
-    inner = model.model
+    inner: Any = model.model
     inner.rotary_emb = RotaryAngles(inner.rotary_emb.inv_freq)
     inner.embed_tokens.register_forward_hook(lambda module, inputs, y: y.double())
     for name, module in list(model.named_modules()):
@@ -110,7 +110,7 @@ def widen(model: torch.nn.Module) -> torch.nn.Module:
 def window_losses(model: torch.nn.Module, tokens: NDArray[np.int64]) -> NDArray[np.float64]:
     """Mean loss of each window (B,), in nats a token, of a causal language model that reads `tokens` (B, T) as one batch."""
     with torch.inference_mode():
-        logits = model(torch.from_numpy(tokens).to(model.device), use_cache=False).logits
+        logits = model(torch.from_numpy(tokens).to(models.device_of(model)), use_cache=False).logits
     return np.array([cross_entropy(window[:-1].float().cpu().numpy(), t[1:]) for window, t in zip(logits, tokens, strict=True)])
 
 
@@ -151,7 +151,7 @@ def reference_engine(
 
     if method.quantizer is not None:
         chosen = {n for n in linears if n != "lm_head" and setting.layers in ("all", kind(n))}
-        llama.linears = {n: replaced(layer) if n in chosen else layer for n, layer in linears.items()}
+        llama.linears = {n: replaced(cast(numpy_llama.FloatLinear, layer)) if n in chosen else layer for n, layer in linears.items()}
     try:
         yield losses
     finally:

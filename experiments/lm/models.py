@@ -119,7 +119,7 @@ def load_model(source: Source, dtype: torch.dtype = torch.float32, device: str =
     silence = contextlib.redirect_stderr(io.StringIO()) if source.gguf_file else contextlib.nullcontext()
     try:
         with silence:
-            model = AutoModelForCausalLM.from_pretrained(source.folder, dtype=dtype, **options)
+            model: Any = AutoModelForCausalLM.from_pretrained(source.folder, dtype=dtype, **options)
     except Exception as error:  # each format of a checkpoint has errors of its own
         raise InputError(f"no model could be loaded from {source.folder}: {first_line(error)}") from error
     context = getattr(model.config, "max_position_embeddings", None)
@@ -241,11 +241,22 @@ def default_windows(tokenize: Callable[[str], list[int]], length: int = 512, cou
     return np.concatenate([cut_windows(name, tokenize(text), length, count) for name, text in texts])
 
 
+def device_of(model: torch.nn.Module) -> torch.device:
+    """Where a model is, by its first parameter."""
+    return next(model.parameters()).device
+
+
 def tiny_llama(seed: int = 0, blocks: int = 1) -> torch.nn.Module:
     """A random Llama of a few narrow blocks whose tokens are bytes, for a rehearsal and for tests."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(seed)
-    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": blocks, "num_attention_heads": 4, "num_key_value_heads": 2}
+    sizes: dict[str, Any] = {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": blocks,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+    }
     config = LlamaConfig(vocab_size=256, max_position_embeddings=128, eos_token_id=None, initializer_range=0.1, **sizes)
     return LlamaForCausalLM(config).eval().requires_grad_(False)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from ..command import InputError
-from . import engines
+from . import engines, models
 
 
 class Kind(NamedTuple):
@@ -52,7 +52,7 @@ def record_inputs(model: torch.nn.Module, windows: NDArray[np.int64], progress: 
             alive: list[torch.Tensor] = []
             readers.clear()
             with torch.inference_mode():
-                model(torch.from_numpy(window[None]).to(model.device), use_cache=False)
+                model(torch.from_numpy(window[None]).to(models.device_of(model)), use_cache=False)
 
     kinds: dict[str, tuple[list[list[str]], list[NDArray[np.float32]]]] = {}
     for names in readers.values():
@@ -94,7 +94,7 @@ def readers(model: torch.nn.Module, tokens: NDArray[np.int64]) -> dict[str, list
     handles += [m.register_forward_pre_hook(look(n)) for n, m in engines.linear_layers(model).items()]
     try:
         with torch.inference_mode():
-            model(torch.from_numpy(tokens).to(model.device), use_cache=False)
+            model(torch.from_numpy(tokens).to(models.device_of(model)), use_cache=False)
     finally:
         for handle in handles:
             handle.remove()

@@ -29,7 +29,7 @@ def pictures(record: dict[str, Any]) -> Iterator[Any]:
     if not record["removals"]:
         return
     with style.figure(7.6, 0.9 + 0.55 * 2 * len(record["removals"])) as (figure, axes):
-        labels = []
+        labels: list[str] = []
         for one in record["removals"]:
             found = one["perplexity"]
             axes.barh(len(labels), _percent(found["without"], found["all"]), color=style.RED, height=0.6)

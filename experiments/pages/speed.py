@@ -128,7 +128,9 @@ def spread(value: dict[str, float], factor: float = 1, form: str = ".2f") -> str
 
 def aims(record: Row | None, device: str, meant: Sequence[Aim] = AIMS, stages: tuple[Shape, float] = STAGES_AIM) -> list[list[str]]:
     """What our layer is meant to reach on "cpu" or "cuda", what was measured, whether it is reached: cells of a table."""
-    rows = {(r["m"], r["k"], r["n"], r["fraction"]): r["contenders"] for r in (rows_of(record, "layers") if record else [])}
+    rows: dict[tuple, Row] = {
+        (r["m"], r["k"], r["n"], r["fraction"]): r["contenders"] for r in (rows_of(record, "layers") if record else [])
+    }
     cells = []
     for aim in (a for a in meant if a.device == device):
         other = rows.get(tuple(aim.shape), {}).get(aim.other)

@@ -15,7 +15,7 @@ BLUE, ORANGE, GREEN, RED, PURPLE, GREY = "#4a90d9", "#e0862b", "#3fa36b", "#d957
 
 COLORS = (BLUE, ORANGE, GREEN, RED, PURPLE, GREY)
 
-STYLE: dict[str, Any] = {
+STYLE: dict[Any, Any] = {
     "figure.facecolor": "none",
     "axes.facecolor": "none",
     "savefig.facecolor": "none",

@@ -3,12 +3,12 @@
 1. `arithmetic.py`     the contract's rounding, scales and codes
 2. `outliers.py`       which columns hold an outlier
 3. `quantization.py`   scales and codes of rows
-4. `product.py`        the int8 product, by one of three routes
+4. `product.py`        the int8 product, by one of two routes
 5. `layer.py`          the layer
 
-Around the product everything goes by blocks of rows: what a block needs in float32 stays in a core's cache, and is taken from memory
-that the process already has. A buffer of all rows would make the system clear fresh pages at every call: with M = 256,
-K = N = 4096 about 1000 of them.
+Everything except the product is processed in blocks of rows: the float32 values of a block stay in a core's cache, in memory that
+the process already has. For a buffer of all rows, the system would have to clear fresh pages at every call: about 1000 of them for
+M = 256, K = N = 4096.
 """
 
 from .layer import linear

@@ -1,4 +1,4 @@
-"""The contract's arithmetic on slices in float32: what every part that quantizes shares. Laid out as kernels/arithmetic.py."""
+"""The contract's arithmetic on slices in float32, in the order of kernels/arithmetic.py."""
 
 import math
 
@@ -9,11 +9,11 @@ from ..codes import CODE_MAX, CODE_MIN, ZERO_SLICE
 
 
 def inverse_and_scale(extent: Tensor, steps: float) -> tuple[Tensor, Tensor, bool]:
-    """What a slice of this extent is multiplied by to give codes, and codes to give it back; and whether all extents are finite."""
+    """The factor from values to codes, and the one back, of slices with this `extent`; and whether all extents are finite."""
     if extent.numel() == 0:
         return extent, extent, True
     least, most = (bound.item() for bound in torch.aminmax(extent))
-    if least >= ZERO_SLICE and most < math.inf:  # nothing special, as almost always; not so where there is a NaN
+    if least >= ZERO_SLICE and most < math.inf:  # common case: no zero slice, no infinity; a NaN fails both comparisons
         return extent.reciprocal().mul_(steps), extent / steps, True
     finite = extent.isfinite()
     usable = finite & (extent >= ZERO_SLICE)

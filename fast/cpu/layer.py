@@ -1,5 +1,7 @@
 """The inference phase of a layer on a CPU."""
 
+from itertools import repeat
+
 import torch
 from torch import Tensor
 
@@ -9,30 +11,38 @@ from .product import corrected, layer_product
 from .quantization import block_rows, quantize
 
 
-def linear(x: Tensor, weight: QuantizedWeight, bias: Tensor | None, limit: float | None, per_row: bool) -> Tensor:
+def linear(x: Tensor, weight: QuantizedWeight, bias: Tensor | None, threshold: float | None, per_row: bool) -> Tensor:
     """(M, N) of x's dtype: the inference phase of LLM.int8() on `x` (M, K)."""
-    mask = None if limit is None else find_outliers(x, limit)
+    mask = None if threshold is None else find_outliers(x, threshold)
     outliers = None if mask is None else mask.nonzero().view(-1)
     codes, scale, zero_point = quantize(x, per_row, "absmax" if weight.zero_point is None else "zeropoint", outliers)
-    dtype = torch.float32 if zero_point is None else torch.int32
-    acc, outlier_codes = layer_product(codes, weight.codes, dtype, outliers if weight.float_weight is None else None)
-    if zero_point is not None:
-        acc = corrected(acc, codes, zero_point, weight)
-    outlier_part = None if outliers is None else (x.index_select(1, outliers).float(), _outlier_weight(weight, outliers, outlier_codes).T)
-    scale, weight_scale = scale.expand(len(x), 1), weight.scale.T
-    bias = None if bias is None else bias.float()
+    wanted = outliers if weight.float_weight is None else None
+    if weight.zero_point is None:
+        acc, outlier_codes = layer_product(codes, weight.codes, torch.float32, wanted)
+    else:
+        # A row of ones gives the sums of W's rows in the same pass over W; they may be others than at the last call.
+        rows = torch.cat([codes, codes.new_ones(1, codes.shape[1])])
+        acc, outlier_codes = layer_product(rows, weight.codes, torch.int32, wanted)
+        acc = corrected(acc[:-1], codes, zero_point, weight.zero_point, acc[-1])  # type: ignore[arg-type]
+    x_outliers = w_outliers = None
+    if outliers is not None:
+        x_outliers, w_outliers = x.index_select(1, outliers).float(), _outlier_weight(weight, outliers, outlier_codes).T
+    bias, w_scale = None if bias is None else bias.float(), weight.scale.T
 
-    def finish(rows: slice) -> Tensor:
-        y = acc[rows].float().mul_(scale[rows]).mul_(weight_scale)
-        if outlier_part is not None:
-            y += outlier_part[0][rows] @ outlier_part[1]
+    def finish(acc: Tensor, scale: Tensor, x_outliers: Tensor | None) -> Tensor:
+        y = acc.float().mul_(scale).mul_(w_scale)
+        if x_outliers is not None:
+            y += x_outliers @ w_outliers
         if bias is not None:
             y += bias
         return y.to(x.dtype)
 
     step = block_rows(acc.shape[1])
-    blocks = [finish(slice(start, start + step)) for start in range(0, max(1, len(x)), step)]
-    return blocks[0] if len(blocks) == 1 else torch.cat(blocks)
+    if len(x) <= step:
+        return finish(acc, scale, x_outliers)
+    x_blocks = repeat(None) if x_outliers is None else x_outliers.split(step)
+    blocks = zip(acc.split(step), scale.expand(len(x), 1).split(step), x_blocks, strict=False)
+    return torch.cat([finish(*block) for block in blocks])
 
 
 def _outlier_weight(weight: QuantizedWeight, outliers: Tensor, codes: Tensor | None) -> Tensor:

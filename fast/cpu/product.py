@@ -1,15 +1,14 @@
-"""The int8 product on a CPU: three routes to the same integers; what the processor can do decides which is taken.
+"""The int8 product on a CPU: two routes to the same integers; what the processor can do decides which is taken.
 
     "int8"     oneDNN's int8 product by `torch._int_mm`, of the codes as they lie: no copy of the weight.
-    "packed"   oneDNN's int8 product with a weight that was reordered for the processor, once: a second copy of its codes.
     "float32"  float32 products over few enough columns that every sum is exact: any processor, any Torch.
 
 Without VNNI instructions oneDNN adds two products in 16 bits, which saturate: twice 127 * 255 does not fit (oneDNN's developer
 guide, "Nuances of int8 computations"; pytorch/pytorch#136746). So an int8 route is taken only where the instructions are there and
-the largest codes were multiplied correctly. That oneDNN may be told to ignore instructions (ONEDNN_MAX_CPU_ISA) is why both are asked.
+the largest codes were multiplied correctly. Both checks are needed, because ONEDNN_MAX_CPU_ISA can
+make oneDNN ignore instructions the CPU has.
 """
 
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -19,24 +18,20 @@ import torch
 from torch import Tensor
 
 from .. import arguments
-from ..derived import Derived
-from ..weights import QuantizedWeight
 
-ROUTES = ("int8", "packed", "float32")
+ROUTES = ("int8", "float32")
 _chosen: ContextVar[str | None] = ContextVar("route", default=None)
 
 #: A sum of this many products of two codes is at most 2**24 in magnitude, up to which float32 holds every whole number.
 EXACT_K = 2**24 // 128**2
 
-#: Entries of the weight in one piece of the product, for each thread; and the fewest rows of it, since X is reordered for each.
+#: Weight entries per thread in one piece of the product, and the minimum number of rows: oneDNN reorders X for each piece.
 PIECE, LEAST_ROWS = 2**22, 512
 
 
 @contextmanager
 def route(name: str) -> Iterator[None]:
     """Within this context products take the route `name`; the results are the same wherever `is_exact(name)`.
-
-    "int8" on a processor that would take "packed" halves the memory of a layer in use.
 
     Raises:
         ValueError: an unknown route.
@@ -50,19 +45,17 @@ def route(name: str) -> Iterator[None]:
 
 def chosen_route() -> str:
     """The route that products take here."""
-    return _chosen.get() or _best_route()
+    return _chosen.get() or best_route()
 
 
 @cache
-def _best_route() -> str:
+def best_route() -> str:
     """The fastest exact route of this processor: looked for at the first product, not at import."""
-    if not (_has("vnni") and is_exact("int8")):
-        return "float32"
-    # Without AMX packing loses for one row and gains little for many: not worth a second copy of every weight.
-    return "packed" if _has("amx_tile") and is_exact("packed") else "int8"
+    return "int8" if has_instructions("vnni") and is_exact("int8") else "float32"
 
 
-def _has(instructions: str) -> bool:
+def has_instructions(instructions: str) -> bool:
+    """Whether the processor has these instructions, by Torch's name of them."""
     supported = getattr(torch.cpu, f"_is_{instructions}_supported", None)
     return supported is not None and supported()
 
@@ -70,44 +63,33 @@ def _has(instructions: str) -> bool:
 def is_exact(name: str) -> bool:
     """Whether the route `name` exists in this Torch and multiplies the largest codes right, for one row and for many."""
     largest = torch.full((64, 128), 127, dtype=torch.int8)
-    multiply = {"int8": _by_int8, "packed": lambda b, a: _by_packed(a.T, pack(b)), "float32": _by_float32}[name]
+    multiply = {"int8": _by_int8, "float32": _by_float32}[name]
     try:
         products = [multiply(sign * largest, rows.T) * sign for rows in (largest[:1], largest) for sign in (1, -1)]
-    except (AttributeError, RuntimeError):  # a Torch without oneDNN, or without its quantized operators
+    except (AttributeError, RuntimeError):  # a Torch without oneDNN
         return False
     return all(bool((product == 128 * 127**2).all()) for product in products)
 
 
 def int8_matmul(a: Tensor, b: Tensor) -> Tensor:
     """a (M, K) @ b (N, K).T in int32, contiguous, exact."""
-    acc, _ = _product(a, b, torch.int32, None)
+    acc, _ = layer_product(a, b, torch.int32, None)
     return acc
 
 
-def layer_product(codes: Tensor, weight: Tensor, dtype: torch.dtype, columns: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """The product of codes (M, K) and a layer's codes (N, K), and some columns of the layer's codes.
+def layer_product(a: Tensor, b: Tensor, dtype: torch.dtype, columns: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """The product of codes a (M, K) and b (N, K), and some columns of b, by one walk over b.
+
+    Columns lie K bytes apart, one entry per cache line, so gathering a few of them reads much of the weight. It is done piece by
+    piece, of what the product has just brought into the cache.
 
     Args:
-        codes: (M, K) int8.
-        weight: (N, K) int8, the same tensor at every call, so that it can be packed.
+        a, b: int8.
         dtype: int32, or float32: each sum rounded once.
-        columns: int64, which columns of the weight are wanted too; None for none.
+        columns: int64, which columns of b are wanted, too; None for none.
 
     Returns:
-        (M, N) of `dtype`, contiguous; weight[:, columns], or None.
-    """
-    if dtype == torch.float32 and chosen_route() == "packed" and codes.numel() and weight.numel():
-        packed = _packing_of(weight).of(weight)
-        if packed is not None:
-            return _by_packed(codes, packed), None if columns is None else weight.index_select(1, columns)
-    return _product(codes, weight, dtype, columns)
-
-
-def _product(a: Tensor, b: Tensor, dtype: torch.dtype, columns: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """a @ b.T in `dtype`, and b[:, columns], by one walk over b.
-
-    Columns lie K bytes apart, one entry a cache line, so gathering a few of them reads much of the weight. It is done piece by
-    piece, of what the product has just brought into the cache.
+        (M, N) of `dtype`, contiguous; b[:, columns], or None.
     """
     (m, k), n = a.shape, b.shape[0]
     if 0 in (m, n, k):
@@ -115,15 +97,19 @@ def _product(a: Tensor, b: Tensor, dtype: torch.dtype, columns: Tensor | None) -
     multiply = _by_float32 if chosen_route() == "float32" else _by_int8
     rows = max(LEAST_ROWS, PIECE // k) * torch.get_num_threads()
     right, b = _standard(a).T, _standard(b)
-    product = a.new_empty(m, n, dtype=dtype)
+    # b is the left factor since oneDNN reorders its right operand at every call, so the smaller one, X, goes there; transposing
+    # the result costs less.
+    if n <= rows:
+        sums = multiply(b, right).T
+        sums = sums.contiguous() if dtype == torch.int32 else sums.to(dtype, memory_format=torch.contiguous_format)
+        return sums, None if columns is None else b.index_select(1, columns)
+    sums = a.new_empty(m, n, dtype=dtype)
     gathered = []
-    for piece, result in zip(b.split(rows), product.split(rows, 1), strict=True):
-        # b is the left factor since oneDNN reorders the right one at every call, which had better be X; transposing the
-        # result costs less.
+    for piece, result in zip(b.split(rows), sums.split(rows, 1), strict=True):
         result.copy_(multiply(piece, right).T)
         if columns is not None:
             gathered.append(piece.index_select(1, columns))
-    return product, torch.cat(gathered) if gathered else None
+    return sums, torch.cat(gathered) if gathered else None
 
 
 def _by_int8(b: Tensor, a: Tensor) -> Tensor:
@@ -144,58 +130,25 @@ def _by_float32(b: Tensor, a: Tensor) -> Tensor:
 
 
 def _standard(codes: Tensor) -> Tensor:
-    """Contiguous, a row K apart from the next even where there is no next: Torch leaves that stride open, and oneDNN reads it
+    """Contiguous, with row stride K even for a single row: Torch leaves that stride open, and oneDNN reads it
     (pytorch/pytorch#195066)."""
     codes = codes.contiguous()
     return codes if codes.stride(0) == codes.shape[1] else codes.view(-1).view(codes.shape)
 
 
-def pack(codes: Tensor) -> Tensor:
-    """The codes (N, K) of a weight, in the order in which this processor's int8 instructions take them; opaque to Torch."""
-    return torch.ops.onednn.qlinear_prepack(_standard(codes), None)
+def corrected(acc: Tensor, codes: Tensor, zero_point: Tensor, w_zero_point: Tensor, w_sum: Tensor) -> Tensor:
+    """The sum of (Xq - zx) (Wq - zw), (M, N), in integers, from the sum of Xq Wq.
 
-
-def _by_packed(codes: Tensor, packed: Tensor) -> Tensor:
-    """float32(acc): exact sums, in int32 and modulo 2**32, rounded once.
-
-    Packed weights take unsigned codes only (signed ones end in a reference loop, some thousand times slower): so code + 128 with the
-    zero point 128, which oneDNN takes off the int32 sum.
+    Args:
+        acc: (M, N) int32.
+        codes, zero_point: of X, (M, K) int8 and (M, 1) or (1, 1) int32.
+        w_zero_point: of W, (N, 1) or (1, 1) int32.
+        w_sum: (N,) int32, the sums of the rows of W's codes.
     """
-    one, zero = torch.ones(1), torch.zeros(1, dtype=torch.int32)
-    unsigned = (_standard(codes) ^ -128).view(torch.uint8)
-    return torch.ops.onednn.qlinear_pointwise(unsigned, 1.0, 128, packed, one, zero, None, 1.0, 0, torch.float32, "none", [], "")
-
-
-class _Packing:
-    """The packed copy of a weight, from the second time on that it is asked for.
-
-    Packing takes as long as some tens of products with few rows (150 ms at K = N = 4096), so a weight that is quantized for one
-    product is not packed. Neither is an inference tensor, whose writes cannot be seen (`Derived`).
-    """
-
-    def __init__(self, _: Tensor) -> None:
-        self._lock = threading.Lock()
-        self._asked = False
-        self._packed: Tensor | None = None
-
-    def of(self, codes: Tensor) -> Tensor | None:
-        """The packed copy of `codes`, the tensor that this was derived from; None at the first call."""
-        with self._lock:
-            if self._packed is None and self._asked:
-                self._packed = pack(codes)
-            self._asked = True
-            return self._packed
-
-
-_packing_of = Derived(_Packing)
-
-
-def corrected(acc: Tensor, codes: Tensor, zero_point: Tensor, weight: QuantizedWeight) -> Tensor:
-    """The sum of (Xq - zx) (Wq - zw), (M, N), in integers, from the sum of Xq Wq."""
     k = codes.shape[1]
     # Each of the four terms is at most K * 2**14, so int32 holds every partial sum up to here.
     dtype = torch.int32 if k < 2**15 else torch.int64
-    zx, zw = zero_point.to(dtype), weight.zero_point.to(dtype).T  # type: ignore[union-attr]
+    zx, zw = zero_point.to(dtype), w_zero_point.to(dtype).T
     code_sum = codes.sum(-1, keepdim=True, dtype=dtype)
-    acc = acc.to(dtype).addcmul_(zx, k * zw - weight.code_sum.to(dtype))  # type: ignore[union-attr]
+    acc = acc.to(dtype).addcmul_(zx, k * zw - w_sum.to(dtype))
     return acc.addcmul_(zw, code_sum, value=-1)

@@ -1,4 +1,4 @@
-"""Row quantization, one block of rows after another."""
+"""Row quantization, one block of rows at a time: scales that leave out the outlier columns, then codes."""
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ BLOCK = 2**18
 
 
 def block_rows(columns: int) -> int:
-    """How many rows make a block."""
+    """The number of rows in a block."""
     return max(1, BLOCK // max(1, columns))
 
 

@@ -1,8 +1,8 @@
-"""The contract's arithmetic on values in registers: what every kernel that quantizes shares.
+"""The contract's arithmetic on values in registers: shared by every kernel that quantizes.
 
-A slice is summed up by two integers: the bits of its largest magnitude above zero and of its largest below. Read as an
+Two integers summarize a slice: the bits of its largest magnitude above zero and of its largest below. Read as an
 integer, the bits of a float32 that is not negative sort as the numbers do, with infinity above all of them and NaN above
-infinity. An integer maximum thus finds the extreme of a slice and, for nothing more, whether the slice is finite.
+infinity. An integer maximum thus finds the extreme of a slice and, at no extra cost, whether it is finite.
 
     x -> magnitudes -> (integer max over the slice) -> parameters -> scale, inverse, zero point -> encode -> codes
 
@@ -31,7 +31,7 @@ ZERO_SLICE = tl.constexpr(codes.ZERO_SLICE)
 ROUNDER = tl.constexpr(1.5 * 2**23)
 ROUNDER_BITS = tl.constexpr(0x4B400000)
 
-#: The interpreter holds bfloat16 as bit patterns: it would multiply those, and it cuts off where a cast has to round.
+#: The interpreter holds bfloat16 as bit patterns: arithmetic would act on the raw bits, and its cast truncates instead of rounding.
 INTERPRETED = tl.constexpr(interpreted())
 
 MAGNITUDE_BITS = tl.constexpr(0x7FFFFFFF)
@@ -49,7 +49,7 @@ def round_to_integer(v):
 def magnitudes(x, ZEROPOINT: tl.constexpr):
     """Bits of |x| where x counts as above zero, and where it counts as below; 0 elsewhere.
 
-    Absmax knows one side only: there all magnitudes count as above, and the second result repeats the first.
+    Absmax has one side only: all magnitudes count as above, and the second result repeats the first.
     """
     bits = x.to(tl.int32, bitcast=True)
     if ZEROPOINT:
@@ -81,6 +81,17 @@ def parameters(above, below, ZEROPOINT: tl.constexpr):
         shift = round_to_integer(tl.where(usable, minus_lo, 0.0) * inverse + CODE_MIN)
         zero_point = tl.where(usable, tl.minimum(tl.maximum(shift, CODE_MIN), CODE_MAX), 0)
     return scale, inverse, zero_point
+
+
+@triton.jit
+def absmax_scale(absmax):
+    """The scales that belong to the largest magnitudes of a layer's rows, rounded as `parameters` rounds.
+
+    Derived in every launch: a scale that the host keeps beside the magnitudes may be out of date, also in a captured CUDA graph.
+    """
+    usable = (absmax >= ZERO_SLICE) & (absmax < float("inf"))
+    scale = tl.math.div_rn(tl.where(usable, absmax, 1.0), INT8_MAX)
+    return tl.where(usable, scale, tl.where(absmax < ZERO_SLICE, 0.0, float("nan")))
 
 
 @triton.jit

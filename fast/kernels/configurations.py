@@ -6,16 +6,21 @@ neighbours on a machine with a GPU.
 """
 
 from functools import cache
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import torch
 import triton
 
-#: Up to here one program holds all rows of X in the one tile (16 rows) of a matrix instruction, and the layer is one launch.
+from ..interpreter import emulated
+
+#: Up to this many rows, X fits in one 16-row matrix-instruction tile, and the whole layer is a single launch.
 DECODE_ROWS = 16
 
+#: Up to this many columns, one program of `quantize_rows` holds a row of X in its registers.
+HELD_COLUMNS = 16384
 
-Row = TypeVar("Row")
+#: From this many rows of X on, gathering its outlier columns pays.
+GATHER_FROM = 1024
 
 
 class Scan(NamedTuple):
@@ -53,11 +58,11 @@ class Product(NamedTuple):
     block_m: int
     block_n: int
     block_k: int
-    block_o: int
-    group_m: int
     warps: int
     stages: int
     tma: bool = False
+    block_o: int = 16
+    group_m: int = 8
 
 
 class Decode(NamedTuple):
@@ -74,87 +79,93 @@ class Decode(NamedTuple):
     stages: int
 
 
-# Product tables: (largest M, largest N, row), the first that fits counts; None is no limit.
-# An int8 matrix instruction does 2 * block_m * block_n operations for block_m + block_n bytes loaded a column of K: the
-# larger the tile the less the second-level cache is asked for, the smaller the tile the more multiprocessors have one.
-Table = tuple[tuple[int | None, int | None, Product], ...]
-Decodes = tuple[tuple[int | None, int | None, Decode], ...]
+class Row(NamedTuple):
+    """A row of a table: the largest M and N that it serves (None is no limit), and what it gives them. The first row that fits counts."""
 
-# IMMA, 2048 multiply-adds a cycle and multiprocessor (sm_80), half of it and less on sm_89: a 128 x 128 tile asks for at most
-# 32 bytes a cycle. 3 stages of 32 KB on their way (sm_80), or 2 (sm_89, 99 KB in all).
+    configuration: Any
+    up_to_m: int | None = None
+    up_to_n: int | None = None
+
+
+Table = tuple[Row, ...]
+
+# An int8 matrix instruction does 2 * block_m * block_n operations for block_m + block_n bytes loaded per column of K: the
+# larger the tile, the fewer bytes come from the second-level cache; the smaller the tile, the more multiprocessors have one.
+
+# IMMA, 2048 multiply-adds per cycle and multiprocessor (sm_80), half of it and less on sm_89: a 128 x 128 tile needs at most
+# 32 bytes per cycle. 3 stages of 32 KB in flight (sm_80), or 2 (sm_89, 99 KB in all).
+# Few rows: W decides, its tile stays wide, X's is not padded to 64.
 AMPERE: Table = (
-    (32, None, Product(32, 128, 128, 16, 8, 4, 4)),  # few rows: W decides, its tile stays wide, X's is not padded to 64
-    (64, None, Product(64, 128, 128, 16, 8, 4, 4)),
-    (None, None, Product(128, 128, 128, 16, 8, 8, 4)),
+    Row(Product(block_m=32, block_n=128, block_k=128, warps=4, stages=4), up_to_m=32),
+    Row(Product(block_m=64, block_n=128, block_k=128, warps=4, stages=4), up_to_m=64),
+    Row(Product(block_m=128, block_n=128, block_k=128, warps=8, stages=4)),
 )
-ADA: Table = (
-    (32, None, Product(32, 128, 128, 16, 8, 4, 4)),
-    (64, None, Product(64, 128, 128, 16, 8, 4, 4)),
-    (None, None, Product(128, 128, 128, 16, 8, 8, 3)),
-)
-# IGMMA, 4096 multiply-adds a cycle and multiprocessor: at that rate 128 x 128 asks for 64 bytes a cycle, 128 x 256 for 48, so the
+ADA: Table = (*AMPERE[:2], Row(Product(block_m=128, block_n=128, block_k=128, warps=8, stages=3)))
+# IGMMA, 4096 multiply-adds per cycle and multiprocessor: at that rate 128 x 128 needs 64 bytes per cycle, 128 x 256 needs 48, so the
 # wide tile, whose accumulators are half of all registers, and 4 stages of 48 KB. The copy engine loads it: with per-thread copies the
-# addresses alone would spill. Narrower tiles while the wide ones would not give every one of 132 multiprocessors one.
+# addresses alone would spill. Use narrower tiles while there are fewer wide tiles than the 132 multiprocessors.
+NARROW_HOPPER = Product(block_m=128, block_n=128, block_k=128, warps=8, stages=4, tma=True)
 HOPPER: Table = (
-    (64, None, Product(64, 128, 128, 16, 8, 4, 4, tma=True)),
-    (512, 4096, Product(128, 128, 128, 16, 8, 8, 4, tma=True)),
-    (256, 8192, Product(128, 128, 128, 16, 8, 8, 4, tma=True)),
-    (None, None, Product(128, 256, 128, 16, 8, 8, 4, tma=True)),
+    Row(Product(block_m=64, block_n=128, block_k=128, warps=4, stages=4, tma=True), up_to_m=64),
+    Row(NARROW_HOPPER, up_to_m=512, up_to_n=4096),
+    Row(NARROW_HOPPER, up_to_m=256, up_to_n=8192),
+    Row(Product(block_m=128, block_n=256, block_k=128, warps=8, stages=4, tma=True)),
 )
 # Triton 3.7 multiplies int8 by the older IMMA on sm_100, so the tile is that of sm_80.
 BLACKWELL = AMPERE
 # Matrix cores of 64 lanes; 64 KB of shared memory: 2 buffers of 16 KB.
 CDNA3: Table = (
-    (64, None, Product(64, 128, 64, 16, 8, 4, 2)),
-    (None, None, Product(128, 128, 64, 16, 8, 8, 2)),
+    Row(Product(block_m=64, block_n=128, block_k=64, warps=4, stages=2), up_to_m=64),
+    Row(Product(block_m=128, block_n=128, block_k=64, warps=8, stages=2)),
 )
 # Small, so that small tests have several tiles and ragged edges.
-INTERPRETER: Table = ((None, None, Product(32, 32, 32, 16, 2, 4, 2)),)
+INTERPRETER: Table = (Row(Product(block_m=32, block_n=32, block_k=32, warps=4, stages=2, group_m=2)),)
 
-PRODUCTS = {
-    "interpreter": INTERPRETER, "gfx942": CDNA3, "sm_80": AMPERE, "sm_89": ADA, "sm_90": HOPPER, "sm_100": BLACKWELL
-}  # fmt: skip
+NVIDIA = ("sm_80", "sm_89", "sm_90", "sm_100")
+PRODUCTS = {"interpreter": INTERPRETER, "gfx942": CDNA3, "sm_80": AMPERE, "sm_89": ADA, "sm_90": HOPPER, "sm_100": BLACKWELL}
 
 #: For float32 outliers, 64-bit corrections, and operands that no descriptor or 16-byte load can describe: more registers go
 #: into addresses and sums, so the tile is the smaller one.
 GENERAL = {
-    "interpreter": INTERPRETER[0][2],
-    "gfx942": Product(64, 64, 64, 16, 8, 4, 2),
-    "sm_80": Product(128, 64, 64, 16, 8, 8, 3),
-    "sm_89": Product(128, 64, 64, 16, 8, 8, 3),
-    "sm_90": Product(128, 64, 64, 16, 8, 8, 3),
-    "sm_100": Product(128, 64, 64, 16, 8, 8, 3),
-}
+    "interpreter": INTERPRETER[0].configuration,
+    "gfx942": Product(block_m=64, block_n=64, block_k=64, warps=4, stages=2),
+} | dict.fromkeys(NVIDIA, Product(block_m=128, block_n=64, block_k=64, warps=8, stages=3))
 
-# Decoding: (largest M, largest N, row). W is read once: in flight must be bandwidth times latency, about 25 bytes a nanosecond (H100,
-# a multiprocessor) times 0.8 microseconds, 20 KB: three or more stages, of two programs where they are small.
+# W is read once: the bytes in flight must be bandwidth times latency, about 25 bytes per nanosecond (H100, one multiprocessor) times
+# 0.8 microseconds, 20 KB: three or more stages, of two programs where they are small.
 # X is read twice by each program, 4 * M * K bytes to its block_n * K of W, from the second-level cache: the more rows X has, the more
 # rows of W a program should own; but at most so many that each of 132 multiprocessors has a program.
-# A tile has the 16 rows of a matrix instruction. One row stays one: to quantize 15 rows of padding would take longer than to read W.
-DECODE: Decodes = (
-    (1, 2048, Decode(1, 16, 256, 4096, 4, 6)),
-    (1, None, Decode(1, 32, 256, 4096, 4, 5)),
-    (16, 2048, Decode(16, 16, 256, 4096, 4, 6)),
-    (16, 4096, Decode(16, 32, 256, 8192, 8, 5)),
-    (16, None, Decode(16, 64, 128, 8192, 4, 6)),
+# A tile has the 16 rows of a matrix instruction. A single row is not padded to 16: quantizing the 15 padding rows would take longer
+# than reading W.
+DECODE: Table = (
+    Row(Decode(tile_m=1, block_n=16, block_k=256, scan=4096, warps=4, stages=6), up_to_m=1, up_to_n=2048),
+    Row(Decode(tile_m=1, block_n=32, block_k=256, scan=4096, warps=4, stages=5), up_to_m=1),
+    Row(Decode(tile_m=16, block_n=16, block_k=256, scan=4096, warps=4, stages=6), up_to_m=16, up_to_n=2048),
+    Row(Decode(tile_m=16, block_n=32, block_k=256, scan=8192, warps=8, stages=5), up_to_m=16, up_to_n=4096),
+    Row(Decode(tile_m=16, block_n=64, block_k=128, scan=8192, warps=4, stages=6), up_to_m=16),
 )
 # Its matrix instructions have no tile of one row, and wider blocks spill.
-DECODE_CDNA3: Decodes = ((None, None, Decode(16, 16, 256, 4096, 4, 2)),)
-DECODE_INTERPRETER: Decodes = ((1, None, Decode(1, 32, 32, 64, 4, 2)), (None, None, Decode(16, 32, 32, 64, 4, 2)))
+DECODE_CDNA3: Table = (Row(Decode(tile_m=16, block_n=16, block_k=256, scan=4096, warps=4, stages=2)),)
+DECODE_INTERPRETER: Table = (
+    Row(Decode(tile_m=1, block_n=32, block_k=32, scan=64, warps=4, stages=2), up_to_m=1),
+    Row(Decode(tile_m=16, block_n=32, block_k=32, scan=64, warps=4, stages=2)),
+)
 
-DECODES = {
-    "interpreter": DECODE_INTERPRETER, "gfx942": DECODE_CDNA3, "sm_80": DECODE, "sm_89": DECODE, "sm_90": DECODE, "sm_100": DECODE
-}  # fmt: skip
+DECODES = {"interpreter": DECODE_INTERPRETER, "gfx942": DECODE_CDNA3} | dict.fromkeys(NVIDIA, DECODE)
 
-#: For a W that no 16-byte load can describe: its addresses, one a byte, take the registers.
-DECODE_GENERAL = Decode(16, 16, 128, 4096, 4, 2)
+#: For a W that no 16-byte load can describe: its addresses, one per byte, take the registers.
+DECODE_GENERAL = Decode(tile_m=16, block_n=16, block_k=128, scan=4096, warps=4, stages=2)
+
+
+def architecture(device: torch.device) -> str:
+    """Which tables serve `device`: the newest architecture that is not newer than it; for a CPU the emulated one or "interpreter"."""
+    if device.type == "cpu":
+        return emulated() or "interpreter"
+    return _gpu_architecture(device)
 
 
 @cache
-def architecture(device: torch.device) -> str:
-    """Which tables serve `device`: the newest architecture that is not newer than it; "interpreter" for a CPU."""
-    if device.type == "cpu":
-        return "interpreter"
+def _gpu_architecture(device: torch.device) -> str:
     if torch.version.hip:
         return "gfx942"
     capability = torch.cuda.get_device_capability(device)
@@ -172,30 +183,32 @@ def architecture(device: torch.device) -> str:
 def scan_configuration(arch: str, m: int, k: int) -> Scan:
     """64 columns are a line of 128 bytes (16-bit X), and 64 rows give each thread 4 loads of 16 bytes at once."""
     if arch == "interpreter":
-        return Scan(16, 32, 3, 4)
+        return Scan(block_m=16, block_k=32, splits=3, warps=4)
     # As many programs as fill a large GPU four times, but at most 4 splits: `quantize_rows` reads a line of flags for each.
     programs = triton.cdiv(k, 64)
-    return Scan(64, 64, max(1, min(4, triton.cdiv(512, programs), triton.cdiv(m, 256))), 4)
+    splits = max(1, min(4, triton.cdiv(512, programs), triton.cdiv(m, 256)))
+    return Scan(block_m=64, block_k=64, splits=splits, warps=4)
 
 
 def rows_configuration(arch: str, m: int, k: int) -> Rows:
-    """32 entries a thread: 4 loads of 16 bytes at once (16-bit X), and a row of up to 16384 in the registers of 16 warps.
+    """32 entries per thread: 4 loads of 16 bytes at once (16-bit X), and a row of HELD_COLUMNS in the registers of 16 warps.
 
-    Longer rows go through in blocks of 8192, twice. A program goes on to other rows with the outlier mask that it has worked out, as
+    Longer rows are read in blocks of 8192, twice. A program quantizes further rows with the outlier mask that it has worked out, as
     long as that leaves about 1024 programs, eight for each of 132 multiprocessors.
     """
     if arch == "interpreter":
-        return Rows(4, 32 if k > 64 else 64, 2, 4)
-    block_k = max(triton.next_power_of_2(k), 16) if k <= 16384 else 8192
+        return Rows(rows=4, block_k=32 if k > 64 else 64, repeat=2, warps=4)
+    block_k = max(triton.next_power_of_2(k), 16) if k <= HELD_COLUMNS else 8192
     rows = max(1, 4096 // block_k)
-    return Rows(rows, block_k, max(1, min(8, m // (rows * 1024))), min(16, max(4, rows * block_k // 1024)))
+    repeat = max(1, min(8, m // (rows * 1024)))
+    return Rows(rows=rows, block_k=block_k, repeat=repeat, warps=min(16, max(4, rows * block_k // 1024)))
 
 
 def all_registers(warps: int) -> dict[str, int]:
     """Launch option that lets one program have the whole register file of a multiprocessor.
 
-    Left to itself NVIDIA's assembler takes fewer registers, for one more program on it, and in some variants of `quantize_rows` sends
-    values through memory for that. AMD's compiler knows no such option.
+    By default NVIDIA's assembler takes fewer registers, to fit one more program, and in some variants of `quantize_rows` spills for
+    that. AMD's compiler knows no such option.
     """
     return {} if torch.version.hip else {"maxnreg": min(255, 2048 // warps)}
 
@@ -204,13 +217,13 @@ def gather_configuration(arch: str, m: int, k: int) -> Gather | None:
     """How the outlier columns of X (m, k) and of W are gathered, or None where the product reads them where they are.
 
     Read in place, an entry of a column costs a sector of 32 bytes in every tile that needs it, m / block_m times for W; gathered, it
-    costs one, and afterwards 2 bytes or 1 a tile. With few tiles there is nothing to save, and the gathering takes longer
-    than the quantizing that it hides behind. The buffers hold k / 16 columns, a sixteenth of the bytes of X and of the outlier weight;
-    further columns are read in place. 64 rows and 32 columns are 2048 sectors on their way at once.
+    costs one, and afterwards 2 bytes or 1 per tile. With few tiles there is nothing to save, and the gathering takes longer
+    than the quantization that would hide it. The buffers hold k / 16 columns, a sixteenth of the bytes of X and of the outlier weight;
+    further columns are read in place. 64 rows and 32 columns are 2048 sectors in flight at once.
     """
     if arch == "interpreter":
-        return Gather(32, 16, 16) if m >= 24 else None
-    return Gather(64, 32, max(32, k // 512 * 32)) if m >= 1024 else None
+        return Gather(rows=32, block_o=16, columns=16) if m >= 24 else None
+    return Gather(rows=64, block_o=32, columns=max(32, k // 512 * 32)) if m >= GATHER_FROM else None
 
 
 def product_configuration(arch: str, m: int, n: int, general: bool) -> Product:
@@ -223,6 +236,6 @@ def decode_configuration(arch: str, m: int, n: int, general: bool) -> Decode:
     return DECODE_GENERAL if general and arch != "interpreter" else first_fit(DECODES[arch], m, n)
 
 
-def first_fit(table: tuple[tuple[int | None, int | None, Row], ...], m: int, n: int) -> Row:
+def first_fit(table: Table, m: int, n: int) -> Any:
     """The first row of `table` whose limits m and n do not exceed."""
-    return next(row for most_m, most_n, row in table if (most_m is None or m <= most_m) and (most_n is None or n <= most_n))
+    return next(row.configuration for row in table if (row.up_to_m or m) >= m and (row.up_to_n or n) >= n)

@@ -1,22 +1,22 @@
-"""Outlier columns: found by one pass over X, turned into a list of column numbers without asking the host.
+"""Outlier columns: found by one pass over X, and listed on the device.
 
     X (M, K)      column blocks ->
     rows   +------+------+------+------+
-    split 0|  p   |  p   |  p   |  p   |    program p walks down the rows of its block and keeps one bit a column;
-           +------+------+------+------+    then it stores one byte a column into its own line of
+    split 0|  p   |  p   |  p   |  p   |    program p walks down the rows of its block and keeps one bit per column;
+           +------+------+------+------+    then it stores one byte per column into its own line of
     split 1|  p   |  p   |  p   |  p   |
            +------+------+------+------+    flags (splits, K)
 
 A split is a share of the rows: without it, the columns alone would make too few programs to fill a GPU. Each program owns
 the bytes that it stores, so there is nothing to clear first, no atomic operation, and the same result on every run.
-Whoever needs the mask ORs the few lines of flags (`is_outlier`); `compact` turns them into ascending column numbers, and
-`gather` lays the columns themselves side by side: in a row-major matrix each entry of a column is a memory sector of its own.
+The mask is the OR of the few lines of flags (`is_outlier`); `compact` turns them into ascending column numbers, and
+`gather` lays the columns themselves side by side: in a row-major matrix each entry of a column lies in a memory sector of its own.
 
-Where the granularity is one scale a tensor, the same pass also stores the extremes of each column: the scale must leave out
-the outlier columns, and which those are is known only once every split is done.
+Where the granularity is one scale per tensor, the same pass also stores the extremes of each column: the scale must leave out
+the outlier columns, and these are known only once every split is done.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -27,30 +27,35 @@ from .arithmetic import NO_FUSION, magnitudes
 from .configurations import Scan, architecture, scan_configuration
 
 
-class Outliers(NamedTuple):
-    """The outlier columns of X, none of which the host knows.
+class Scanned(NamedTuple):
+    """What `scan_columns` stores of the columns of X, one line per split of the rows.
 
-    columns: (K + 1,) int32: their numbers, ascending; how many they are stands in the last entry.
-    x: (M, C), the first C of them, side by side, filled up with zeros to a whole block of the gathering; None if not gathered.
-    w: (N, C), the same columns of the outlier weight.
+    flags: (splits, K) uint8, 1 where a magnitude is an outlier; None to leave it out.
+    above, below: (splits, K) int32, largest `magnitudes` of each column; None to leave both out, below None for absmax.
     """
 
-    columns: Tensor
-    x: Tensor | None = None
-    w: Tensor | None = None
+    flags: Any = None
+    above: Any = None
+    below: Any = None
+
+    @property
+    def splits(self) -> int:
+        """How many lines there are; 1 where nothing was scanned."""
+        line = self.flags if self.above is None else self.above
+        return 1 if line is None else line.shape[0]
 
 
 @triton.jit
 def scan_columns(
     x,
+    stride_row,
+    stride_column,
     flags,
     above,
     below,
-    limit,
+    threshold,
     M,
     K,
-    stride_xm,
-    stride_xk,
     rows_per_split,
     ZEROPOINT: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -58,10 +63,9 @@ def scan_columns(
 ):
     """Program (i, s): columns i * BLOCK_K onwards, rows s * rows_per_split onwards.
 
-    x: (M, K) float16, bfloat16 or float32, by strides in elements.
-    flags: (splits, K) uint8, 1 where a magnitude is `limit` or more; None to leave it out.
-    above, below: (splits, K) int32, largest `magnitudes` of each column; None to leave both out, below None for absmax.
-    limit: float32, not negative.
+    x: (M, K) float16, bfloat16 or float32, by strides in entries.
+    flags, above, below: as in `Scanned`, to be filled. Not as a record: this kernel has few arguments, and each record costs the host time.
+    threshold: float32, not negative.
     rows_per_split: rows that one split owns, the last one fewer; no split is empty.
     """
     columns = tl.program_id(0) * BLOCK_K + tl.arange(0, BLOCK_K)
@@ -70,7 +74,7 @@ def scan_columns(
     last = tl.minimum(first + rows_per_split, M)
     inside = columns < K
     lanes = tl.arange(0, BLOCK_M)
-    source = x + columns.to(tl.int64)[None, :] * stride_xk
+    source = x + columns.to(tl.int64)[None, :] * stride_column
 
     hit = tl.zeros((BLOCK_M, BLOCK_K), tl.int32)
     up = tl.zeros((BLOCK_M, BLOCK_K), tl.int32)
@@ -79,9 +83,9 @@ def scan_columns(
     for row in range(first, last, BLOCK_M):
         # Past the end the last row is read again: it changes no maximum, and needs no mask.
         rows = tl.minimum(row + lanes, last - 1).to(tl.int64)
-        value = tl.load(source + rows[:, None] * stride_xm, mask=inside[None, :], other=0.0).to(tl.float32)
+        value = tl.load(source + rows[:, None] * stride_row, mask=inside[None, :], other=0.0).to(tl.float32)
         if flags is not None:
-            hit = tl.where(tl.abs(value) >= limit, 1, hit)  # NaN is none
+            hit = tl.where(tl.abs(value) >= threshold, 1, hit)  # a NaN is not an outlier
         # --8<-- [end:walk]
         if above is not None:
             value_up, value_down = magnitudes(value, ZEROPOINT)
@@ -125,13 +129,24 @@ def compact(flags, listed, capacity, K, SPLITS: tl.constexpr, BLOCK_K: tl.conste
 
 @triton.jit
 def gather(
-    source, stride_row, stride_column, target, first, rows, listed, capacity,
-    flags, K, SPLITS: tl.constexpr, BLOCK_K: tl.constexpr, ROWS: tl.constexpr, BLOCK_O: tl.constexpr,
-):  # fmt: skip
+    source,
+    target,
+    first,
+    rows,
+    listed,
+    capacity,
+    flags,
+    K,
+    SPLITS: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK_O: tl.constexpr,
+):
     """Copies the first `capacity` outlier columns of ROWS rows of `source`, from `first` on, side by side to `target` (rows, capacity).
 
     What is left of the last block of BLOCK_O columns is filled with zeros; BLOCK_O divides capacity.
-    listed: (capacity,) int32, a list of this program's own: others could not wait for one that they share.
+    source: Matrix (rows, K).
+    listed: (capacity,) int32, a private list: programs of one launch cannot wait for each other.
     flags: (SPLITS, K) uint8.
     """
     count = tl.minimum(compact(flags, listed, capacity, K, SPLITS, BLOCK_K), capacity)
@@ -139,39 +154,36 @@ def gather(
     numbers = first + tl.arange(0, ROWS)
     live = (numbers < rows)[:, None]
     # --8<-- [start:gather]
-    from_rows = source + numbers.to(tl.int64)[:, None] * stride_row
+    from_rows = source.pointer + numbers.to(tl.int64)[:, None] * source.stride_row
     to_rows = target + numbers.to(tl.int64)[:, None] * capacity
     for o in tl.range(0, count, BLOCK_O, num_stages=1):
         places = o + tl.arange(0, BLOCK_O)
         column = tl.load(listed + places, mask=places < count, other=0).to(tl.int64)
-        value = tl.load(from_rows + column[None, :] * stride_column, mask=live & (places < count)[None, :], other=0)
+        value = tl.load(from_rows + column[None, :] * source.stride_column, mask=live & (places < count)[None, :], other=0)
         tl.store(to_rows + places[None, :], value, mask=live)
     # --8<-- [end:gather]
 
 
-def scan(
-    x: Tensor, limit: float | None, extremes: bool, zeropoint: bool, config: Scan | None = None
-) -> tuple[Tensor | None, Tensor | None, Tensor | None, int]:
-    """Launches `scan_columns` over `x` (M, K), neither of them 0; returns flags, above, below (None if not asked for), splits."""
+def scan(x: Tensor, threshold: float | None, extremes: bool, zeropoint: bool, config: Scan | None = None) -> Scanned:
+    """Launches `scan_columns` over `x` (M, K), neither of them 0: for flags unless `threshold` is None, for `extremes` if asked."""
     m, k = x.shape
     config = config or scan_configuration(architecture(x.device), m, k)
     rows_per_split = triton.cdiv(m, config.splits)
     splits = triton.cdiv(m, rows_per_split)
 
-    flags = None if limit is None else torch.empty(splits, k, dtype=torch.uint8, device=x.device)
-    above = torch.empty(splits, k, dtype=torch.int32, device=x.device) if extremes else None
-    below = torch.empty(splits, k, dtype=torch.int32, device=x.device) if extremes and zeropoint else None
+    scanned = Scanned(
+        None if threshold is None else torch.empty(splits, k, dtype=torch.uint8, device=x.device),
+        torch.empty(splits, k, dtype=torch.int32, device=x.device) if extremes else None,
+        torch.empty(splits, k, dtype=torch.int32, device=x.device) if extremes and zeropoint else None,
+    )
     with torch.cuda.device_of(x):
         scan_columns[(triton.cdiv(k, config.block_k), splits)](
             x,
-            flags,
-            above,
-            below,
-            0.0 if limit is None else limit,
+            *x.stride(),
+            *scanned,
+            0.0 if threshold is None else threshold,
             m,
             k,
-            x.stride(0),
-            x.stride(1),
             rows_per_split,
             ZEROPOINT=zeropoint,
             BLOCK_M=config.block_m,
@@ -180,14 +192,12 @@ def scan(
             num_stages=1,
             **NO_FUSION,
         )
-    return flags, above, below, splits
+    return scanned
 
 
-def outlier_columns(x: Tensor, limit: float) -> Tensor:
-    """(K,) bool: which columns of `x` (M, K) hold a magnitude of `limit` or more."""
+def outlier_columns(x: Tensor, threshold: float) -> Tensor:
+    """(K,) bool: which columns of `x` (M, K) hold a magnitude of `threshold` or more."""
     if x.numel() == 0:
         return torch.zeros(x.shape[1], dtype=torch.bool, device=x.device)
     whole = scan_configuration(architecture(x.device), *x.shape)._replace(splits=1)
-    flags, *_ = scan(x, limit, extremes=False, zeropoint=False, config=whole)
-    assert flags is not None
-    return flags[0].view(torch.bool)
+    return scan(x, threshold, extremes=False, zeropoint=False, config=whole).flags[0].view(torch.bool)

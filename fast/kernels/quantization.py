@@ -4,18 +4,16 @@
     the next      the outlier columns of X and of W, side by side, for the same loop (only where X is long enough for that to pay)
     all others    flags -> mask, once; then for each of its rows: X -> registers; largest magnitude -> scale; registers -> codes
 
-    X row    [ ............ k ............ ]    2 or 4 bytes an entry, read once, 16 bytes a load
-    flags    [ ............ k ............ ]    1 byte a column and split, once a program, from the second-level cache
-    codes    [ ............ k ............ ]    1 byte an entry, written once
+    X row    [ ............ k ............ ]    2 or 4 bytes per entry, read once, 16 bytes per load
+    flags    [ ............ k ............ ]    1 byte per column and split, once per program, from the second-level cache
+    codes    [ ............ k ............ ]    1 byte per entry, written once
 
 A row that fits into registers (HELD) is read once; a longer one is read in blocks, twice, the second time mostly from cache.
-The list and the columns need the flags only, so their programs run beside the others and cost no launch and no wait.
+The list and the columns need the flags only, so their programs run beside the others and cost neither a launch nor a wait.
 
-With one scale a tensor, the extremes come from the column extremes of `scan_columns`, which every program reduces anew: a few
-bytes a column from the second-level cache instead of one more launch.
+With one scale per tensor, the extremes come from the column extremes of `scan_columns`, which every program reduces anew: a few
+bytes per column from the second-level cache instead of one more launch.
 """
-
-from typing import NamedTuple
 
 import torch
 import triton
@@ -23,53 +21,24 @@ import triton.language as tl
 from torch import Tensor
 
 from .arithmetic import NO_FUSION, encode, magnitudes, parameters
-from .configurations import Rows, all_registers, architecture, gather_configuration, rows_configuration
-from .outliers import Outliers, compact, gather, is_outlier, scan
+from .configurations import Gather, Rows, all_registers, architecture, gather_configuration, rows_configuration
+from .operands import Matrix, Outliers, Quantized
+from .outliers import Scanned, compact, gather, is_outlier, scan
 
-#: Columns that go at a time through what is not limited by bandwidth: the list of outliers, the extremes of a tensor.
+#: Block size of the passes that are not bandwidth-bound: the list of outliers, the extremes of a tensor.
 SHORT_BLOCK = tl.constexpr(2048)
-
-
-class Quantized(NamedTuple):
-    """X without its outlier columns, in int8, and what else the product needs of it.
-
-    codes: (M, K) int8.
-    scale: (M, 1) or (1, 1) float32.
-    zero_point: int32, as scale; None for absmax.
-    code_sum: (M,) int32, the sums of the rows of codes; None if not asked for.
-    outliers: None if they were not looked for.
-    """
-
-    codes: Tensor
-    scale: Tensor
-    zero_point: Tensor | None
-    code_sum: Tensor | None
-    outliers: Outliers | None
 
 
 @triton.jit
 def quantize_rows(
     x,
-    codes,
-    scale,
-    zero_point,
-    code_sum,
-    flags,
-    above,
-    below,
-    outliers,
     w,
-    x_outliers,
-    w_outliers,
+    quantized,
+    scanned,
     lists,
     M,
     N,
     K,
-    capacity,
-    stride_xm,
-    stride_xk,
-    stride_wn,
-    stride_wk,
     SPLITS: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -80,71 +49,68 @@ def quantize_rows(
 ):
     """A program owns ROWS * REPEAT rows of X; with flags, one before them owns the list, and others GATHER_ROWS rows of X or of W each.
 
-    x: (M, K) float16, bfloat16 or float32, by strides in elements.
-    codes: (M, K) int8, contiguous.
-    scale: (M,) float32, or (1,) where `above` is given.
-    zero_point: int32, as scale; None for absmax.
-    code_sum: (M,) int32, the sum of each row of codes; None to leave it out.
-    flags: (SPLITS, K) uint8 of `scan_columns`; None where no column is an outlier.
-    above, below: (SPLITS, K) int32 of `scan_columns`, for one scale a tensor; None for one a row.
-    outliers: (K + 1,) int32, the columns of `Outliers`; None without flags.
-    w: (N, K) codes or floats, the outlier weight; None, like the next three, to gather nothing.
-    x_outliers, w_outliers: (M, capacity), (N, capacity), as in `Outliers`, of the dtypes of x and w.
-    lists: (programs that gather, capacity) int32, for the use of those programs.
+    x: Matrix (M, K), float16, bfloat16 or float32.
+    w: Matrix (N, K) of codes or floats, the outlier weight; None to gather nothing.
+    quantized: Quantized, to be filled: one scale where `scanned.above` is given, else one per row; outliers None without flags.
+    scanned: Scanned, (SPLITS, K); flags None where no column is an outlier, above and below None for one scale per row.
+    lists: (programs that gather, capacity) int32: scratch, one private outlier list per gathering program.
     HELD: K <= BLOCK_K, so that a block holds whole rows.
     """
     program = tl.program_id(0)
-    if flags is not None:
+    if scanned.flags is not None:
+        outliers = quantized.outliers
         gathering_x = tl.cdiv(M, GATHER_ROWS) if w is not None else 0
         gathering = gathering_x + tl.cdiv(N, GATHER_ROWS) if w is not None else 0
         if program == 0:
-            tl.store(outliers + K, compact(flags, outliers, K, K, SPLITS, SHORT_BLOCK))
+            tl.store(outliers.columns + K, compact(scanned.flags, outliers.columns, K, K, SPLITS, SHORT_BLOCK))
         elif program <= gathering:
             if w is not None:
+                flags = scanned.flags
+                capacity = outliers.capacity
                 mine = lists + (program - 1) * capacity
                 if program <= gathering_x:
-                    gather(
-                        x, stride_xm, stride_xk, x_outliers, (program - 1) * GATHER_ROWS, M, mine, capacity,
-                        flags, K, SPLITS, SHORT_BLOCK, GATHER_ROWS, GATHER_BLOCK,
-                    )  # fmt: skip
+                    first = (program - 1) * GATHER_ROWS
+                    gather(x, outliers.x, first, M, mine, capacity, flags, K, SPLITS, SHORT_BLOCK, GATHER_ROWS, GATHER_BLOCK)
                 else:
-                    gather(
-                        w, stride_wn, stride_wk, w_outliers, (program - 1 - gathering_x) * GATHER_ROWS, N, mine, capacity,
-                        flags, K, SPLITS, SHORT_BLOCK, GATHER_ROWS, GATHER_BLOCK,
-                    )  # fmt: skip
+                    first = (program - 1 - gathering_x) * GATHER_ROWS
+                    gather(w, outliers.w, first, N, mine, capacity, flags, K, SPLITS, SHORT_BLOCK, GATHER_ROWS, GATHER_BLOCK)
         else:
-            _quantize_blocks(
-                (program - 1 - gathering) * REPEAT, x, codes, scale, zero_point, code_sum, flags, above, below,
-                M, K, stride_xm, stride_xk, SPLITS, ROWS, BLOCK_K, REPEAT, HELD,
-            )  # fmt: skip
+            quantize_blocks((program - 1 - gathering) * REPEAT, x, quantized, scanned, M, K, SPLITS, ROWS, BLOCK_K, REPEAT, HELD)
     else:
-        _quantize_blocks(
-            program * REPEAT, x, codes, scale, zero_point, code_sum, flags, above, below,
-            M, K, stride_xm, stride_xk, SPLITS, ROWS, BLOCK_K, REPEAT, HELD,
-        )  # fmt: skip
+        quantize_blocks(program * REPEAT, x, quantized, scanned, M, K, SPLITS, ROWS, BLOCK_K, REPEAT, HELD)
 
 
 @triton.jit
-def _quantize_blocks(
-    first, x, codes, scale, zero_point, code_sum, flags, above, below,
-    M, K, stride_xm, stride_xk, SPLITS: tl.constexpr, ROWS: tl.constexpr, BLOCK_K: tl.constexpr, REPEAT: tl.constexpr, HELD: tl.constexpr,
-):  # fmt: skip
+def quantize_blocks(
+    first,
+    x,
+    quantized,
+    scanned,
+    M,
+    K,
+    SPLITS: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    REPEAT: tl.constexpr,
+    HELD: tl.constexpr,
+):
     """Blocks of ROWS rows, REPEAT of them from `first` on; arguments as in `quantize_rows`."""
-    ZEROPOINT: tl.constexpr = zero_point is not None
+    ZEROPOINT: tl.constexpr = quantized.zero_point is not None
+    flags = scanned.flags
     columns = tl.arange(0, BLOCK_K)
     skipped = is_outlier(flags, columns, K, SPLITS) if flags is not None and HELD else None
-    if above is not None:
-        tensor_up, tensor_down = _tensor_extremes(above, below, flags, K, SPLITS, SHORT_BLOCK)
+    if scanned.above is not None:
+        tensor_up, tensor_down = _tensor_extremes(scanned, K, SPLITS, SHORT_BLOCK)
 
     for block in tl.range(first, tl.minimum(first + REPEAT, tl.cdiv(M, ROWS)), num_stages=2):
         rows = tl.cast(block, tl.int64) * ROWS + tl.arange(0, ROWS)
         live = rows < M
-        source = x + rows[:, None] * stride_xm
-        target = codes + rows[:, None] * K
+        source = x.pointer + rows[:, None] * x.stride_row
+        target = quantized.codes + rows[:, None] * K
 
         if HELD:
-            held = _regular(source, columns, live, skipped, K, stride_xk)
-        if above is not None:
+            held = _regular(source, columns, live, skipped, K, x.stride_column)
+        if scanned.above is not None:
             up, down = tensor_up, tensor_down
         elif HELD:
             all_up, all_down = magnitudes(held, ZEROPOINT)
@@ -155,7 +121,7 @@ def _quantize_blocks(
             all_down = tl.zeros((ROWS, BLOCK_K), tl.int32)
             for k in range(0, K, BLOCK_K):
                 skip = is_outlier(flags, k + columns, K, SPLITS) if flags is not None else None
-                value_up, value_down = magnitudes(_regular(source, k + columns, live, skip, K, stride_xk), ZEROPOINT)
+                value_up, value_down = magnitudes(_regular(source, k + columns, live, skip, K, x.stride_column), ZEROPOINT)
                 all_up = tl.maximum(all_up, value_up)
                 if ZEROPOINT:
                     all_down = tl.maximum(all_down, value_down)
@@ -163,15 +129,15 @@ def _quantize_blocks(
             down = tl.max(all_down, axis=1) if ZEROPOINT else up
 
         slice_scale, inverse, shift = parameters(up, down, ZEROPOINT)
-        if above is not None:
+        if scanned.above is not None:
             if block == 0:
-                tl.store(scale, slice_scale)
+                tl.store(quantized.scale, slice_scale)
                 if ZEROPOINT:
-                    tl.store(zero_point, shift)
+                    tl.store(quantized.zero_point, shift)
         else:
-            tl.store(scale + rows, slice_scale, mask=live)
+            tl.store(quantized.scale + rows, slice_scale, mask=live)
             if ZEROPOINT:
-                tl.store(zero_point + rows, shift, mask=live)
+                tl.store(quantized.zero_point + rows, shift, mask=live)
             inverse = inverse[:, None]
             shift = shift[:, None]
 
@@ -179,134 +145,134 @@ def _quantize_blocks(
             inside = live[:, None] & (columns < K)[None, :]
             code = encode(held, inverse, shift, ZEROPOINT)
             tl.store(target + columns[None, :], code, mask=inside)
-            if code_sum is not None:
-                tl.store(code_sum + rows, tl.sum(tl.where(inside, code.to(tl.int32), 0), axis=1), mask=live)
+            if quantized.code_sum is not None:
+                tl.store(quantized.code_sum + rows, tl.sum(tl.where(inside, code.to(tl.int32), 0), axis=1), mask=live)
         else:
             total = tl.zeros((ROWS, BLOCK_K), tl.int32)
             for k in range(0, K, BLOCK_K):
                 inside = live[:, None] & (k + columns < K)[None, :]
                 skip = is_outlier(flags, k + columns, K, SPLITS) if flags is not None else None
-                code = encode(_regular(source, k + columns, live, skip, K, stride_xk), inverse, shift, ZEROPOINT)
+                code = encode(_regular(source, k + columns, live, skip, K, x.stride_column), inverse, shift, ZEROPOINT)
                 tl.store(target + k + columns[None, :], code, mask=inside)
-                if code_sum is not None:
+                if quantized.code_sum is not None:
                     total += tl.where(inside, code.to(tl.int32), 0)
-            if code_sum is not None:
-                tl.store(code_sum + rows, tl.sum(total, axis=1), mask=live)
+            if quantized.code_sum is not None:
+                tl.store(quantized.code_sum + rows, tl.sum(total, axis=1), mask=live)
 
 
 @triton.jit
-def _regular(source, columns, live, skipped, K, stride_xk):
+def _regular(source, columns, live, skipped, K, stride_column):
     """`columns` of the rows at `source` in float32; 0 in `skipped` columns (None: in none) and outside X."""
     inside = live[:, None] & (columns < K)[None, :]
-    value = tl.load(source + columns.to(tl.int64)[None, :] * stride_xk, mask=inside, other=0.0).to(tl.float32)
+    value = tl.load(source + columns.to(tl.int64)[None, :] * stride_column, mask=inside, other=0.0).to(tl.float32)
     if skipped is not None:
         value = tl.where(skipped[None, :], 0.0, value)
     return value
 
 
 @triton.jit
-def _tensor_extremes(above, below, flags, K, SPLITS: tl.constexpr, BLOCK_K: tl.constexpr):
+def _tensor_extremes(scanned, K, SPLITS: tl.constexpr, BLOCK_K: tl.constexpr):
     """The largest `magnitudes` over all columns that are not outliers, as two scalars."""
     up = tl.zeros((BLOCK_K,), tl.int32)
     down = tl.zeros((BLOCK_K,), tl.int32)
     for k in range(0, K, BLOCK_K):
         columns = k + tl.arange(0, BLOCK_K)
         counted = columns < K
-        if flags is not None:
-            counted = counted & ~is_outlier(flags, columns, K, SPLITS)
+        if scanned.flags is not None:
+            counted = counted & ~is_outlier(scanned.flags, columns, K, SPLITS)
         for split in tl.static_range(SPLITS):
-            up = tl.maximum(up, tl.load(above + split * K + columns, mask=counted, other=0))
-            if below is not None:
-                down = tl.maximum(down, tl.load(below + split * K + columns, mask=counted, other=0))
+            up = tl.maximum(up, tl.load(scanned.above + split * K + columns, mask=counted, other=0))
+            if scanned.below is not None:
+                down = tl.maximum(down, tl.load(scanned.below + split * K + columns, mask=counted, other=0))
     return tl.max(up, axis=0), tl.max(down, axis=0)
 
 
 def quantize_regular(
     x: Tensor,
-    limit: float | None,
-    per_row: bool,
-    zeropoint: bool,
-    with_sums: bool,
+    threshold: float | None,
+    *,
+    per_row: bool = True,
+    zeropoint: bool = False,
+    code_sums: bool = False,
     outlier_weight: Tensor | None = None,
     config: Rows | None = None,
 ) -> Quantized:
     """`x` (M, K) with its outlier columns left out: `scan_columns` where it is needed, then `quantize_rows`.
 
-    `outlier_weight` (N, K), codes or floats: its outlier columns and those of x are gathered, where that pays. None gathers nothing.
+    Args:
+        x: (M, K) float16, bfloat16 or float32.
+        threshold: not negative; None looks for no outliers.
+        per_row: one scale per row, or one in all.
+        zeropoint: zeropoint codes instead of absmax codes.
+        code_sums: whether the sums of the rows of codes are wanted.
+        outlier_weight: (N, K) codes or floats; its outlier columns and those of x are gathered, where that pays. None gathers nothing.
+        config: instead of the one that the tables have.
     """
     m, k = x.shape
+    gathering = None
+    if threshold is not None and outlier_weight is not None and x.numel():
+        gathering = gather_configuration(architecture(x.device), m, k)
+    w = None if gathering is None else outlier_weight
+    allocate = torch.empty if x.numel() else torch.zeros  # of which nothing will be stored
     slices = (m, 1) if per_row else (1, 1)
-    codes = torch.empty(m, k, dtype=torch.int8, device=x.device)
-    if x.numel() == 0:
-        scale = torch.zeros(slices, dtype=torch.float32, device=x.device)
-        zero_point = torch.zeros(slices, dtype=torch.int32, device=x.device) if zeropoint else None
-        code_sum = torch.zeros(m, dtype=torch.int32, device=x.device) if with_sums else None
-        none = None if limit is None else Outliers(torch.zeros(k + 1, dtype=torch.int32, device=x.device))
-        return Quantized(codes, scale, zero_point, code_sum, none)
+    quantized = Quantized(
+        allocate(m, k, dtype=torch.int8, device=x.device),
+        allocate(slices, dtype=torch.float32, device=x.device),
+        allocate(slices, dtype=torch.int32, device=x.device) if zeropoint else None,
+        allocate(m, dtype=torch.int32, device=x.device) if code_sums else None,
+        None if threshold is None else _outlier_buffers(x, w, gathering.columns if gathering else 0),
+    )
+    if x.numel():
+        scanned = Scanned() if threshold is None and per_row else scan(x, threshold, not per_row, zeropoint)
+        _launch(x, w, quantized, scanned, gathering or Gather(rows=1, block_o=1, columns=0), config)
+    return quantized
 
-    flags, above, below, splits = None, None, None, 1
-    if limit is not None or not per_row:
-        flags, above, below, splits = scan(x, limit, not per_row, zeropoint)
-    scale = torch.empty(slices, dtype=torch.float32, device=x.device)
-    zero_point = torch.empty(slices, dtype=torch.int32, device=x.device) if zeropoint else None
-    code_sum = torch.empty(m, dtype=torch.int32, device=x.device) if with_sums else None
+
+def _outlier_buffers(x: Tensor, w: Tensor | None, capacity: int) -> Outliers:
+    """Buffers for the outlier columns of `x` (M, K), and for `capacity` of them side by side where `w` is the outlier weight."""
+    columns = (torch.empty if x.numel() else torch.zeros)(x.shape[1] + 1, dtype=torch.int32, device=x.device)
+    if w is None:
+        return Outliers(columns)
+    x_gathered = torch.empty(x.shape[0], capacity, dtype=x.dtype, device=x.device)
+    w_gathered = torch.empty(w.shape[0], capacity, dtype=w.dtype, device=x.device)
+    return Outliers(columns, x_gathered, w_gathered, capacity)
+
+
+def _launch(x: Tensor, w: Tensor | None, quantized: Quantized, scanned: Scanned, gathering: Gather, config: Rows | None) -> None:
+    """Launches `quantize_rows`; `w` is the outlier weight whose columns are gathered, or None."""
+    m, k = x.shape
     config = config or rows_configuration(architecture(x.device), m, k)
-    programs = triton.cdiv(m, config.rows * config.repeat)
-
-    outliers = w = lists = None
-    n, capacity, gather_rows, block_o = 0, 0, 1, 1
-    if flags is not None:
-        programs += 1
-        outliers = Outliers(torch.empty(k + 1, dtype=torch.int32, device=x.device))
-        gathered = None if outlier_weight is None else gather_configuration(architecture(x.device), m, k)
-        if outlier_weight is not None and gathered is not None:
-            w, (gather_rows, block_o, capacity) = outlier_weight, gathered
-            n = w.shape[0]
-            gathering = triton.cdiv(m, gather_rows) + triton.cdiv(n, gather_rows)
-            programs += gathering
-            lists = torch.empty(gathering, capacity, dtype=torch.int32, device=x.device)
-            x_side = torch.empty(m, capacity, dtype=x.dtype, device=x.device)
-            w_side = torch.empty(n, capacity, dtype=w.dtype, device=x.device)
-            outliers = outliers._replace(x=x_side, w=w_side)
+    n, lists, programs = 0, None, triton.cdiv(m, config.rows * config.repeat) + (scanned.flags is not None)
+    if w is not None:
+        n = w.shape[0]
+        gathering_programs = triton.cdiv(m, gathering.rows) + triton.cdiv(n, gathering.rows)
+        programs += gathering_programs
+        lists = torch.empty(gathering_programs, gathering.columns, dtype=torch.int32, device=x.device)
     with torch.cuda.device_of(x):
         quantize_rows[(programs,)](
-            x,
-            codes,
-            scale,
-            zero_point,
-            code_sum,
-            flags,
-            above,
-            below,
-            None if outliers is None else outliers.columns,
-            w,
-            None if outliers is None else outliers.x,
-            None if outliers is None else outliers.w,
+            Matrix.of(x),
+            None if w is None else Matrix.of(w),
+            quantized,
+            scanned,
             lists,
             m,
             n,
             k,
-            capacity,
-            x.stride(0),
-            x.stride(1),
-            0 if w is None else w.stride(0),
-            0 if w is None else w.stride(1),
-            SPLITS=splits,
+            SPLITS=scanned.splits,
             ROWS=config.rows,
             BLOCK_K=config.block_k,
             REPEAT=config.repeat,
             HELD=k <= config.block_k,
-            GATHER_ROWS=gather_rows,
-            GATHER_BLOCK=block_o,
+            GATHER_ROWS=gathering.rows,
+            GATHER_BLOCK=gathering.block_o,
             num_warps=config.warps,
             num_stages=1,
             **NO_FUSION,
             **all_registers(config.warps),
         )
-    return Quantized(codes, scale, zero_point, code_sum, outliers)
 
 
 def quantize(x: Tensor, per_row: bool, quantizer: str) -> tuple[Tensor, Tensor, Tensor | None]:
     """Codes (M, K) int8, scale float32 and, for zeropoint, zero_point int32 of `x` (M, K); scales (M, 1) or (1, 1)."""
-    quantized = quantize_regular(x, None, per_row, quantizer == "zeropoint", with_sums=False)
+    quantized = quantize_regular(x, None, per_row=per_row, zeropoint=quantizer == "zeropoint")
     return quantized.codes, quantized.scale, quantized.zero_point

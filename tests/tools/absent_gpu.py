@@ -43,6 +43,10 @@ def launch(kernel: JITFunction, *arguments: Any, **options: Any) -> None:
         _mistakes.append(f"{kernel.__name__} was launched with {', '.join(wrong)}")
 
 
+def _zeros_or_copy(tensor: Tensor, *arguments: Any, **options: Any) -> Tensor:
+    return torch.zeros_like(tensor, device="cpu") if tensor.is_meta else _cpu(tensor, *arguments, **options)
+
+
 def pytest_configure() -> None:
     """Sets the device of all tests before any is collected."""
     from tests import comparison
@@ -50,9 +54,9 @@ def pytest_configure() -> None:
     comparison.DEVICE = DEVICE
     JITFunction.run = launch
     torch.cuda.get_device_capability = lambda device=None: (9, 0)
-    Tensor.is_cuda = property(lambda self: self.is_meta)
+    Tensor.is_cuda = property(lambda self: self.is_meta)  # type: ignore[assignment]
     # The part of a test that prepares its numbers goes on, with zeros.
-    Tensor.cpu = lambda self, *a, **o: torch.zeros_like(self, device="cpu") if self.is_meta else _cpu(self, *a, **o)
+    Tensor.cpu = _zeros_or_copy  # type: ignore[assignment,method-assign]
 
 
 @pytest.hookimpl(wrapper=True)

@@ -12,6 +12,7 @@ import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 from playwright.sync_api import Browser, Page, sync_playwright
 
@@ -97,7 +98,13 @@ def main() -> None:
     arguments = parser.parse_args()
     arguments.folder.mkdir(parents=True, exist_ok=True)
     with server() as address, browser() as chromium:
-        for scheme, view in (("light", "desktop"), ("dark", "desktop"), ("light", "phone"), ("dark", "phone")):
+        looks: tuple[tuple[Literal["light", "dark"], str], ...] = (
+            ("light", "desktop"),
+            ("dark", "desktop"),
+            ("light", "phone"),
+            ("dark", "phone"),
+        )
+        for scheme, view in looks:
             width, height = VIEWS[view]
             context = chromium.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)
             for path in arguments.pages or pages():

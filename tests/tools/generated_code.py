@@ -11,12 +11,12 @@ import json
 import os
 import re
 import subprocess
-import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Container, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
@@ -49,16 +49,24 @@ OPTIONS = ("num_warps", "num_stages", "enable_fp_fusion", "maxnreg")
 NVIDIA_TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
 
+#: Where an argument stands: its number, and in a record the numbers of the fields that lead to it.
+Place = tuple[int, ...]
+
+
 class Launch(NamedTuple):
     """One specialized kernel: what `triton.compile` needs, and what to call it."""
 
     arch: str
     case: str
     kernel: str
-    signature: tuple[tuple[str, str], ...]
-    constants: tuple[tuple[str, Any], ...]
-    divisible: tuple[int, ...]
+    signature: tuple[tuple[str, Any], ...]
+    constants: tuple[tuple[Place, Any], ...]
+    divisible: tuple[Place, ...]
     options: tuple[tuple[str, Any], ...]
+
+    def named_constants(self) -> dict[str, Any]:
+        """The constants among the arguments themselves, not in their fields."""
+        return {self.signature[place[0]][0]: value for place, value in self.constants if len(place) == 1}
 
 
 #: (M, N, K) that together reach every row of every table.
@@ -79,12 +87,12 @@ SHAPES = {
 def cases() -> Iterator[tuple[str, Callable[[], Any]]]:
     """Names and calls that together reach every row of every table, and every flag of every kernel."""
     for name, (m, n, k) in SHAPES.items():
-        yield f"{name}, absmax", lambda m=m, n=n, k=k: linear(m, n, k)
-        yield f"{name}, threshold None", lambda m=m, n=n, k=k: linear(m, n, k, limit=None)
-        yield f"{name}, absmax, float weight", lambda m=m, n=n, k=k: linear(m, n, k, torch.bfloat16, float_weight=torch.bfloat16)
-        yield f"{name}, zeropoint", lambda m=m, n=n, k=k: linear(m, n, k, zeropoint=True)
+        yield f"{name}, absmax", partial(linear, m, n, k)
+        yield f"{name}, threshold None", partial(linear, m, n, k, threshold=None)
+        yield f"{name}, absmax, float weight", partial(linear, m, n, k, torch.bfloat16, float_weight=torch.bfloat16)
+        yield f"{name}, zeropoint", partial(linear, m, n, k, zeropoint=True)
     for m in (2, 4, 8):
-        yield f"decode {m}, absmax", lambda m=m: linear(m, 8192, 8192)
+        yield f"decode {m}, absmax", partial(linear, m, 8192, 8192)
     yield "float32", lambda: linear(4096, 8192, 8192, torch.float32)
     yield "float32, zeropoint, one scale", lambda: linear(4096, 8192, 8192, torch.float32, zeropoint=True, per_row=False)
     yield "float32 weight", lambda: linear(4096, 8192, 8192, torch.bfloat16, float_weight=torch.float32)
@@ -108,18 +116,18 @@ def meta(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
 
 
 def linear(
-    m: int, n: int, k: int, dtype: torch.dtype = torch.float16, limit: float | None = 6.0, zeropoint: bool = False,
+    m: int, n: int, k: int, dtype: torch.dtype = torch.float16, threshold: float | None = 6.0, zeropoint: bool = False,
     per_row: bool = True, float_weight: torch.dtype | None = None,
 ) -> torch.Tensor:  # fmt: skip
     scale = (n, 1) if per_row else (1, 1)
     weight = QuantizedWeight(
         meta((n, k), torch.int8),
-        None,
-        meta(scale, torch.float32),
+        None if zeropoint else meta(scale, torch.float32),
+        meta(scale, torch.float32) if zeropoint else None,
         meta(scale, torch.int32) if zeropoint else None,
         None if float_weight is None else meta((n, k), float_weight),
     )
-    return kernels.linear(meta((m, k), dtype), weight, meta((n,), dtype), limit, per_row)
+    return kernels.linear(meta((m, k), dtype), weight, meta((n,), dtype), threshold, per_row)
 
 
 def launches(arch: str, wanted: Container[str] | None = None) -> list[Launch]:
@@ -145,39 +153,48 @@ def launches(arch: str, wanted: Container[str] | None = None) -> list[Launch]:
 
 
 def specialize(arch: str, case: str, kernel: JITFunction, args: dict[str, Any], options: tuple) -> Launch:
-    """As Triton's launcher does: 1 and None become constants, and divisibility by 16 is known."""
-    signature, constants, divisible = [], [], []
-    for index, parameter in enumerate(kernel.params):
-        value = args[parameter.name]
-        if parameter.is_constexpr or value is None or (type(value) is int and value == 1):
-            kind = "constexpr"
-            constants.append((parameter.name, value))
-        elif isinstance(value, torch.Tensor):
-            kind = f"*{POINTERS[value.dtype]}"
-            divisible.append(index)  # allocations are
-        elif isinstance(value, TensorDescriptor):
-            kind = f"tensordesc<{POINTERS[value.base.dtype]}{list(value.block_shape)}>"
-        elif isinstance(value, float):
-            kind = "fp32"
-        else:
-            kind = "i32" if -(2**31) <= value < 2**31 else "i64"
-            divisible += [index] if value % 16 == 0 else []
-        signature.append((parameter.name, kind))
-    return Launch(arch, case, kernel.__name__, tuple(signature), tuple(constants), tuple(divisible), options)
+    """As Triton's launcher does: 1 and None become constants, divisibility by 16 is known, and so for each field of a record."""
+    constants: dict[Place, Any] = {}
+    divisible: list[Place] = []
+
+    def kind(value: Any, place: Place) -> Any:
+        if isinstance(value, tuple):
+            return type(value)(*(kind(field, (*place, i)) for i, field in enumerate(value)))  # type: ignore[call-arg]
+        if value is None or (type(value) is int and value == 1) or kernel.params[place[0]].is_constexpr:
+            constants[place] = value
+            return "constexpr"
+        if isinstance(value, torch.Tensor):
+            divisible.append(place)  # allocations are
+            return f"*{POINTERS[value.dtype]}"
+        if isinstance(value, TensorDescriptor):
+            return f"tensordesc<{POINTERS[value.base.dtype]}{list(value.block_shape)}>"
+        if isinstance(value, float):
+            return "fp32"
+        if value % 16 == 0:
+            divisible.append(place)
+        return "i32" if -(2**31) <= value < 2**31 else "i64"
+
+    signature = tuple((parameter.name, kind(args[parameter.name], (i,))) for i, parameter in enumerate(kernel.params))
+    return Launch(arch, case, kernel.__name__, signature, tuple(constants.items()), tuple(divisible), options)
+
+
+def flat(name: str, kind: Any) -> dict[str, str]:
+    """The kinds of an argument's fields, by names like "w_side.codes.pointer"."""
+    if not isinstance(kind, tuple):
+        return {name: kind}
+    fields = zip(kind._fields, kind, strict=True)  # type: ignore[attr-defined]
+    return {inner: value for field, own in fields for inner, value in flat(f"{name}.{field}", own).items()}
 
 
 def compiled(launch: Launch) -> dict[str, Any]:
     """Compiles one launch; returns what the machine code says."""
-    source = ASTSource(
-        KERNELS[launch.kernel],
-        dict(launch.signature),
-        dict(launch.constants),
-        {(index,): [["tt.divisibility", 16]] for index in launch.divisible},
-    )
+    divisible = {place: [["tt.divisibility", 16]] for place in launch.divisible}
+    source = ASTSource(KERNELS[launch.kernel], dict(launch.signature), dict(launch.constants), divisible)
     built = triton.compile(source, target=TARGETS[launch.arch], options=dict(launch.options))
-    constants = {k: v for k, v in launch.constants if isinstance(v, int | bool)}
+    constants = {k: v for k, v in launch.named_constants().items() if isinstance(v, int | bool)}
+    signature = {inner: value for name, kind in launch.signature for inner, value in flat(name, kind).items()}
     facts = {"arch": launch.arch, "case": launch.case, "kernel": launch.kernel, "shared": built.metadata.shared}
-    facts |= {"signature": dict(launch.signature), "constants": constants, "options": dict(launch.options)}
+    facts |= {"signature": signature, "constants": constants, "options": dict(launch.options)}
     return facts | (read_amd(built.asm["amdgcn"]) if launch.arch == "gfx942" else read_nvidia(built.asm["cubin"]))
 
 
@@ -242,4 +259,4 @@ def row(facts: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -76,7 +76,6 @@ TESTS: dict[str, tuple[tuple[str, ...], tuple[str, ...], str]] = {
     "fast/transformers_traits.py": (("quantize_model",), ("cpu",), ""),
     "fast/linear.py": (("worked_examples", "errors", "linear", "bitsandbytes_checkpoint", "edges", "pairs", "structure"), ("cpu",), ""),
     "fast/operators.py": (("worked_examples", "edges", "operators", "pairs"), ("cpu",), ""),
-    "fast/derived.py": (("derived", "worked_examples", "linear", "operators"), ("cpu",), ""),
     "fast/*.py": ((*BACKBONE, "structure"), ("cpu",), ""),
 }
 
@@ -246,8 +245,7 @@ def make_copies(folder: Path, processes: int) -> list[Path]:
 
 def describe(mutant: Mutant, source: str, outcome: str, seconds: float) -> dict[str, Any]:
     """What the record keeps of a mutant."""
-    lines = [text.splitlines() for text in (source, mutant.apply(source))]
-    diff = list(difflib.unified_diff(*lines, lineterm="", n=0))[2:]
+    diff = list(difflib.unified_diff(source.splitlines(), mutant.apply(source).splitlines(), lineterm="", n=0))[2:]
     return {
         "file": mutant.file,
         "line": source.count("\n", 0, mutant.start) + 1,
@@ -374,7 +372,8 @@ def try_all(
     for mutant in reasons:
         name = identity(mutant, sources[mutant.file])
         if name in old["mutants"]:
-            results[name] = _judged(mutant, sources[mutant.file], *old["mutants"][name], reasons[mutant])
+            outcome, seconds = old["mutants"][name]
+            results[name] = _judged(mutant, sources[mutant.file], outcome, seconds, reasons[mutant])
     names = {mutant: identity(mutant, sources[mutant.file]) for mutant in chosen}
     pending = [mutant for mutant in chosen if names[mutant] in results and results[names[mutant]]["outcome"] == "survived"]
     pending += [mutant for mutant in chosen if names[mutant] not in results]

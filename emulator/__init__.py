@@ -1,0 +1,24 @@
+"""A GPU to look into: runs the PTX that Triton's compiler made of a kernel, on a CPU, in NumPy, under a sanitizer.
+
+    import emulator
+    with emulator.gpu("sm_90"):
+        kernel[grid](...)          # tensors of the CPU
+
+Read in this order:
+
+1. `parse.py`            PTX text to a list of instructions
+2. `machine.py`          threads, registers, branches, barriers
+3. `rules.py`            the table of instructions that are known
+4. `values.py`, `instructions.py`, `floats.py`      arithmetic
+5. `transfers.py`, `exchange.py`, `atomics.py`      memory and the lanes of a warp
+6. `matrix.py`, `warpgroup.py`, `tensor_memory.py`  products: mma, wgmma, tcgen05
+7. `asynchronous.py`, `tensor_map.py`               copies on their way, and what counts them
+8. `memory.py`, `global_memory.py`, `faults.py`     the sanitizer
+9. `launch.py`           between Triton and the machine
+"""
+
+from .faults import KINDS, Fault
+from .launch import ARCHITECTURES, Gpu, Launch, gpu
+from .parse import Unsupported
+
+__all__ = ["ARCHITECTURES", "KINDS", "Fault", "Gpu", "Launch", "Unsupported", "gpu"]

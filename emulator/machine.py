@@ -1,0 +1,445 @@
+"""Runs a kernel, one program (CTA) after the other, all threads of it along one NumPy axis.
+
+Threads that part at a branch become groups, each with a place in the code and a mask; the group furthest behind runs, so groups
+meet again where their ways join. A barrier waits for all threads that still run.
+Sources: PTX ISA, "Programming Model: Thread Hierarchy", "Special Registers", "Control Flow Instructions", "Parallel
+Synchronization and Communication Instructions: bar".
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from . import asynchronous, atomics, exchange, floats, instructions, matrix, tensor_memory, transfers, warpgroup
+from .faults import Fault
+from .global_memory import GlobalMemory
+from .memory import Clocks, Memory
+from .parse import Address, Instruction, Kernel, Unsupported
+from .rules import RULES, Run, rule_for
+from .values import SIGNED, UNSIGNED, Array, constant, dtype
+
+#: The modules that fill the table of rules.
+ROOMS = (asynchronous, atomics, exchange, floats, instructions, matrix, tensor_memory, transfers, warpgroup)
+LANES = 32
+#: Where a program's shared memory begins: below are the bytes that the system reserves (CUDA C++ Programming Guide, compute
+#: capability 8.0 and later).
+SHARED_BASE = 1024
+SPECIAL = ("%tid.x", "%tid.y", "%tid.z", "%ctaid.x", "%ctaid.y", "%ctaid.z", "%nctaid.x", "%nctaid.y", "%nctaid.z", "%ntid.x", "%laneid")
+#: What registers hold that nothing has written: a NaN, and a large number.
+POISON = {1: 1, 16: 0x7E57, 32: 0x7FC5A5A5, 64: 0x7FF8A5A5A5A5A5A5}
+#: A program that branches back this often is taken to wait for what cannot come.
+MOST_BRANCHES = 20_000_000
+#: Waits in vain, one after the other, after which nothing is taken to come.
+MOST_STALLS = 10_000
+
+Guard = tuple[int, bool] | None
+
+
+class Step(NamedTuple):
+    """One instruction made ready.
+
+    what: "run", "branch", "barrier" or "exit". strict, sources: slots that must be defined, and from which undefined values spread to
+    the slots `targets`. own: `action` keeps track of them itself.
+    """
+
+    what: str
+    guard: Guard
+    action: Any
+    strict: tuple[int, ...] = ()
+    sources: tuple[int, ...] = ()
+    targets: tuple[int, ...] = ()
+    own: bool = False
+
+
+class Machine:
+    """One kernel, made ready to run.
+
+    parameters: the bytes of the kernel's parameters. shared: bytes of a program's shared memory. seed: of the order of programs, of when
+    asynchronous copies arrive, and of what unwritten registers hold. tensor_maps: by the offset of their parameter.
+
+    Raises:
+        Unsupported: an instruction that the emulator does not know.
+    """
+
+    def __init__(
+        self, kernel: Kernel, parameters: bytes, shared: int, memory: GlobalMemory, seed: int = 0, tensor_maps: dict[int, Any] | None = None
+    ) -> None:
+        self.kernel, self.parameters, self.shared_size, self.memory = kernel, parameters, shared, memory
+        self.tensor_maps = tensor_maps or {}
+        if kernel.threads % LANES:
+            raise Unsupported(f"{kernel.threads} threads per program: no multiple of a warp")
+        self.threads, self.warps = kernel.threads, kernel.threads // LANES
+        self.warp_of = np.arange(self.threads) // LANES
+        self.everybody = np.ones(self.threads, bool)
+        self.random = np.random.default_rng(seed)
+        self.slots: dict[Any, int] = {}
+        self.start: list[Any] = []
+        poison = int(self.random.integers(2**62)) if seed else 0
+        for name, bits in kernel.registers.items():
+            value = POISON[bits] ^ (poison & (2**bits - 1))
+            self.slot(name, np.bool_(value & 1) if bits == 1 else UNSIGNED[bits // 8](value))
+        self.registers = len(self.start)
+        for name in SPECIAL:
+            self.slot(name, np.uint32(0))
+        self.slot("global_smem", np.uint32(SHARED_BASE))
+        self.granule = smallest_access(kernel, "shared")
+        self.reached = np.zeros(len(kernel.code), np.int64)  # by how many warps each instruction was run
+        self.steps = [self._build(i) for i in kernel.code]
+
+    # Registers.
+
+    def slot(self, key: Any, value: Any) -> int:
+        """The slot of a register or a constant; a new one if there is none."""
+        if key not in self.slots:
+            self.slots[key] = len(self.start)
+            self.start.append(value)
+        return self.slots[key]
+
+    def place(self, operand: Any, kind: str) -> int:
+        """The slot of a register, or of a constant as the bits of `kind`."""
+        if operand in self.slots:
+            return self.slots[operand]
+        if operand in self.kernel.parameters:  # its address
+            return self.slot(operand, np.uint64(self.kernel.parameters[operand][0]))
+        try:
+            return self.slot((operand, kind), constant(operand, kind))
+        except ValueError:
+            raise Unsupported(f"operand {operand}") from None
+
+    def reader(self, operand: Any, kind: str) -> Callable[[list[Any]], Any]:
+        """registers -> the operand's values as NumPy's type of `kind`; of a wider register the low bits."""
+        slot, to = self.place(operand, kind), dtype(kind)
+        value = self.start[slot]
+        if value.dtype == np.bool_ or to == np.bool_ or value.dtype.itemsize == np.dtype(to).itemsize:
+            return (lambda r: r[slot]) if value.dtype == to else (lambda r: r[slot].view(to))
+        narrow = UNSIGNED[np.dtype(to).itemsize]
+        return lambda r: r[slot].astype(narrow).view(to)
+
+    def writer(self, name: Any, kind: str) -> Callable[["Machine", Any], None]:
+        """(machine, values of `kind`) -> into the register, widened as their sign says; in active threads only."""
+        if name == "_":
+            return lambda m, value: None
+        slot = self.slots[name]
+        register = self.start[slot].dtype
+        source = np.dtype(dtype(kind))
+        if register == np.bool_:
+            as_bits = lambda v: v  # noqa: E731
+        elif register.itemsize == source.itemsize:
+            as_bits = lambda v: v.view(register)  # noqa: E731
+        else:
+            to = (SIGNED if source.kind == "i" else UNSIGNED)[register.itemsize]
+            plain = UNSIGNED[source.itemsize] if source.kind == "f" else source
+            as_bits = lambda v: v.view(plain).astype(to).view(register)  # noqa: E731
+
+        def write(m: "Machine", value: Any) -> None:
+            value = as_bits(value)
+            m.regs[slot] = value if m.mask is m.everybody else np.where(m.mask, value, m.regs[slot])
+
+        return write
+
+    def pure(self, function: Callable[..., Any], operands: Iterable[Any], to: str, sources: list[str]) -> Run:
+        """The step that writes `function` of the other operands to the first."""
+        first, *rest = operands
+        if len(rest) != len(sources):
+            raise Unsupported(f"{len(rest)} source operands instead of {len(sources)}")
+        write = self.writer(first, to)
+        readers = [self.reader(o, s) for o, s in zip(rest, sources, strict=True)]
+        if len(readers) == 1:
+            (a,) = readers
+            return lambda m: write(m, function(a(m.regs)))
+        if len(readers) == 2:
+            a, b = readers
+            return lambda m: write(m, function(a(m.regs), b(m.regs)))
+        return lambda m: write(m, function(*[read(m.regs) for read in readers]))
+
+    def lanes(self) -> Array:
+        """Numbers of the active threads."""
+        return np.flatnonzero(self.mask)
+
+    def full(self, value: Any) -> Array:
+        """One value per thread."""
+        return value if value.ndim else np.broadcast_to(value, (self.threads,))
+
+    # Undefined values: of registers that nothing has written, and of what is computed from them.
+
+    def undefined_in(self, slots: Iterable[int]) -> Array | None:
+        """(threads,) bool: where any of the slots is undefined; None for nowhere."""
+        found = None
+        for slot in slots:
+            if (held := self.undefined[slot]) is not None:
+                if slot in self.in_flight:
+                    raise Fault("pending", f"register {self.name_of(slot)} is used before the wait for the operation that writes it")
+                found = held if found is None else found | held
+        return found
+
+    def mark(self, slot: int, undefined: Array | None) -> None:
+        """After a write to the slot by the active threads: where it is undefined now."""
+        before = self.undefined[slot]
+        if before is None and undefined is None:
+            return
+        now = np.zeros(self.threads, bool) if undefined is None else undefined
+        if self.mask is not self.everybody:
+            now = np.where(self.mask, now, False if before is None else before)
+        self.undefined[slot] = now if now.any() else None
+
+    def check_defined(self, slots: Iterable[int]) -> None:
+        """The slots are defined in all active threads."""
+        for slot in slots:
+            held = self.undefined[slot]
+            if held is not None and (wrong := held & self.mask).any():
+                self.undefined_in([slot])
+                thread = int(np.flatnonzero(wrong)[0])
+                fault = Fault("uninitialized", f"register {self.name_of(slot)} holds what nothing has written")
+                fault.thread = thread
+                raise fault
+
+    def name_of(self, slot: int) -> str:
+        return next(str(name) for name, number in self.slots.items() if number == slot)
+
+    # Loading.
+
+    def _build(self, instruction: Instruction) -> Step:
+        try:
+            guard = None if instruction.guard is None else (self.slots[instruction.guard[0]], instruction.guard[1])
+            name = instruction.opcode
+            if name in ("bra", "bra.uni"):
+                return Step("branch", guard, self.kernel.labels[str(instruction.operands[0])])
+            if name in ("bar.sync", "barrier.sync", "barrier.sync.aligned") and len(instruction.operands) == 1:
+                return Step("barrier", guard, instruction.operands[0])
+            if name in ("ret", "exit"):
+                return Step("exit", guard, None)
+            found, match = rule_for(name)
+            action = found.build(instruction, self, match)
+            strict, sources, targets = self._flow(instruction, found.writes, found.strict)
+            return Step("run", guard, action, strict, sources, targets, found.own)
+        except Unsupported as error:
+            where = "" if instruction.place is None else f"{instruction.place}; "
+            raise Unsupported(f"kernel {self.kernel.name}, {where}PTX line {instruction.number}: {instruction.text}\n  {error}") from None
+        except (KeyError, ValueError, IndexError) as error:
+            raise Unsupported(f"kernel {self.kernel.name}, PTX line {instruction.number}: {instruction.text}\n  {error!r}") from None
+
+    def _flow(self, instruction: Instruction, writes: bool, strict: bool) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+        """Slots of an instruction's registers: those that must be defined, other sources, targets."""
+        must: set[int] = set()
+        sources: set[int] = set()
+        targets: set[int] = set()
+        for number, operand in enumerate(instruction.operands):
+            if isinstance(operand, Address):
+                must |= {self.slots[n] for n in (operand.base, *operand.coordinates) if n in self.kernel.registers}
+                continue
+            names = operand.split("|") if isinstance(operand, str) else list(operand)
+            slots = {self.slots[n.lstrip("!")] for n in names if n.lstrip("!") in self.kernel.registers}
+            if writes and number == 0:
+                targets |= slots
+            elif strict:
+                must |= slots
+            else:
+                sources |= slots
+        return tuple(sorted(must)), tuple(sorted(sources)), tuple(sorted(targets))
+
+    # Running.
+
+    def run(self, grid: tuple[int, int, int], programs: Iterable[int] | None = None) -> None:
+        """Runs all programs of the grid, in an order by the seed, or those whose numbers are given, in that order."""
+        count = grid[0] * grid[1] * grid[2]
+        with np.errstate(all="ignore"):
+            for number in self.random.permutation(count).tolist() if programs is None else programs:
+                self._program(number, grid)
+
+    def _program(self, number: int, grid: tuple[int, int, int]) -> None:
+        self.regs = list(self.start)
+        self.undefined: list[Array | None] = [self.everybody] * self.registers + [None] * (len(self.start) - self.registers)
+        self.in_flight: set[int] = set()
+        position = (number % grid[0], number // grid[0] % grid[1], number // (grid[0] * grid[1]))
+        names = ("%ctaid.x", "%ctaid.y", "%ctaid.z", "%nctaid.x", "%nctaid.y", "%nctaid.z")
+        for name, value in zip(names, (*position, *grid), strict=True):
+            self.regs[self.slots[name]] = np.uint32(value)
+        self.regs[self.slots["%tid.x"]] = np.arange(self.threads, dtype=np.uint32)
+        self.regs[self.slots["%laneid"]] = np.arange(self.threads, dtype=np.uint32) % np.uint32(LANES)
+        self.regs[self.slots["%ntid.x"]] = np.uint32(self.threads)
+        self.clocks: Clocks = self.memory.begin(number, self.warps)
+        self.shared = Memory(SHARED_BASE, self.shared_size, self.granule, self.clocks)
+        self.copies = asynchronous.Copies(self)
+        self.products = warpgroup.Products()
+        self.tensor_memory: tensor_memory.TensorMemory | None = None
+        self.alive = self.everybody.copy()
+        self.groups: list[list[Any]] = []  # of those that do not run now: [place, mask, barrier that it waits at or None, stalled]
+        self.mask = self.everybody
+        self.branches = self.stalls = 0
+        self.stalled = False
+        at: int | None = 0
+        self.at = 0
+        try:
+            while at is not None:
+                at = self._run_group(at)
+            self._finish()
+        except Fault as fault:
+            self._report(fault, number)
+            raise
+
+    def _finish(self) -> None:
+        """What a program may not leave behind."""
+        if self.tensor_memory is not None:
+            raise Fault("pending", "the program ends without giving its tensor memory back (tcgen05.dealloc)")
+
+    def _report(self, fault: Fault, program: int) -> None:
+        """Fills in where the fault came from. Memory gives the number of the access, which is that of an active thread."""
+        fault.kernel, fault.program, fault.instruction = self.kernel.name, program, self.kernel.code[self.at]
+        lanes = self.lanes()
+        if fault.thread is None and fault.index is not None and fault.index < len(lanes):
+            fault.thread = int(lanes[fault.index])
+
+    def _run_group(self, at: int) -> int | None:
+        """Runs from `at` to where groups part, meet or wait; returns where to go on, None at the end."""
+        steps = self.steps
+        while True:
+            if self.groups and (met := [g for g in self.groups if g[0] == at and g[2] is None]):
+                self.groups = [g for g in self.groups if g[0] != at or g[2] is not None]
+                self._become(np.logical_or.reduce([self.mask, *(g[1] for g in met)]))
+            self.at = at
+            step = steps[at]
+            if step.what == "run":
+                taken = True if step.guard is None else self._taken(step.guard)
+                if taken is not False:
+                    whole = self.mask
+                    if taken is not True:
+                        self.mask = taken
+                    self._execute(at, step)
+                    self.mask = whole
+                at += 1
+                continue
+            self.reached[at] += self._active_warps()
+            if step.what == "branch":
+                taken = True if step.guard is None else self._taken(step.guard)
+                self.branches += 1
+                if self.branches > MOST_BRANCHES:
+                    raise Fault("deadlock", f"{MOST_BRANCHES} branches without an end: a loop waits for what does not come")
+                if taken is True:
+                    at = step.action
+                elif taken is False:
+                    at += 1
+                else:
+                    self.groups.append([step.action, taken, None, False])
+                    self._become(self.mask & ~taken)
+                    at += 1
+                if self.groups:
+                    return self._next(at)
+            elif step.what == "barrier":
+                if step.guard is not None:
+                    raise Unsupported("a barrier under a predicate")
+                if (self.mask == self.alive).all():
+                    self.clocks.barrier(np.unique(self.warp_of[self.mask]))
+                    at += 1
+                else:
+                    self.groups.append([at, self.mask, step.action, False])
+                    return self._next(None)
+            else:
+                leaving = True if step.guard is None else self._taken(step.guard)
+                if leaving is False:
+                    at += 1
+                    continue
+                gone = self.mask if leaving is True else leaving
+                self.alive = self.alive & ~gone
+                if not self.alive.any():
+                    return None
+                if leaving is True:
+                    return self._next(None)
+                self._become(self.mask & ~gone)
+                at += 1
+
+    def _execute(self, at: int, step: Step) -> None:
+        """One instruction, by the active threads."""
+        self.reached[at] += self._active_warps()
+        undefined = self.undefined
+        for slot in step.strict:
+            if undefined[slot] is not None:
+                self.check_defined([slot])
+        if step.own:
+            step.action(self)
+            return
+        tainted = None
+        for slot in step.sources:
+            if undefined[slot] is not None:
+                tainted = self.undefined_in(step.sources)
+                break
+        step.action(self)
+        for slot in step.targets:
+            if tainted is not None or undefined[slot] is not None:
+                self.mark(slot, tainted)
+
+    def stall(self) -> None:
+        """The active threads wait in vain: other groups go ahead."""
+        self.stalled = True
+
+    def _active_warps(self) -> int:
+        return self.warps if self.mask is self.everybody else int(self.mask.reshape(-1, LANES).any(1).sum())
+
+    def _taken(self, guard: tuple[int, bool]) -> Any:
+        """True, False, or the mask of those active threads for which the guard holds."""
+        slot, negated = guard
+        if self.undefined[slot] is not None:
+            self.check_defined([slot])
+        value = ~self.regs[slot] if negated else self.regs[slot]
+        if value.ndim == 0:
+            return bool(value)
+        if self.mask is not self.everybody:
+            value = value & self.mask
+            if not value.any():
+                return False
+            return True if (value == self.mask).all() else value
+        return True if value.all() else (value if value.any() else False)
+
+    def _become(self, mask: Array) -> None:
+        self.mask = self.everybody if mask.all() else mask
+
+    def _next(self, at: int | None) -> int:
+        """The group that is furthest behind becomes the active one; where all wait at a barrier, they go on."""
+        if at is not None:
+            self.groups.append([at, self.mask, None, self.stalled])
+            self.stalls = self.stalls + 1 if self.stalled else 0
+            self.stalled = False
+            if self.stalls > MOST_STALLS:
+                raise Fault("deadlock", "all threads that still run wait for an mbarrier at which nothing arrives")
+        ready = [g for g in self.groups if g[2] is None]
+        if not ready:
+            waiting = np.logical_or.reduce([g[1] for g in self.groups])
+            self.mask = waiting
+            if len({g[2] for g in self.groups}) > 1 or not (waiting == self.alive).all():
+                raise Fault("deadlock", "threads wait at different barriers")
+            for group in self.groups:
+                if (np.bincount(self.warp_of[group[1]], minlength=self.warps) % LANES).any():
+                    self.at = group[0]
+                    raise Fault("divergence", "threads of one warp wait at different barriers, or some of them at none")
+            self.clocks.barrier(np.unique(self.warp_of[waiting]))
+            for group in self.groups:
+                group[0], group[2] = group[0] + 1, None
+            ready = self.groups
+        group = min(ready, key=lambda g: (g[3], g[0]))
+        for other in ready:  # whoever waited in vain has let one other group go ahead
+            other[3] = False
+        self.groups = [g for g in self.groups if g is not group]
+        self._become(group[1])
+        return group[0]
+
+
+def smallest_access(kernel: Kernel, space: str) -> int:
+    """The smallest width of any access to `space` ("shared" or "global") in bytes, at most 16: the size of a shadow's granule."""
+    widths = [16]
+    for i in kernel.code:
+        name, *modifiers = i.opcode.split(".")
+        if name in ("ld", "st", "atom", "red") and space in (m.partition("::")[0] for m in modifiers):
+            vector = next((int(m[1:]) for m in modifiers if m in ("v2", "v4", "v8")), 1)
+            widths.append(vector * int(modifiers[-1].lstrip("bfusx")[:2].rstrip("x")) // 8)
+        elif name == "cp" and "bulk" not in modifiers and "async" in modifiers and len(i.operands) >= 3:
+            widths.append(int(str(i.operands[2]), 0) if space == "shared" else 4)
+        elif name == "mbarrier" and space == "shared":
+            widths.append(8)
+        elif name == "tcgen05" and "alloc" in modifiers and space == "shared":
+            widths.append(4)
+    return min(widths)
+
+
+def supported() -> list[tuple[str, str]]:
+    """(pattern, section of the manual) of every form of instruction that is known."""
+    return [(r.pattern.pattern, r.section) for r in RULES]

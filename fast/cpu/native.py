@@ -1,0 +1,179 @@
+"""native.c as an engine: the functions of `fast.cpu`, each one call of the compiled library.
+
+A call is a structure of addresses, sizes and flags (`Call` in native.c), packed into bytes here. The interpreter's lock is released
+while it runs, and nothing outlives it: two threads may use one layer at once, and whatever is written to a weight holds from the next
+call on.
+"""
+
+import ctypes
+import functools
+import math
+import os
+import struct
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..weights import QuantizedWeight
+
+#: The fields of `Call`: 13 addresses, 6 sizes, the limit, 7 flags.
+CALL = struct.Struct("@13P6qf7i")
+DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+INT8 = 4
+
+
+class Native:
+    """The engine that one compiled library makes.
+
+    Attributes:
+        name: of its set of instructions.
+    """
+
+    def __init__(self, library: ctypes.CDLL) -> None:
+        library.llm_int8_instructions.restype = ctypes.c_char_p
+        self.name: str = library.llm_int8_instructions().decode()
+        if library.llm_int8_call_size() != CALL.size:
+            raise ValueError(f"native.c's Call has {library.llm_int8_call_size()} bytes, native.py packs {CALL.size}")
+        functions = (library.llm_int8_linear, library.llm_int8_quantize, library.llm_int8_outlier_columns, library.llm_int8_matmul)
+        for function in functions:
+            function.argtypes, function.restype = [ctypes.c_char_p], ctypes.c_int
+        self._linear, self._quantize, self._outlier_columns, self._matmul = functions
+
+    def linear(self, x: Tensor, weight: QuantizedWeight, bias: Tensor | None, limit: float | None, per_row: bool) -> Tensor:
+        """As `fast.cpu.layer.linear`; `x` may have any leading dimensions.
+
+        Raises:
+            ValueError: shapes that do not belong together.
+        """
+        codes, absmax, _, zero_point, floats = weight
+        n, k = codes.shape
+        shape = x.shape
+        x, x_stride = rows_of(x, k)
+        codes, codes_stride = rows_of(codes, k)
+        factors = _ready(weight.scale if absmax is None else absmax, torch.float32)
+        slices = factors.numel()
+        zeros = None if zero_point is None else _ready(zero_point, torch.int32)
+        wrong = shape[-1] != k or slices not in (1, n) or (zeros is not None and zeros.numel() != slices)
+        float_stride = float_dtype = bias_dtype = 0
+        if floats is not None:
+            wrong |= floats.shape != codes.shape
+            floats, float_stride = rows_of(floats if floats.dtype in DTYPES else floats.float(), k)
+            float_dtype = DTYPES[floats.dtype]
+        if bias is not None:
+            bias = _ready(bias, bias.dtype if bias.dtype in DTYPES else torch.float32)
+            wrong |= bias.numel() != n
+            bias_dtype = DTYPES[bias.dtype]
+        if wrong:
+            shapes = [None if t is None else tuple(t.shape) for t in (*weight, bias)]
+            raise ValueError(f"x {tuple(shape)} and codes, absmax, scale, zero_point, float_weight, bias of shapes {shapes} do not fit")
+        y = torch.empty((*shape[:-1], n), dtype=x.dtype)
+        factors_at = factors.data_ptr()
+        packed = CALL.pack(
+            x.data_ptr(),
+            codes.data_ptr(),
+            0 if absmax is None else factors_at,
+            factors_at if absmax is None else 0,
+            0 if zeros is None else zeros.data_ptr(),
+            0 if floats is None else floats.data_ptr(),
+            0 if bias is None else bias.data_ptr(),
+            y.data_ptr(),
+            *(0, 0, 0, 0, _pool),
+            math.prod(shape[:-1]),
+            k,
+            n,
+            x_stride,
+            codes_stride,
+            float_stride,
+            math.inf if limit is None else limit,
+            DTYPES[x.dtype],
+            float_dtype,
+            bias_dtype,
+            per_row,
+            slices != 1,
+            zeros is not None,
+            torch.get_num_threads(),
+        )
+        if self._linear(packed):
+            raise MemoryError(f"no memory for a layer of {tuple(shape)} x ({n}, {k})")
+        return y
+
+    def quantize(self, x: Tensor, per_row: bool, quantizer: str) -> tuple[Tensor, Tensor, Tensor | None]:
+        """As `fast.cpu.quantization.quantize`."""
+        m, k = x.shape
+        x, stride = rows_of(x, k)
+        codes = torch.empty((m, k), dtype=torch.int8)
+        scale = torch.empty((m if per_row else 1, 1))
+        zero_point = torch.empty(scale.shape, dtype=torch.int32) if quantizer == "zeropoint" else None
+        addresses = (codes.data_ptr(), scale.data_ptr(), 0 if zero_point is None else zero_point.data_ptr(), 0, _pool)
+        flags = (DTYPES[x.dtype], 0, 0, per_row, False, zero_point is not None, torch.get_num_threads())
+        packed = CALL.pack(x.data_ptr(), *[0] * 7, *addresses, m, k, 0, stride, 0, 0, math.inf, *flags)
+        if self._quantize(packed):
+            raise MemoryError(f"no memory to quantize {tuple(x.shape)}")
+        return codes, scale, zero_point
+
+    def outlier_columns(self, x: Tensor, limit: float) -> Tensor:
+        """As `fast.cpu.outliers.outlier_columns`."""
+        m, k = x.shape
+        x, stride = rows_of(x, k)
+        columns = torch.empty(k, dtype=torch.bool)
+        flags = (DTYPES[x.dtype], 0, 0, True, False, False, torch.get_num_threads())
+        packed = CALL.pack(x.data_ptr(), *[0] * 10, columns.data_ptr(), _pool, m, k, 0, stride, 0, 0, limit, *flags)
+        if self._outlier_columns(packed):
+            raise MemoryError(f"no memory to look for outliers in {tuple(x.shape)}")
+        return columns
+
+    def int8_matmul(self, a: Tensor, b: Tensor) -> Tensor:
+        """As `fast.cpu.product.int8_matmul`."""
+        (m, k), n = a.shape, b.shape[0]
+        (a, a_stride), (b, b_stride) = rows_of(a, k), rows_of(b, k)
+        acc = torch.empty((m, n), dtype=torch.int32)
+        flags = (INT8, 0, 0, True, False, False, torch.get_num_threads())
+        packed = CALL.pack(
+            a.data_ptr(), b.data_ptr(), *[0] * 5, acc.data_ptr(), *[0] * 4, _pool, m, k, n, a_stride, b_stride, 0, math.inf, *flags
+        )
+        if self._matmul(packed):
+            raise MemoryError(f"no memory for a product of {tuple(a.shape)} and {tuple(b.shape)}")
+        return acc
+
+
+def rows_of(x: Tensor, k: int) -> tuple[Tensor, int]:
+    """A tensor whose rows, slices along the last axis, lie one stride apart, each without gaps; and that stride, in entries.
+
+    It is `x` itself where it can be: where its leading dimensions, taken together, have one stride.
+    """
+    if x.is_contiguous():
+        return x, k
+    if x.ndim == 2 and (x.stride(1) == 1 or k == 1):
+        return x, x.stride(0)
+    return x.contiguous(), k
+
+
+def _ready(t: Tensor, dtype: torch.dtype) -> Tensor:
+    return t if t.dtype == dtype and t.is_contiguous() else t.to(dtype).contiguous()
+
+
+@functools.cache
+def _openmp() -> int:
+    """Address of the function that runs a region on Torch's own pool of threads; 0 where Torch has none.
+
+    Every OpenMP library has it under this name. Asked of libtorch, so that it is the one that Torch itself uses.
+    """
+    try:
+        library = ctypes.CDLL(str(Path(torch.__file__).with_name("lib") / "libtorch_cpu.so"))
+        return ctypes.cast(library.GOMP_parallel, ctypes.c_void_p).value or 0
+    except (OSError, AttributeError):
+        return 0
+
+
+_pool = _openmp()
+
+
+def _without_a_pool() -> None:
+    """After fork the pool's threads are not there, but its library believes so and would wait for them."""
+    global _pool
+    _pool = 0
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_without_a_pool)

@@ -1,0 +1,159 @@
+"""What the compiled side is held against the reference with: for an architecture each row of each configuration table, and each flag.
+
+Shapes are small and reach everything: more than one tile, ragged edges in M, N and K, outlier columns that make the loop over them run
+three times and that fall on every place of a layout. A row is chosen by hand where its shapes would be large: which shapes choose it
+is tested elsewhere.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import torch
+
+import reference
+from fast import kernels
+from fast.kernels import configurations, decode, product, quantization
+from tests.comparison import array, assert_same
+from tests.test_kernels import Layer
+
+ARCHITECTURES = ("sm_80", "sm_89", "sm_90", "sm_100")
+HALF, BRAIN, SINGLE = torch.float16, torch.bfloat16, torch.float32
+#: 23 has no factor in common with a layout, so the columns fall on all places of a block.
+MANY = tuple(range(0, 912, 23))
+
+Case = tuple[str, Callable[[], None]]
+
+
+def normal(shape: tuple[int, int], dtype: torch.dtype, seed: int = 0, outliers: tuple[int, ...] = ()) -> torch.Tensor:
+    """Standard normal entries, and in each column of `outliers` one entry of about 20."""
+    generator = np.random.default_rng([seed, *shape])
+    x = generator.standard_normal(shape, dtype=np.float32).clip(-5, 5)
+    for column in outliers:
+        x[generator.integers(shape[0]), column] = 20 + column % 3
+    return torch.from_numpy(x).to(dtype)
+
+
+def scan(m: int, k: int, dtype: torch.dtype, outliers: tuple[int, ...]) -> None:
+    x = normal((m, k), dtype, outliers=outliers)
+    assert_same(kernels.outlier_columns(x, 6.0), reference.outlier_columns(array(x), 6.0))
+
+
+def quantize(m: int, k: int, dtype: torch.dtype, per_row: bool, quantizer: str) -> None:
+    x = normal((m, k), dtype)
+    codes, scale, zero_point = kernels.quantize(x, per_row, quantizer)
+    expected = getattr(reference, f"{quantizer}_quantize")(array(x), -1 if per_row else None)
+    assert_same(codes, expected.codes)
+    assert_same(scale, expected.scale)
+    if zero_point is not None:
+        assert_same(zero_point, expected.zero_point)
+
+
+def matmul(m: int, n: int, k: int) -> None:
+    generator = np.random.default_rng(k)
+    a, b = (torch.from_numpy(generator.integers(-128, 128, shape, dtype=np.int8)) for shape in ((m, k), (n, k)))
+    assert_same(kernels.int8_matmul(a, b), reference.int8_matmul(array(a), array(b)))
+
+
+def layer(
+    m: int, n: int, k: int, dtype: torch.dtype, threshold: float | None, policy: str, quantizer: str, granularity: str,
+    outliers: tuple[int, ...] = (),
+) -> None:  # fmt: skip
+    made = Layer(normal((n, k), dtype), normal((1, n), dtype)[0], threshold, policy, quantizer, granularity)
+    made.check(normal((m, k), dtype, seed=1, outliers=outliers))
+
+
+def with_row(kind: str, row: Any, call: Callable[[], None]) -> Callable[[], None]:
+    """`call` with this row of a table, whatever the shapes. kind: "product", "decode", "rows" or "gather"."""
+    module = {"product": product, "decode": decode, "rows": quantization, "gather": quantization}[kind]
+
+    def run() -> None:
+        with mock.patch.object(module, f"{kind}_configuration", return_value=row):
+            call()
+
+    return run
+
+
+def small_gather(call: Callable[[], None]) -> Callable[[], None]:
+    return with_row("gather", configurations.Gather(64, 32, 32), call)
+
+
+def wide(call: Callable[[], None]) -> Callable[[], None]:
+    """`call` with corrections in 64 bits, which long K need."""
+
+    def run() -> None:
+        with ExitStack() as patches:
+            for module in (product, decode):
+                patches.enter_context(mock.patch.object(module, "WIDE_FROM", 1))
+            call()
+
+    return run
+
+
+def rows_of(table: configurations.Table, general: Any) -> list[Any]:
+    """The different rows of a table, and the one beside it."""
+    return list(dict.fromkeys([*(row.configuration for row in table), general]))
+
+
+def product_cases(arch: str) -> Iterator[Case]:
+    rows = rows_of(configurations.PRODUCTS[arch], configurations.GENERAL[arch])
+    for number, row in enumerate(rows):
+        m, n = row.block_m + 6, row.block_n + 22
+        name = f"product {number}: {row.block_m}x{row.block_n}x{row.block_k}"
+        # Three blocks of K and a rest; 912 is a multiple of 16, as the copy engine needs.
+        yield f"{name}, int8", with_row("product", row, lambda m=m, n=n: matmul(m, n, 912))
+        call = lambda m=m, n=n: layer(m, n, 912, HALF, 6.0, "dequantized", "zeropoint", "vector", MANY)  # noqa: E731
+        yield f"{name}, zeropoint, outliers", with_row("product", row, call)
+    tuned = rows[0]
+    small = (tuned.block_m + 6, tuned.block_n + 22)
+    yield "product, absmax, outliers, bfloat16", lambda: layer(*small, 912, BRAIN, 6.0, "dequantized", "absmax", "vector", MANY)
+    yield "product, no outliers", lambda: layer(37, 41, 70, HALF, None, "dequantized", "absmax", "vector")
+    yield "product, float weight", lambda: layer(*small, 912, HALF, 6.0, "float", "zeropoint", "vector", MANY)
+    yield "product, one scale", lambda: layer(40, 70, 912, HALF, 6.0, "dequantized", "zeropoint", "tensor", MANY)
+    yield "product, float32", lambda: layer(70, 150, 320, SINGLE, 6.0, "dequantized", "zeropoint", "vector", (0, 31, 32, 319))
+    yield "product, 64-bit correction", wide(lambda: layer(24, 40, 256, HALF, None, "dequantized", "zeropoint", "vector"))
+    yield "product, gathered", small_gather(lambda: layer(40, 150, 912, HALF, 6.0, "dequantized", "absmax", "vector", MANY))
+    yield "product, gathered floats", small_gather(lambda: layer(40, 150, 912, BRAIN, 6.0, "float", "absmax", "vector", MANY))
+    yield "product, unaligned", lambda: matmul(5, 7, 33)
+
+
+def decode_cases(arch: str) -> Iterator[Case]:
+    rows = rows_of(configurations.DECODES[arch], configurations.DECODE_GENERAL)
+    for number, row in enumerate(rows):
+        m = 1 if row.tile_m == 1 else (5, 16, 9)[number % 3]
+        call = lambda m=m, n=row.block_n + 9: layer(m, n, 912, HALF, 6.0, "dequantized", "zeropoint", "vector", MANY)  # noqa: E731
+        yield f"decode {number}: {row.tile_m}x{row.block_n}x{row.block_k}", with_row("decode", row, call)
+    few = (0, 31, 32, 319)
+    yield "decode, absmax, bfloat16", lambda: layer(5, 41, 320, BRAIN, 6.0, "dequantized", "absmax", "vector", few)
+    yield "decode, one row, absmax", lambda: layer(1, 41, 320, BRAIN, 6.0, "dequantized", "absmax", "vector", few)
+    yield "decode, float weight", lambda: layer(5, 41, 320, BRAIN, 6.0, "float", "zeropoint", "vector", few)
+    yield "decode, no outliers", lambda: layer(3, 41, 320, HALF, None, "dequantized", "zeropoint", "vector")
+    yield "decode, one row, no outliers", lambda: layer(1, 41, 320, HALF, None, "dequantized", "absmax", "vector")
+    yield "decode, one scale", lambda: layer(7, 41, 320, HALF, 6.0, "dequantized", "zeropoint", "tensor", few)
+    yield "decode, unaligned", lambda: layer(7, 20, 313, HALF, 6.0, "dequantized", "absmax", "vector", few[:-1])
+    yield "decode, 64-bit correction", wide(lambda: layer(5, 20, 256, HALF, None, "dequantized", "zeropoint", "vector"))
+
+
+def quantization_cases(arch: str) -> Iterator[Case]:
+    yield "scan", lambda: scan(70, 100, HALF, (3, 99))
+    yield "scan, float32", lambda: scan(300, 65, SINGLE, (64,))
+    for dtype in (HALF, BRAIN, SINGLE):
+        yield f"quantize rows, {dtype}".replace("torch.", ""), lambda dtype=dtype: quantize(7, 300, dtype, True, "zeropoint")
+    yield "quantize rows, absmax", lambda: quantize(5, 33, HALF, True, "absmax")
+    yield "quantize, one scale, absmax", lambda: quantize(7, 300, HALF, False, "absmax")
+    yield "quantize, one scale, zeropoint", lambda: quantize(7, 300, SINGLE, False, "zeropoint")
+    long = configurations.Rows(1, 256, 1, 4)
+    yield "quantize rows in blocks", with_row("rows", long, lambda: quantize(3, 700, HALF, True, "zeropoint"))
+    call = lambda: layer(18, 24, 700, HALF, 6.0, "dequantized", "zeropoint", "vector", (0, 31, 319))  # noqa: E731
+    yield "quantize rows in blocks, outliers", with_row("rows", long, call)
+    # Several rows of a program, the next one on its way, as where X is long.
+    repeated = configurations.Rows(1, 1024, 4, 4)
+    call = lambda: layer(17, 24, 1024, HALF, 6.0, "dequantized", "zeropoint", "vector", tuple(range(0, 1024, 97)))  # noqa: E731
+    yield "quantize rows, repeated", with_row("rows", repeated, call)
+
+
+def cases(arch: str) -> dict[str, Callable[[], None]]:
+    """Name -> a call that raises where the kernels differ from the reference."""
+    return dict([*quantization_cases(arch), *product_cases(arch), *decode_cases(arch)])

@@ -1,0 +1,113 @@
+"""native.c in a process of its own: for processors that this machine has not, and with sanitizers.
+
+`Driven` stands in for the library that `fast.cpu.native.Native` calls: it sends each call to tests/native_driver.c.
+"""
+
+import ctypes
+import functools
+import itertools
+import platform
+import shutil
+import struct
+import subprocess
+import tempfile
+import weakref
+from pathlib import Path
+
+from fast.cpu import build, engine
+from fast.cpu.native import CALL, DTYPES, INT8, Native
+
+SOURCE = Path(__file__).with_name("native_driver.c")
+SIZES = {**dict.fromkeys(DTYPES.values(), 2), 0: 4, INT8: 1}
+SANITIZERS = ("-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+
+
+class Driven:
+    """The functions of the library, each call sent to a process that runs `command`."""
+
+    def __init__(self, command: list[str]) -> None:
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        weakref.finalize(self, self._process.kill)
+        name, size = struct.unpack("32sq", self._receive(40))
+        # Functions of their own, since Native declares their types on them.
+        self.llm_int8_instructions = lambda: name.rstrip(b"\0")
+        self.llm_int8_call_size = lambda: size
+        for number, function in enumerate(("linear", "quantize", "outlier_columns", "matmul")):
+            setattr(self, f"llm_int8_{function}", functools.partial(self._call, number))
+
+    def _call(self, function: int, packed: bytes) -> int:
+        fields = CALL.unpack(packed)
+        addresses, sizes = fields[:13], sizes_of(function, fields)
+        call = CALL.pack(*[0] * 13, *fields[13:])
+        message = struct.pack("14q", function, *sizes) + call
+        message += b"".join(ctypes.string_at(address, size) for address, size in zip(addresses[:7], sizes, strict=False) if size > 0)
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(message)
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            self._fail()
+        (result,) = struct.unpack("q", self._receive(8))
+        for address, size in zip(addresses[7:12], sizes[7:12], strict=True):
+            if size > 0:
+                ctypes.memmove(address, self._receive(size), size)
+        return result
+
+    def _receive(self, size: int) -> bytes:
+        assert self._process.stdout is not None
+        received = self._process.stdout.read(size)
+        if len(received) < size:
+            self._fail()
+        return received
+
+    def _fail(self) -> None:
+        assert self._process.stderr is not None
+        raise AssertionError(f"the driver ended: {self._process.stderr.read().decode(errors='replace')[-4000:]}")
+
+
+def sizes_of(function: int, fields: tuple) -> list[int]:
+    """Bytes of the array behind each address, -1 for none."""
+    m, k, n, x_stride, codes_stride, float_stride = fields[13:19]
+    x_dtype, float_dtype, bias_dtype, per_row, per_weight_row = fields[20:25]
+
+    def rows(count: int, stride: int, size: int) -> int:
+        return size * ((count - 1) * stride + k) if count and k else 0
+
+    slices, x_slices = n if per_weight_row else 1, m if per_row else 1
+    y = 4 if x_dtype == INT8 else SIZES[x_dtype]
+    sizes = [rows(m, x_stride, SIZES[x_dtype]), rows(n, codes_stride, 1), 4 * slices, 4 * slices, 4 * slices]
+    sizes += [rows(n, float_stride, SIZES.get(float_dtype, 0)), n * SIZES[bias_dtype], m * n * y, m * k, 4 * x_slices, 4 * x_slices, k, 0]
+    # An empty tensor has no address, but is there.
+    return [size if address or (size == 0 and i in (0, 1, 7)) else -1 for i, (size, address) in enumerate(zip(sizes, fields, strict=False))]
+
+
+def compiled(compiler: str, name: str, extra: tuple[str, ...]) -> Path | None:
+    """The driver with a set of instructions, compiled once per process; None where it cannot be."""
+    return _compiled(compiler, (*engine.INSTRUCTIONS[name].flags, *extra))
+
+
+_folder = tempfile.TemporaryDirectory(prefix="native-driver-")
+_numbers = itertools.count()
+
+
+@functools.cache
+def _compiled(compiler: str, flags: tuple[str, ...]) -> Path | None:
+    made = Path(_folder.name) / str(next(_numbers))
+    flags = (*(flag for flag in build.FLAGS if flag not in ("-fPIC", "-shared")), *flags)
+    done = subprocess.run([compiler, *flags, str(SOURCE), "-o", str(made), "-lm"], capture_output=True, text=True)
+    return made if done.returncode == 0 else None
+
+
+def emulated() -> Native | None:
+    """The engine with ARM's instructions, run by qemu; None where there is no compiler for ARM, or no qemu."""
+    compiler, qemu = shutil.which("aarch64-linux-gnu-gcc"), shutil.which("qemu-aarch64-static") or shutil.which("qemu-aarch64")
+    if not compiler or not qemu or platform.machine() == "aarch64":
+        return None
+    made = compiled(compiler, "neon_dotprod", ("-static",))
+    return None if made is None else Native(Driven([qemu, "-cpu", "max", str(made)]))  # type: ignore[arg-type]
+
+
+def sanitized(name: str) -> Native | None:
+    """The engine with a set of instructions and sanitizers; None where the compiler has none."""
+    made = compiled(build.find_compiler(), name, SANITIZERS)
+    return None if made is None else Native(Driven([str(made)]))  # type: ignore[arg-type]

@@ -1,0 +1,71 @@
+"""A stranger's kernels on the emulator: they agree with NumPy, and a known mistake of each kind is reported with its line."""
+
+import inspect
+
+import pytest
+
+import emulator
+from tests import compiled, strangers_checks
+
+ARCHITECTURES = ("sm_80", "sm_90", "sm_100")
+
+
+def line_of(kernel: str) -> int:
+    """The line of tests/strangers.py with the mistake of a kernel."""
+    source = inspect.getsource(inspect.getmodule(strangers_checks.strangers.softmax_rows.fn)).splitlines()
+    begins = next(i for i, text in enumerate(source) if text.startswith(f"def {kernel}("))
+    return next(i for i in range(begins, len(source)) if "# the mistake" in source[i]) + 1
+
+
+def fault(arch, function, *arguments) -> emulator.Fault:
+    with pytest.raises(emulator.Fault) as raised:
+        compiled.call(arch, function, arch, *arguments)
+    return raised.value
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_a_softmax_agrees_with_numpy(arch):
+    # exp is exact to a unit in the last place here, the sum of 781 positive terms to 781 of them.
+    assert compiled.call(arch, strangers_checks.softmax, arch) <= 800 * 2.0**-24
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+@pytest.mark.parametrize("shape", [(130, 70, 96), (64, 64, 45), (1, 1, 1)])
+@pytest.mark.parametrize("relu", [False, True])
+def test_a_matrix_product_agrees_with_numpy(arch, shape, relu):
+    # Sums of k products of numbers below 5, in float32 and rounded to float16: half a unit of 2**-10 relatively, of sums below 64.
+    assert compiled.call(arch, strangers_checks.product, arch, *shape, relu) <= 64 * 2.0**-11
+
+
+def test_a_product_has_the_same_bits_for_every_seed():
+    assert len({compiled.call("sm_80", strangers_checks.product, "sm_80", 130, 70, 96, seed=seed) for seed in range(3)}) == 1
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_a_missing_mask_is_reported_with_its_line(arch):
+    found = fault(arch, strangers_checks.softmax, 5, 781, "softmax_without_a_mask")
+    assert (found.kind, found.kernel, found.line) == ("bounds", "softmax_without_a_mask", line_of("softmax_without_a_mask"))
+    assert found.thread is not None
+    assert found.address is not None
+
+
+def test_a_missing_wait_is_reported_where_the_copy_is_used():
+    found = fault("sm_80", strangers_checks.product_without_its_wait)
+    assert (found.kind, found.kernel) == ("pending", "product_tiles")
+    source = inspect.getsource(inspect.getmodule(strangers_checks.strangers.softmax_rows.fn)).splitlines()
+    assert "tl." in source[found.line - 1]
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_programs_that_overwrite_each_other_are_reported_with_their_line(seed):
+    assert compiled.call("sm_80", strangers_checks.total, "sm_80", "sum_by_all", seed) == 999 * 500
+    found = fault("sm_80", strangers_checks.total, "sum_without_atomics", seed)
+    assert (found.kind, found.line) == ("race", line_of("sum_without_atomics"))
+
+
+def test_a_read_of_an_unwritten_tensor_is_reported():
+    assert fault("sm_90", strangers_checks.unwritten).kind == "uninitialized"
+
+
+def test_contexts_may_be_nested():
+    assert compiled.call("sm_80", strangers_checks.nested) == ["sm_90", "sm_80", "True"]  # `call` opens one itself

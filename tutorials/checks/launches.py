@@ -1,0 +1,219 @@
+"""Launches of a reader's kernel, under TRITON_INTERPRET=1 or on a GPU, in memory where every wrong address shows.
+
+Triton's interpreter loads and stores at whatever address a kernel computes: a wrong one can end the process, and with it everything
+in a notebook that was not saved. Here each buffer lies in memory of its own between wide margins, and every access is looked at
+before it happens: one outside of the buffers stops the kernel, and says which program, which buffer and which line it was.
+
+On a GPU accesses are not seen. There a margin behind each result is compared after the launch.
+
+Inputs are rows longer than K with huge numbers beyond it, results start as a sentinel: a forgotten mask, a wrong stride or an entry
+never written all show.
+"""
+
+import contextlib
+import linecache
+import os
+import sys
+import types
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from .engine import Stopped
+
+SENTINEL_CODE, SENTINEL_SCALE = -99, -99.0
+DEVICE = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"
+
+#: Bytes on either side of a buffer: a wrong address that is nearer is known to be meant for this buffer.
+MARGIN = 1 << 24
+#: On a GPU, entries behind a result that are compared after the launch.
+TAIL = 256
+
+
+@dataclass
+class Buffer:
+    """One argument of the kernel: where it lies, what it may be used for."""
+
+    name: str
+    tensor: torch.Tensor
+    whole: torch.Tensor
+    writable: bool
+
+    @property
+    def start(self) -> int:
+        return self.tensor.data_ptr()
+
+    @property
+    def entry(self) -> int:
+        return self.tensor.element_size()
+
+    @property
+    def end(self) -> int:
+        return self.start + self.tensor.numel() * self.entry
+
+
+class Memory:
+    """The buffers of one launch."""
+
+    def __init__(self) -> None:
+        self.buffers: list[Buffer] = []
+
+    def rows(self, name: str, values: np.ndarray, extra: int = 0, fill: float = 0) -> torch.Tensor:
+        """An input: `values` (rows, K) or (rows,), as rows that are `extra` longer; `fill` there, and in a block beyond the last row."""
+        if values.ndim == 1:
+            return self._buffer(name, values, writable=False)
+        count, k = values.shape
+        flat = np.full(count * (k + extra) + power_of_two(k), fill, values.dtype)
+        wide = flat[: count * (k + extra)].reshape(count, k + extra)
+        wide[:, :k] = values
+        return self._buffer(name, flat, writable=False)[: wide.size].view(wide.shape)[:, :k]
+
+    def result(self, name: str, shape: tuple[int, ...], dtype: type, sentinel: float) -> torch.Tensor:
+        """A result, every entry of it the sentinel."""
+        return self._buffer(name, np.full(int(np.prod(shape)), sentinel, dtype), writable=True).view(shape)
+
+    def _buffer(self, name: str, flat: np.ndarray, writable: bool) -> torch.Tensor:
+        if DEVICE == "cpu":
+            memory = np.zeros(MARGIN + flat.nbytes + MARGIN, np.uint8)  # pages that nobody touches take no memory
+            inside = memory[MARGIN : MARGIN + flat.nbytes].view(flat.dtype)
+            inside[:] = flat
+            tensor = whole = torch.from_numpy(inside)
+        else:
+            whole = torch.from_numpy(np.concatenate([flat, np.full(TAIL, SENTINEL_CODE, flat.dtype)])).to(DEVICE)
+            tensor = whole[: flat.size]
+        self.buffers.append(Buffer(name, tensor, whole, writable))
+        return tensor
+
+    def launch(self, kernel: Any, grid: tuple[int, ...], *arguments: Any, **options: Any) -> None:
+        """Runs the kernel.
+
+        Raises:
+            Stopped: it loaded or stored outside of its buffers, or raised in one of its lines.
+        """
+        with self._watched(len(grid)) if DEVICE == "cpu" else contextlib.nullcontext():
+            kernel[grid](*arguments, **options)
+        for buffer in self.buffers:
+            if (buffer.whole[buffer.tensor.numel() :] != SENTINEL_CODE).any():
+                raise Stopped(f"the kernel stores beyond the end of {buffer.name}, a buffer of {buffer.tensor.numel()}")
+
+    @contextlib.contextmanager
+    def _watched(self, axes: int) -> Iterator[None]:
+        from triton.runtime import interpreter
+
+        original = interpreter._interpreter
+        interpreter._interpreter = _Watch(original, self, axes)
+        try:
+            yield
+        except Exception as error:
+            raise _as_the_reader_sees_it(error) from None
+        finally:
+            interpreter._interpreter = original
+
+    def check(self, addresses: np.ndarray, active: np.ndarray, size: int, stores: bool, axes: int) -> None:
+        """Stops the kernel if one of the active lanes would load or store outside of every buffer, or store into an input.
+
+        Args:
+            addresses: of each lane, uint64.
+            active: of each lane, whether its mask is set.
+            size: bytes that each lane moves.
+            stores: whether it writes.
+            axes: how many numbers a program's id has.
+        """
+        lanes = np.asarray(addresses).astype(np.int64)[np.broadcast_to(np.asarray(active).astype(bool), np.shape(addresses))]
+        within = np.zeros(lanes.shape, bool)
+        for buffer in self.buffers:
+            inside = (lanes >= buffer.start) & (lanes + size <= buffer.end)
+            if stores and not buffer.writable and inside.any():
+                raise Stopped(f"{_program(axes)} stores into {buffer.name}, an input, {_line()}")
+            within |= inside
+        if within.all():
+            return
+        first = int(lanes[~within][0])
+        buffer = min(self.buffers, key=lambda b: max(b.start - first, first - b.end))
+        offset = (first - buffer.start) // buffer.entry
+        does = "stores" if stores else "loads"
+        advice = f"a mask is missing or too wide, or the offset is not that of {buffer.name}"
+        where = f"offset {offset} of {buffer.name}, a buffer of {buffer.tensor.numel()}"
+        raise Stopped(f"{_program(axes)} {does} {where}, {_line()}\n  ({advice})")
+
+
+class _Watch:
+    """Triton's interpreter of memory, with a look at each access first; all else is the original's."""
+
+    def __init__(self, original: Any, memory: Memory, axes: int) -> None:
+        self._original, self._memory, self._axes = original, memory, axes
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._original, name)
+
+    def load(self, pointers: np.ndarray, mask: np.ndarray, other: np.ndarray, dtype: np.dtype) -> np.ndarray:
+        self._memory.check(pointers, mask, np.dtype(dtype).itemsize, False, self._axes)
+        return self._original.load(pointers, mask, other, dtype)
+
+    def store(self, pointers: np.ndarray, values: np.ndarray, mask: np.ndarray) -> None:
+        self._memory.check(pointers, mask, values.dtype.itemsize, True, self._axes)
+        return self._original.store(pointers, values, mask)
+
+    def atomic_rmw(self, operation: Any, pointers: np.ndarray, values: np.ndarray, mask: np.ndarray, order: Any) -> np.ndarray:
+        self._memory.check(pointers, mask, values.dtype.itemsize, True, self._axes)
+        return self._original.atomic_rmw(operation, pointers, values, mask, order)
+
+    def atomic_cas(self, pointers: np.ndarray, compared: np.ndarray, values: np.ndarray, order: Any) -> np.ndarray:
+        self._memory.check(pointers, np.ones(np.shape(pointers), bool), values.dtype.itemsize, True, self._axes)
+        return self._original.atomic_cas(pointers, compared, values, order)
+
+
+def _program(axes: int) -> str:
+    from triton.runtime.interpreter import interpreter_builder
+
+    ids = interpreter_builder.grid_idx[:axes]
+    return f"program {ids[0] if axes == 1 else tuple(ids)}"
+
+
+def _own(filename: str) -> bool:
+    """Whether a file is the reader's: neither Triton's, nor Python's, nor a checker's."""
+    import triton
+
+    others = (Path(triton.__file__).parent, Path(np.__file__).parent, Path(contextlib.__file__).parent, Path(__file__).parent)
+    return not any(Path(filename).is_relative_to(folder) for folder in others)
+
+
+def _line() -> str:
+    """The reader's line that is running: its number, which in a notebook counts from the top of the cell, and its text."""
+    frame: types.FrameType | None = sys._getframe()
+    while frame is not None and not _own(frame.f_code.co_filename):
+        frame = frame.f_back
+    return "in the kernel" if frame is None else _named(frame.f_code.co_filename, frame.f_lineno)
+
+
+def _named(filename: str, number: int) -> str:
+    text = linecache.getline(filename, number).strip()
+    return f"line {number}{f': {text}' if text else ''}"
+
+
+def _as_the_reader_sees_it(error: BaseException) -> BaseException:
+    """What went wrong, without the interpreter around it, and with the line of the kernel."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    if isinstance(error, Stopped):
+        return error
+    trace, place = error.__traceback__, None
+    while trace is not None:
+        if _own(trace.tb_frame.f_code.co_filename):
+            place = trace.tb_frame.f_code.co_filename, trace.tb_lineno
+        trace = trace.tb_next
+    if place is None:
+        return error
+    text = f"it raised {type(error).__name__} in {_named(*place)}\n  {error}"
+    if isinstance(error, TypeError | AttributeError) and "[" in linecache.getline(*place) and "tl.load" not in linecache.getline(*place):
+        text += "\n  (a kernel gets pointers, not arrays: tl.load(x + offsets) instead of x[...])"
+    return Stopped(text)
+
+
+def power_of_two(n: int) -> int:
+    """The smallest one that is at least `n`."""
+    return 1 << (n - 1).bit_length()
