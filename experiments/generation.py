@@ -1,4 +1,4 @@
-"""How fast a whole model is: tokens a second of prefill and of decoding, int8 against float.
+"""How fast a whole model is: tokens per second of prefill and of decoding, int8 against float.
 
     python -m experiments.generation                         SmolLM2 on the GPU if there is one, else on the CPU
     python -m experiments.generation --prompt 512 --new 32 --rounds 10
@@ -96,7 +96,7 @@ def decode(model: nn.Module, prompt: Tensor, count: int, now: Callable[[], float
 
 
 def samplers(model: nn.Module, prompt: Tensor, context: int, count: int, now: Callable[[], float]) -> dict[str, timing.Sampler]:
-    """What is timed of a model: seconds a token of prefill over the prompt, and of decoding after its first `context` tokens."""
+    """What is timed of a model: seconds per token of prefill over the prompt, and of decoding after its first `context` tokens."""
 
     def prefill_seconds() -> float:
         start = now()

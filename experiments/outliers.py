@@ -65,7 +65,7 @@ def _describe_feature(values: NDArray[np.float32], large: NDArray[np.bool_], num
 
 
 def cleared(model: torch.nn.Module, kinds: dict[str, Kind], chosen: Mapping[str, Sequence[int] | NDArray[np.integer]]) -> Any:
-    """Within this context, the layers of each kind read zeros in the place of its chosen features."""
+    """Within this context, the layers of each kind read zeros instead of its chosen features."""
     features_of = {name: list(chosen[kind]) for kind in chosen for names in kinds[kind].layers for name in names}
 
     def clear(name: str) -> Callable[[torch.nn.Module, tuple], tuple]:
@@ -86,8 +86,8 @@ def attention_peak(
 ) -> NDArray[np.float64]:
     """How sure the attention is: the mean of the largest softmax probability of each head and position, for each set of columns.
 
-    Each layer is asked on its own, as in the paper: it reads its input without the columns, and passes on what it would have
-    without the question. So an effect is that of this layer's input alone.
+    Each layer is changed on its own, as in the paper: it reads its input without the columns, and passes on what it would have
+    passed on with them. So an effect is that of this layer's input alone.
 
     Args:
         model: with attention modules whose class name ends in "Attention", and that return their probabilities.

@@ -99,7 +99,7 @@ class Layers:
         return self._kept[name, seed]
 
 
-#: What a contender may raise where the device or the shape does not suit it.
+#: What a contender may raise where the device or the shape is unsuitable.
 UNSUITED = (RuntimeError, ValueError, NotImplementedError, AssertionError)
 
 
@@ -226,7 +226,7 @@ def shares(samples: dict[str, list[float]]) -> dict[str, dict[str, float]]:
 
 
 def describe(device: str, clock: timing.Clock) -> dict[str, Any]:
-    """What a reader needs to know of the device beside its name."""
+    """What a reader needs beside the device's name."""
     if device == "cpu":
         return {"instructions": torch.backends.cpu.get_cpu_capability(), "cache": clock.cache}
     if not torch.cuda.is_available():  # a rehearsal

@@ -222,7 +222,7 @@ def fit(case: Case, config: Any, arch: str) -> Fit:
 
 
 def usage(cubin: bytes) -> tuple[int, int]:
-    """Registers a thread, and bytes of local memory a thread, which is where registers are spilled to."""
+    """Registers per thread, and bytes of local memory per thread, which is where registers are spilled to."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()

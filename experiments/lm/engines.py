@@ -108,7 +108,7 @@ def widen(model: torch.nn.Module) -> torch.nn.Module:
 
 
 def window_losses(model: torch.nn.Module, tokens: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Mean loss of each window (B,), in nats a token, of a causal language model that reads `tokens` (B, T) as one batch."""
+    """Mean loss of each window (B,), in nats per token, of a causal language model that reads `tokens` (B, T) as one batch."""
     with torch.inference_mode():
         logits = model(torch.from_numpy(tokens).to(models.device_of(model)), use_cache=False).logits
     return np.array([cross_entropy(window[:-1].float().cpu().numpy(), t[1:]) for window, t in zip(logits, tokens, strict=True)])

@@ -29,7 +29,7 @@ class Kind(NamedTuple):
 def record_inputs(model: torch.nn.Module, windows: NDArray[np.int64], progress: bool = True) -> dict[str, Kind]:
     """Runs windows (count, T) through the model, one at a time, and returns what its linear layers read, by kind.
 
-    It keeps 4 bytes an entry: L * P * K for each kind, 0.6 GB for SmolLM2 and three windows of 512 tokens.
+    It keeps 4 bytes per entry: L * P * K for each kind, 0.6 GB for SmolLM2 and three windows of 512 tokens.
     """
     linears = engines.linear_layers(model)
     found: dict[str, list[NDArray[np.float32]]] = {}

@@ -189,7 +189,7 @@ def faster_when_wide(record: Record) -> tuple[str, str]:
 #: What the paper says, the record that it is judged by, and the judge: from the record to what was measured and the verdict.
 CLAIMS: tuple[tuple[str, str, Callable[[Record], tuple[str, str]]], ...] = (
     ("int8 by tensor raises perplexity (table 1)", "perplexity-intervals", degrades("absmax-tensor", "zeropoint-tensor")),
-    ("a scale a row lowers it again (table 1)", "perplexity-intervals", lowers("absmax-row", "absmax-tensor")),
+    ("one scale per row lowers it again (table 1)", "perplexity-intervals", lowers("absmax-row", "absmax-tensor")),
     ("zeropoint is better than absmax by tensor (table 1)", "perplexity-intervals", lowers("zeropoint-tensor", "absmax-tensor")),
     ("decomposition is better than vector-wise absmax alone (table 1)", "perplexity-intervals", lowers("llm-int8-absmax", "absmax-vector")),
     ("LLM.int8() with absmax does not degrade perplexity (table 1)", "perplexity-intervals", keeps("llm-int8-absmax")),
@@ -208,11 +208,11 @@ CLAIMS: tuple[tuple[str, str, Callable[[Record], tuple[str, str]]], ...] = (
 
 #: The paper's reasons for its table 1, each a step from one method to a better one.
 STEPS = (
-    ("a scale a row of X in the place of one a tensor", "absmax-tensor", "absmax-row"),
-    ("a scale a row of W as well", "absmax-row", "absmax-vector"),
-    ("zeropoint in the place of absmax, by tensor", "absmax-tensor", "zeropoint-tensor"),
-    ("zeropoint in the place of absmax, by row", "absmax-row", "zeropoint-row"),
-    ("zeropoint in the place of absmax, by vector", "absmax-vector", "zeropoint-vector"),
+    ("one scale per row of X instead of one per tensor", "absmax-tensor", "absmax-row"),
+    ("one scale per row of W as well", "absmax-row", "absmax-vector"),
+    ("zeropoint instead of absmax, by tensor", "absmax-tensor", "zeropoint-tensor"),
+    ("zeropoint instead of absmax, by row", "absmax-row", "zeropoint-row"),
+    ("zeropoint instead of absmax, by vector", "absmax-vector", "zeropoint-vector"),
     ("decomposition, absmax by tensor", "absmax-tensor", "absmax-tensor-decomposed"),
     ("decomposition, absmax by row", "absmax-row", "absmax-row-decomposed"),
     ("decomposition, absmax by vector: LLM.int8()", "absmax-vector", "llm-int8-absmax"),

@@ -14,7 +14,7 @@ KINDS = {"prefill": "prefill", "decode": "decoding"}
 
 
 def pictures(record: dict[str, Any]) -> Iterator[Any]:
-    """The record's one picture: tokens a second of each model, prefill and decoding, with quartiles."""
+    """The record's one picture: tokens per second of each model, prefill and decoding, with quartiles."""
     rows = record["rows"]
     with style.figure(8, 1 + 0.4 * len(rows), columns=2) as (figure, axes):
         for ax, kind in zip(axes, KINDS, strict=True):
@@ -25,12 +25,12 @@ def pictures(record: dict[str, Any]) -> Iterator[Any]:
             ax.set_yticks(range(len(rows)), [row["label"] for row in rows] if kind == "prefill" else [])
             ax.invert_yaxis()
             ax.set_title(KINDS[kind])
-            ax.set_xlabel("tokens a second")
+            ax.set_xlabel("tokens per second")
         yield figure
 
 
 def section(record: dict[str, Any]) -> str:
-    """The record as Markdown: ratios to bfloat16 first, tokens a second, loss, bytes."""
+    """The record as Markdown: ratios to bfloat16 first, tokens per second, loss, bytes."""
     settings = record["settings"]
     where = record["device"]["gpu"] + ", host " if settings["device"] == "cuda" else ""
     head = ["model", *(f"{kind}, to bfloat16" for kind in KINDS.values()), *(f"{kind}, tokens/s" for kind in KINDS.values())]
@@ -57,7 +57,7 @@ def section(record: dict[str, Any]) -> str:
                 f"{settings['context_tokens']}, a batch of 1. Loss: mean over the prompt's tokens; divergence: of the predictions from "
                 "float32's, Kullback-Leibler; both in nats. Same first tokens: how many agree with those of float32 before the first that "
                 "does not.",
-                f"![Tokens a second of prefill and decoding, by model](results/{settings['picture']}.png)",
+                f"![Tokens per second of prefill and decoding, by model](results/{settings['picture']}.png)",
                 tables.markdown(head, cells),
             ]
         )

@@ -8,7 +8,7 @@ from . import style, tables
 #: The parts in which a model's bytes are counted, and what they are.
 PARTS = {
     "weights": "weights of the linear layers: int8 codes, or 16-bit numbers",
-    "scales": "one float32 a row of the weights",
+    "scales": "one float32 per row of the weights",
     "kept": "16-bit weights kept beside the codes",
     "other": "embeddings, head, norms and biases, in 16 bits",
     "cache": "keys and values of the context, in 16 bits",

@@ -145,7 +145,7 @@ def section(record: dict[str, Any]) -> str:
             "### What removing them does",
             "The features are set to zero where attention and MLP read them; beside it, as many random other features "
             f"({settings['seeds']} draws). \"Large in any layer\" leaves out the criterion's share of the layers. The attention's largest "
-            "probability is the mean over heads, positions and layers, each layer asked on its own.",
+            "probability is the mean over heads, positions and layers, each layer changed on its own.",
             "![Change of perplexity without the outlier features, as bars, and without random ones, as dots](results/outliers-2.png)",
             tables.markdown(*removal_cells(record)),
         ]

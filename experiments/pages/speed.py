@@ -192,7 +192,7 @@ def _graphs(record: Row) -> str:
         return ""
     text = (
         "CUDA graphs are timed, so that the host's launches do not count; bitsandbytes is timed as the host launches it, since it "
-        "makes the host wait for the device and cannot be captured."
+        "synchronizes the host with the device and cannot be captured."
     )
     skipped = settings["out_of_memory"]
     return text + (f" Too large for this device's memory: {'; '.join(skipped)}." if skipped else "")
