@@ -26,6 +26,7 @@ from fast.huggingface import Int8Config
 from . import machine, records
 from .command import InputError
 from .pages import architectures as page
+from .pages import tables
 
 Inputs = dict[str, Tensor]
 
@@ -342,7 +343,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with fast.backend("cpu"):
         rows = [try_steps(name) for name in tqdm(chosen, desc="architectures", disable=None)]
     record = machine.heading("architectures", {"steps": list(STEPS)}) | {"rows": rows}
-    print(records.table(*page.table(record)))
+    print(tables.table(*page.table(record)))
     for row in rows:
         for step, outcome in row["steps"].items():
             if outcome not in page.SHOWN:

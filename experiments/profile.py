@@ -10,7 +10,6 @@ program, were it alone the bound: floors, no times.
 
 import os
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -21,10 +20,10 @@ from emulator import CEILINGS, Profile
 
 from . import command, machine, records
 from .command import InputError
+from .pages import profile as page
+from .pages import tables as text
 
 HALF = torch.float16
-PAGE = Path(__file__).resolve().parents[1] / "docs" / "kernels.md"
-BEGIN, END = "<!-- begin: made by python -m experiments.profile -->", "<!-- end -->"
 #: name -> (M, N, K).
 SHAPES = {
     "large": (4096, 8192, 8192),
@@ -37,7 +36,6 @@ SHAPES = {
 THRESHOLD = 6.0
 #: Outlier columns: 0.1 % of K, as in the paper's larger models.
 COLUMNS = 8
-RESOURCES = ("issue", "shared memory", "matrix", "cache", "HBM")
 
 
 def inputs(m: int, k: int) -> torch.Tensor:
@@ -154,32 +152,6 @@ def row(name: str, profile: Profile, hbm_bytes: float) -> dict[str, Any]:
     return found
 
 
-def tables(rows: Sequence[dict[str, Any]], make: Callable[..., str] = records.table) -> str:
-    """Counts, and cycles by resource, of the rows of a record."""
-    counts = [
-        [
-            f"{r['name']}, {r['arch']}", f"{sum(r['instructions'].values()):,.0f}", f"{r['sectors']:,.0f}", f"{r['fewest_sectors']:,.0f}",
-            f"{r['wavefronts']:,.0f}", f"{r['fewest_wavefronts']:,.0f}", f"{r['waits']:,.0f}", f"{r['matrix_instructions']:,.0f}",
-            f"{r['registers']}", f"{r['shared']:,}",
-        ]
-        for r in rows
-    ]  # fmt: skip
-    cycles = [
-        [f"{r['name']}, {r['arch']}", *(f"{r['cycles'][resource]:,.0f}" for resource in RESOURCES), r["bound"], str(r["resident"])]
-        for r in rows
-        if "cycles" in r
-    ]
-    head = ["per program", "instructions", "sectors", "at best", "wavefronts", "at best", "waits", "matrix", "registers", "shared, B"]
-    return make(head, counts) + "\n\n" + make(["cycles per program", *RESOURCES, "bound", "programs at once"], cycles)
-
-
-def with_tables(page: str, rows: Sequence[dict[str, Any]]) -> str:
-    """docs/kernels.md with its tables replaced by those of a record."""
-    before, _, rest = page.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    return f"{before}{BEGIN}\n\n{tables(rows, records.markdown)}\n\n{END}{after}"
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command."""
     parser = command.Parser(prog="python -m experiments.profile", description=(__doc__ or "").splitlines()[0])
@@ -203,12 +175,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
             rows.append(row(name, profile, hbm_bytes))
             if options.details:
                 print(profile, flush=True)
-    print(tables(rows))
+    print(page.tables(rows, text.table))
     for written in records.write(path, record | {"ceilings": {a: c._asdict() for a, c in CEILINGS.items()}, "rows": rows}):
         print(f"wrote {written}")
     if path == records.output_path(None, "profile"):
-        PAGE.write_text(with_tables(PAGE.read_text(encoding="utf-8"), records.plain(rows)), encoding="utf-8")
-        print(f"wrote {PAGE}")
+        page.PAGE.write_text(page.with_tables(page.PAGE.read_text(encoding="utf-8"), records.plain(rows)), encoding="utf-8")
+        print(f"wrote {page.PAGE}")
 
 
 if __name__ == "__main__":

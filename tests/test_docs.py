@@ -12,7 +12,9 @@ import pytest
 
 import fast
 import reference
-from experiments import perplexity, profile, records
+from experiments import records
+from experiments.pages import perplexity as perplexity_page
+from experiments.pages import profile, tables
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("reference", "fast", "emulator", "tests", "experiments", "tutorials")
@@ -55,7 +57,7 @@ def test_the_lines_of_the_first_page_are_the_method():
 def test_the_table_of_the_readme_is_the_one_that_the_demo_printed():
     record = records.read("perplexity")
     assert record is not None
-    assert records.table(*perplexity.cells(record["rows"])) in (ROOT / "README.md").read_text(encoding="utf-8")
+    assert tables.table(*perplexity_page.cells(record["rows"])) in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def test_the_counts_on_the_page_of_the_kernels_are_those_of_the_profiler():
