@@ -22,7 +22,7 @@ from reference import features
 from . import command, machine, records
 from .command import InputError
 from .lm import engines, losses, models
-from .lm.recording import Kind, _hooks, readers, record_inputs
+from .lm.recording import Kind, hooked, readers, record_inputs
 from .pages import tables
 from .pages.outliers import feature_cells, kind_cells, pictures, removal_cells
 
@@ -71,7 +71,7 @@ def cleared(model: torch.nn.Module, kinds: dict[str, Kind], chosen: Mapping[str,
     def clear(name: str) -> Callable[[torch.nn.Module, tuple], tuple]:
         return lambda module, inputs: (without(inputs[0], features_of[name]), *inputs[1:])
 
-    return _hooks({name: model.get_submodule(name) for name in features_of}, clear)
+    return hooked({name: model.get_submodule(name) for name in features_of}, clear)
 
 
 def without(x: torch.Tensor, columns: Sequence[int] | NDArray[np.integer]) -> torch.Tensor:

@@ -47,7 +47,7 @@ def record_inputs(model: torch.nn.Module, windows: NDArray[np.int64], progress: 
 
         return hook
 
-    with _hooks(linears, keep):
+    with hooked(linears, keep):
         for window in tqdm(windows, desc="recording", unit="window", disable=not progress, leave=False):
             alive: list[torch.Tensor] = []
             readers.clear()
@@ -111,7 +111,7 @@ def _kind(names: Sequence[str]) -> str:
 
 
 @contextlib.contextmanager
-def _hooks(modules: dict[str, torch.nn.Module], make: Callable[[str], Callable], **options: Any) -> Iterator[None]:
+def hooked(modules: dict[str, torch.nn.Module], make: Callable[[str], Callable], **options: Any) -> Iterator[None]:
     handles = [module.register_forward_pre_hook(make(name), **options) for name, module in modules.items()]
     try:
         yield
