@@ -736,32 +736,36 @@ static void prepare(const Layer *l, long n, int height, Row *row) {
     }
 }
 
-/* The sums of a tile, height x vectors, become results: to tile[row of W][vector][lane]. */
+/* The sums of a row of W with `vectors` groups become results. */
+INLINE void finish_row(const Layer *l, const vi *sums, long group, int vectors, long n, const Row *row, vi *results) {
+    const Call *c = l->call;
+    vf y[WIDE];
+    UNROLL for (int v = 0; v < vectors; v++) {
+        const long r = (group + v) * LANES;
+        vf acc = corrected(l, sums[v], load(l->row_zero + r), load(l->row_sum + r), broadcast(row->zero), broadcast(row->total));
+        y[v] = acc * load_floats(l->row_scale + r) * row->scale;
+    }
+    for (long from = 0; from < l->count; from += SOME) {
+        const long some = least(SOME, l->count - from);
+        float others[SOME];
+        if (from) outlier_weights(c, n, l->outliers + from, some, row->scale, row->zero, others, 1);
+        const float *weights = from ? others : row->weights, *x = l->entries + (group * l->count + from) * LANES;
+        for (long o = 0; o < some; o++, x += LANES) {
+            const vf weight = broadcast_float(weights[o]);
+            UNROLL for (int v = 0; v < vectors; v++) y[v] = multiply_add(weight, load_floats(x + v * l->count * LANES), y[v]);
+        }
+    }
+    UNROLL for (int v = 0; v < vectors; v++) results[v] = (vi)(c->bias ? y[v] + row->bias : y[v]);
+}
+
+/* A tile of sums, height x vectors, becomes results: tile[row of W][vector][lane]. */
 static __attribute__((noinline)) void finish(
     const Layer *l, vi (*sums)[WIDE], long group, int vectors, long n, int height, const Row *row, vi (*tile)[WIDE]) {
-    const Call *c = l->call;
     for (; height--; n++, sums++, row++, tile++) {
-        if (l->given) {
+        if (l->given)
             for (int v = 0; v < vectors; v++) (*tile)[v] = (vi)((vu)(*sums)[v] - (uint32_t)row->total * (uint32_t)OFFSET);
-            continue;
-        }
-        vf y[WIDE];
-        for (int v = 0; v < vectors; v++) {
-            const long r = (group + v) * LANES;
-            vf acc = corrected(l, (*sums)[v], load(l->row_zero + r), load(l->row_sum + r), broadcast(row->zero), broadcast(row->total));
-            y[v] = acc * load_floats(l->row_scale + r) * row->scale;
-        }
-        for (long from = 0; from < l->count; from += SOME) {
-            const long some = least(SOME, l->count - from);
-            float others[SOME];
-            if (from) outlier_weights(c, n, l->outliers + from, some, row->scale, row->zero, others, 1);
-            const float *weights = from ? others : row->weights;
-            for (int v = 0; v < vectors; v++) {
-                const float *x = l->entries + ((group + v) * l->count + from) * LANES;
-                for (long o = 0; o < some; o++) y[v] = multiply_add(broadcast_float(weights[o]), load_floats(x + o * LANES), y[v]);
-            }
-        }
-        for (int v = 0; v < vectors; v++) (*tile)[v] = (vi)(c->bias ? y[v] + row->bias : y[v]);
+        else if (vectors == WIDE) finish_row(l, *sums, group, WIDE, n, row, *tile);
+        else for (int v = 0; v < vectors; v++) finish_row(l, *sums + v, group + v, 1, n, row, *tile + v);
     }
 }
 
