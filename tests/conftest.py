@@ -112,6 +112,14 @@ def blocks(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     return replace
 
 
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Tells the compiled side apart from what ran in the interpreter."""
+    reports = [r for r in terminalreporter.stats.get("passed", []) if r.nodeid.startswith("tests/test_compiled.py")]
+    if reports:
+        seconds = sum(r.duration for r in reports)
+        terminalreporter.write_line(f"compiled: {len(reports)} cases executed as PTX in the emulator, {seconds:.0f} s of the tests' time")
+
+
 def _version(name: str) -> str:
     try:
         return version(name)
