@@ -32,7 +32,7 @@ def linear(x: Tensor, weight: QuantizedWeight, bias: Tensor | None, threshold: f
     def finish(acc: Tensor, scale: Tensor, x_outliers: Tensor | None) -> Tensor:
         y = acc.float().mul_(scale).mul_(w_scale)
         if x_outliers is not None:
-            y += x_outliers @ w_outliers
+            y += x_outliers @ w_outliers  # type: ignore[operator]
         if bias is not None:
             y += bias
         return y.to(x.dtype)
