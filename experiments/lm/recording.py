@@ -112,6 +112,7 @@ def _kind(names: Sequence[str]) -> str:
 
 @contextlib.contextmanager
 def hooked(modules: dict[str, torch.nn.Module], make: Callable[[str], Callable], **options: Any) -> Iterator[None]:
+    """Within this context each module has the forward pre-hook that `make` gives for its name; `options` as for registering it."""
     handles = [module.register_forward_pre_hook(make(name), **options) for name, module in modules.items()]
     try:
         yield
