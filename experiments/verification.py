@@ -206,6 +206,7 @@ def page_text(record: dict[str, Any], mutants: dict[str, Any] | None) -> str:
         f"| cases tried | {total['cases']:,} |",
         f"| bit patterns | {f'up to {patterns:,} of the 65,536 that 16 bits have, in one test' if patterns else 'not counted'} |",
         f"| mutants | {mutants_text(mutants)} |",
+        *faults_lines(records.read("machine_faults")),
         f"| compiled for | {', '.join(row['arch'] for row in record['compiled']) or 'not recorded'} |",
         f"| run on a GPU | {gpu_text(files)} |",
         "",
@@ -246,6 +247,21 @@ def merged_ratios(files: dict[str, Any]) -> dict[str, float]:
         for name, ratio in row["ratios"].items():
             ratios[name] = max(ratio, ratios.get(name, 0.0))
     return ratios
+
+
+def faults_lines(faults: dict[str, Any] | None) -> list[str]:
+    """What the record of tests/tools/machine_faults.py says, in one line; none without a record."""
+    if faults is None:
+        return []
+    rows = faults["rows"]
+    tried, caught = (sum(sum(row[what].values()) for row in rows) for what in ("tried", "caught"))
+    places = sum(sum(row["places"].values()) for row in rows)
+    unexplained = sum(survivor["why"] is None for row in rows for survivor in row["survivors"])
+    architectures = ", ".join(dict.fromkeys(row["arch"] for row in rows))
+    return [
+        f"| faults in the machine code | {tried:,} of {places:,} places tried on {architectures}: {caught:,} caught, "
+        f"{caught / tried:.1%}, {tried - caught - unexplained} survivors explained, {unexplained} not ({faults['date']}) |"
+    ]
 
 
 def mutants_text(mutants: dict[str, Any] | None) -> str:

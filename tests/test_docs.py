@@ -27,8 +27,8 @@ FILES = {
 PROSE = [ROOT / path for path in sorted(FILES) if path.endswith((".py", ".md", ".toml", ".yml", "Makefile"))]
 RUNNABLE = [ROOT / "README.md", ROOT / "docs" / "index.md"]
 NAMED_FILE = re.compile(r"(?<![\w/.*{<}-])((?:\.\./)*(?:[\w-]+/)*[\w-]+\.(?:py|md|toml|yml|ipynb|json|css|js))\b(?![\w(])")
-#: A placeholder, a record that a command will write, a file of a saved model.
-FOREIGN = re.compile(r"\b[A-Z]{2,}[_.]|-cuda\.json|\bconfig\.json")
+#: A placeholder, a record that a command will write, a file of a saved model, one that a how-to page has its reader write.
+FOREIGN = re.compile(r"\b[A-Z]{2,}[_.]|-cuda\.json|\bconfig\.json|\bsoftmax\.py")
 NAMED_COMMAND = re.compile(r"python -m (\w+)\.([\w.]+\w)")
 
 
