@@ -177,7 +177,7 @@ def check(record: dict[str, Any] | None) -> None:
     if record is None:
         raise InputError("there is no record: run python -m experiments.verification")
     page = PAGE.read_text(encoding="utf-8")
-    if with_part(page, page_text(record, records.read("mutants"))) != page:
+    if with_part(page, page_text(record, records.read("mutants"), records.read("machine_faults"))) != page:
         raise InputError("docs/verification.md is not what experiments/results says: run python -m experiments.verification --only")
 
 
@@ -225,9 +225,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     written = records.write(out, record, [] if record["errors"] is None else [picture(record["errors"])])
     if out == records.output_path(None, "verification"):
         page = PAGE.read_text(encoding="utf-8")
-        PAGE.write_text(with_part(page, page_text(record, records.read("mutants"))), encoding="utf-8")
+        PAGE.write_text(with_part(page, page_text(record, records.read("mutants"), records.read("machine_faults"))), encoding="utf-8")
         written.append(PAGE)
-    print(page_text(record, records.read("mutants")))
+    print(page_text(record, records.read("mutants"), records.read("machine_faults")))
     print("wrote", *written, file=sys.stderr)
 
 

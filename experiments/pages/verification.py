@@ -31,7 +31,7 @@ def picture(errors: dict[str, Any]) -> Any:
         return figure
 
 
-def page_text(record: dict[str, Any], mutants: dict[str, Any] | None) -> str:
+def page_text(record: dict[str, Any], mutants: dict[str, Any] | None, faults: dict[str, Any] | None) -> str:
     """The generated part of docs/verification.md, in Markdown."""
     files = record["files"]
     total = {key: sum(row[key] for row in files.values()) for key in ("laws", "tests", "cases")}
@@ -47,6 +47,7 @@ def page_text(record: dict[str, Any], mutants: dict[str, Any] | None) -> str:
         f"| cases tried | {total['cases']:,} |",
         f"| bit patterns | {f'up to {patterns:,} of the 65,536 that 16 bits have, in one test' if patterns else 'not counted'} |",
         f"| mutants | {mutants_text(mutants)} |",
+        *faults_lines(faults),
         f"| compiled for | {', '.join(row['arch'] for row in record['compiled']) or 'not recorded'} |",
         f"| run on a GPU | {gpu_text(files)} |",
         "",
@@ -87,6 +88,21 @@ def merged_ratios(files: dict[str, Any]) -> dict[str, float]:
         for name, ratio in row["ratios"].items():
             ratios[name] = max(ratio, ratios.get(name, 0.0))
     return ratios
+
+
+def faults_lines(faults: dict[str, Any] | None) -> list[str]:
+    """What the record of tests/tools/machine_faults.py says, in one line; none without a record."""
+    if faults is None:
+        return []
+    rows = faults["rows"]
+    tried, caught = (sum(sum(row[what].values()) for row in rows) for what in ("tried", "caught"))
+    places = sum(sum(row["places"].values()) for row in rows)
+    unexplained = sum(survivor["why"] is None for row in rows for survivor in row["survivors"])
+    architectures = ", ".join(dict.fromkeys(row["arch"] for row in rows))
+    return [
+        f"| faults in the machine code | {tried:,} of {places:,} places tried on {architectures}: {caught:,} caught, "
+        f"{caught / tried:.1%}, {tried - caught - unexplained} survivors explained, {unexplained} not ({faults['date']}) |"
+    ]
 
 
 def mutants_text(mutants: dict[str, Any] | None) -> str:

@@ -23,7 +23,6 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
-ROOT = Path(__file__).resolve().parents[2]
 EXPLAINED = Path(__file__).parent / "surviving_faults.toml"
 #: Kernel -> the beginning of the name of the case (tests/compiled_cases.py) that it runs in.
 CASES = {
