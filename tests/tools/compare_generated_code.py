@@ -107,7 +107,7 @@ def version(name: str, architectures: list[str], jobs: int) -> Version:
         environment = os.environ | {"PYTHONPATH": str(checkout), "TRITON_CACHE_DIR": f"{folder}/cache"}
         environment.pop("TRITON_INTERPRET", None)
         file = Path(folder) / "version.json"
-        command = [sys.executable, "-P", __file__, ".", "--here", "--save", file, "--jobs", str(jobs)]
+        command = [sys.executable, "-P", __file__, ".", "--here", "--save", str(file), "--jobs", str(jobs)]
         command += [f"--arch={arch}" for arch in architectures]
         subprocess.run(command, cwd=checkout, env=environment, check=True)
         return json.loads(file.read_text())
@@ -125,7 +125,8 @@ def differences(before: Version, after: Version) -> tuple[list[str], list[str]]:
     loads = []
     for name in before.keys() & after.keys():
         old, new = before[name], after[name]
-        a, b = Counter(old["instructions"]), Counter(new["instructions"])
+        a: Counter[str] = Counter(old["instructions"])
+        b: Counter[str] = Counter(new["instructions"])
         if old["shared"] == new["shared"] and name.startswith("gfx942") and all(ARGUMENT_LOADS.match(one) for one in (a - b) + (b - a)):
             loads += [name] if a != b else []
         elif a != b:
