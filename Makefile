@@ -16,7 +16,7 @@ RUN = $(VENV)/bin/python
 PIP = $(RUN) -m pip install --quiet -c $(CONSTRAINTS) $(EXTRA_PIP)
 PYTEST = $(RUN) -m pytest -n $(WORKERS) --dist worksteal
 
-.PHONY: help demo test suite test-lowest test-without-triton test-deep lint format pre-commit
+.PHONY: help demo test suite test-lowest test-without-triton test-deep test-compiled machine-faults lint format pre-commit
 .PHONY: docs docs-serve docs-test learn notebooks notebooks-check mutants mutants-share results results-check bench gpu-day clean
 
 help: ## this list
@@ -41,13 +41,23 @@ test-without-triton: ## the suite without Triton, in an environment of its own
 	$(VENV)-without-triton/bin/python -m pip uninstall --quiet --yes triton
 	$(MAKE) suite VENV=$(VENV)-without-triton
 
-test-deep: $(VENV)/test ## the suite with 1000 examples per law and every compiled variant
+test-deep: $(VENV)/test test-compiled ## the suite with 1000 examples per law and every compiled variant
 	HYPOTHESIS_PROFILE=deep $(PYTEST) -m "not site"
 
-lint: $(VENV)/test ## ruff and mypy
+# The tests of the kernels, the pairs and the laws once more, the kernels compiled and executed as PTX in the emulator.
+test-compiled: $(VENV)/test ## the kernels' tests on four emulated GPUs
+	for arch in sm_80 sm_89 sm_90 sm_100; do \
+		EMULATE=$$arch $(PYTEST) tests/test_kernels.py tests/test_pairs.py tests/test_laws.py -k "not cpu and not reference" || exit 1; \
+	done
+
+machine-faults: $(VENV)/test ## faults put into the machine code; the emulator has to find them
+	$(RUN) -m tests.tools.machine_faults --out experiments/results/machine_faults.json
+
+lint: $(VENV)/test ## ruff, mypy, and whether the result pages are those that the records give
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
+	$(RUN) -m experiments.report --check
 
 format: $(VENV)/test ## what ruff can mend by itself
 	$(RUN) -m ruff check --fix .

@@ -15,10 +15,14 @@ Read in this order:
 7. `asynchronous.py`, `tensor_map.py`               copies on their way, and what counts them
 8. `memory.py`, `global_memory.py`, `faults.py`     the sanitizer
 9. `launch.py`           between Triton and the machine
+10. `counters.py`, `profiler.py`                     what a profiler's counters would say
 """
 
 from .faults import KINDS, Fault
 from .launch import ARCHITECTURES, Gpu, Launch, gpu
 from .parse import Unsupported
+from .profiler import CEILINGS, Ceiling, Profile, Profiler, profiling
 
-__all__ = ["ARCHITECTURES", "KINDS", "Fault", "Gpu", "Launch", "Unsupported", "gpu"]
+__all__ = [
+    "ARCHITECTURES", "CEILINGS", "KINDS", "Ceiling", "Fault", "Gpu", "Launch", "Profile", "Profiler", "Unsupported", "gpu", "profiling",
+]  # fmt: skip

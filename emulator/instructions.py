@@ -255,9 +255,34 @@ def funnel_shifted(i: Instruction, machine: "Machine", found: re.Match[str]) -> 
     return machine.pure(run, i.operands, "b32", ["b32", "b32", "u32"])
 
 
-@rule(r"prmt\.b32", MOVE + "prmt (the general form)")
+@rule(r"prmt\.b32", MOVE + "prmt (the general form)", own=True)
 def permuted(i: Instruction, machine: "Machine", found: re.Match[str]) -> Run:
-    return machine.pure(permute_bytes, i.operands, "b32", ["b32"] * 3)
+    permute = machine.pure(permute_bytes, i.operands, "b32", ["b32"] * 3)
+    target, *sources = (machine.place(o, "b32") for o in i.operands)
+    selector = machine.start[sources[2]] if i.operands[3] not in machine.kernel.registers else None
+
+    def run(m: "Machine") -> None:
+        tainted = m.undefined_in(sources)
+        if tainted is not None and selector is not None:
+            low, high = (m.undefined_in([slot]) for slot in sources[:2])
+            tainted = chosen_bytes(low, high, int(selector), m.threads)
+        elif tainted is not None:
+            tainted = tainted != 0
+        permute(m)
+        m.mark(target, tainted)
+
+    return run
+
+
+def chosen_bytes(low: Array | None, high: Array | None, selector: int, threads: int) -> Array:
+    """Which bytes of prmt's result are undefined, bit by byte, where the selector is a constant."""
+    none = np.zeros(threads, np.uint8)
+    both = [(none if low is None else low) >> np.uint8(n) & np.uint8(1) for n in range(4)]
+    both += [(none if high is None else high) >> np.uint8(n) & np.uint8(1) for n in range(4)]
+    found = none
+    for n in range(4):
+        found = found | both[selector >> 4 * n & 7] << np.uint8(n)
+    return found
 
 
 # Comparisons. NumPy's agree with PTX's ordered ones except that NaN != NaN is true there; unordered ones are true where either is NaN.
@@ -320,8 +345,8 @@ def selected(i: Instruction, machine: "Machine", found: re.Match[str]) -> Run:
         if m.undefined[p] is not None or m.undefined[a] is not None or m.undefined[b] is not None:
             # The operand that is not chosen does not matter.
             either = [m.undefined_in([slot]) for slot in (a, b, p)]
-            left, right, which = (np.zeros(m.threads, bool) if e is None else e for e in either)
-            tainted = np.where(m.full(m.regs[p]), left, right) | which
+            left, right, which = (np.zeros(m.threads, np.uint8) if e is None else e for e in either)
+            tainted = np.where(which != 0, np.uint8(255), np.where(m.full(m.regs[p]), left, right))
         choose(m)
         m.mark(target, tainted)
 
@@ -331,9 +356,34 @@ def selected(i: Instruction, machine: "Machine", found: re.Match[str]) -> Run:
 # Moves.
 
 
-@rule(r"mov\.(pred|[bus](?:16|32|64)|f32|f64)", MOVE + "mov (also of packed registers)")
+@rule(r"mov\.(pred|[bus](?:16|32|64)|f32|f64)", MOVE + "mov (also of packed registers)", own=True)
 def moved(i: Instruction, machine: "Machine", found: re.Match[str]) -> Run:
     kind = found[1]
+    to, source = i.operands
+    move = _moving(i, machine, kind)
+    targets, sources = ([machine.place(n, kind) for n in (o if isinstance(o, tuple) else (o,)) if n != "_"] for o in (to, source))
+    part = bits_of(kind) // 8 // max(len(targets), len(sources))  # bytes of a register of the packed side
+
+    def run(m: "Machine") -> None:
+        tainted = None
+        if len(sources) > 1:
+            for n, slot in enumerate(sources):
+                if (held := m.undefined_in([slot])) is not None:
+                    shifted = (held & np.uint8(2**part - 1)) << np.uint8(n * part)
+                    tainted = shifted if tainted is None else tainted | shifted
+        else:
+            tainted = m.undefined_in(sources)
+        move(m)
+        names = to if isinstance(to, tuple) else (to,)
+        for n, name in enumerate(names):
+            if name != "_":
+                apart = tainted if tainted is None or len(names) == 1 else tainted >> np.uint8(n * part) & np.uint8(2**part - 1)
+                m.mark(machine.slots[name], apart)
+
+    return run
+
+
+def _moving(i: Instruction, machine: "Machine", kind: str) -> Run:
     to, source = i.operands
     if isinstance(source, tuple):  # pack
         part = bits_of(kind) // len(source)

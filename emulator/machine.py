@@ -62,6 +62,8 @@ class Machine:
         Unsupported: an instruction that the emulator does not know.
     """
 
+    shared_memory: type[Memory] = Memory
+
     def __init__(
         self, kernel: Kernel, parameters: bytes, shared: int, memory: GlobalMemory, seed: int = 0, tensor_maps: dict[int, Any] | None = None
     ) -> None:
@@ -72,6 +74,7 @@ class Machine:
         self.threads, self.warps = kernel.threads, kernel.threads // LANES
         self.warp_of = np.arange(self.threads) // LANES
         self.everybody = np.ones(self.threads, bool)
+        self.all_undefined = np.full(self.threads, 255, np.uint8)
         self.random = np.random.default_rng(seed)
         self.slots: dict[Any, int] = {}
         self.start: list[Any] = []
@@ -161,10 +164,11 @@ class Machine:
         """One value per thread."""
         return value if value.ndim else np.broadcast_to(value, (self.threads,))
 
-    # Undefined values: of registers that nothing has written, and of what is computed from them.
+    # Undefined values: of registers that nothing has written, and of what is computed from them. Bit i of a thread's uint8 stands for
+    # byte i of the register: the compiler packs bytes into registers of which it leaves others unwritten.
 
     def undefined_in(self, slots: Iterable[int]) -> Array | None:
-        """(threads,) bool: where any of the slots is undefined; None for nowhere."""
+        """(threads,) uint8: which bytes of any of the slots are undefined; None for none."""
         found = None
         for slot in slots:
             if (held := self.undefined[slot]) is not None:
@@ -174,20 +178,20 @@ class Machine:
         return found
 
     def mark(self, slot: int, undefined: Array | None) -> None:
-        """After a write to the slot by the active threads: where it is undefined now."""
+        """After a write to the slot by the active threads: where it is undefined now, as bool for whole registers or uint8 by bytes."""
         before = self.undefined[slot]
         if before is None and undefined is None:
             return
-        now = np.zeros(self.threads, bool) if undefined is None else undefined
+        now = np.zeros(self.threads, np.uint8) if undefined is None else spread(undefined)
         if self.mask is not self.everybody:
-            now = np.where(self.mask, now, False if before is None else before)
+            now = np.where(self.mask, now, np.uint8(0) if before is None else before)
         self.undefined[slot] = now if now.any() else None
 
     def check_defined(self, slots: Iterable[int]) -> None:
         """The slots are defined in all active threads."""
         for slot in slots:
             held = self.undefined[slot]
-            if held is not None and (wrong := held & self.mask).any():
+            if held is not None and (wrong := (held != 0) & self.mask).any():
                 self.undefined_in([slot])
                 thread = int(np.flatnonzero(wrong)[0])
                 fault = Fault("uninitialized", f"register {self.name_of(slot)} holds what nothing has written")
@@ -249,7 +253,7 @@ class Machine:
 
     def _program(self, number: int, grid: tuple[int, int, int]) -> None:
         self.regs = list(self.start)
-        self.undefined: list[Array | None] = [self.everybody] * self.registers + [None] * (len(self.start) - self.registers)
+        self.undefined: list[Array | None] = [self.all_undefined] * self.registers + [None] * (len(self.start) - self.registers)
         self.in_flight: set[int] = set()
         position = (number % grid[0], number // grid[0] % grid[1], number // (grid[0] * grid[1]))
         names = ("%ctaid.x", "%ctaid.y", "%ctaid.z", "%nctaid.x", "%nctaid.y", "%nctaid.z")
@@ -259,7 +263,7 @@ class Machine:
         self.regs[self.slots["%laneid"]] = np.arange(self.threads, dtype=np.uint32) % np.uint32(LANES)
         self.regs[self.slots["%ntid.x"]] = np.uint32(self.threads)
         self.clocks: Clocks = self.memory.begin(number, self.warps)
-        self.shared = Memory(SHARED_BASE, self.shared_size, self.granule, self.clocks)
+        self.shared = self.shared_memory(SHARED_BASE, self.shared_size, self.granule, self.clocks)
         self.copies = asynchronous.Copies(self)
         self.products = warpgroup.Products()
         self.tensor_memory: tensor_memory.TensorMemory | None = None
@@ -366,7 +370,7 @@ class Machine:
         step.action(self)
         for slot in step.targets:
             if tainted is not None or undefined[slot] is not None:
-                self.mark(slot, tainted)
+                self.mark(slot, None if tainted is None else tainted != 0)
 
     def stall(self) -> None:
         """The active threads wait in vain: other groups go ahead."""
@@ -421,6 +425,11 @@ class Machine:
         self.groups = [g for g in self.groups if g is not group]
         self._become(group[1])
         return group[0]
+
+
+def spread(undefined: Array) -> Array:
+    """Which registers are undefined, bool, as which bytes of them; bytes stay as they are."""
+    return np.where(undefined, np.uint8(255), np.uint8(0)) if undefined.dtype == bool else undefined
 
 
 def smallest_access(kernel: Kernel, space: str) -> int:

@@ -142,7 +142,7 @@ def gathered(m: "Machine", readers: list[Any]) -> Array:
 def gathered_flags(m: "Machine", slots: list[int]) -> Array:
     """(warps, 32, registers): which are undefined."""
     found = [m.undefined_in([slot]) for slot in slots]
-    return np.stack([np.zeros(m.threads, bool) if f is None else f for f in found], 1).reshape(-1, 32, len(slots))
+    return np.stack([np.zeros(m.threads, bool) if f is None else f != 0 for f in found], 1).reshape(-1, 32, len(slots))
 
 
 @rule(rf"mma\.sync\.aligned\.m16n8k(\d+)\.row\.col(\.satfinite)?\.(s32|f32|f16)\.{ELEMENTS}\.{ELEMENTS}\.\3", WARP + "mma", own=True)

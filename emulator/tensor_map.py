@@ -28,7 +28,7 @@ class TensorMap:
         #: Rows of the box in shared memory, and bytes of each.
         self.shape = (int(np.prod(self.box[:-1], dtype=np.int64)), self.box[-1] * entry)
 
-    def _entries(self, start: Sequence[int]) -> tuple[Array, Array]:
+    def entries(self, start: Sequence[int]) -> tuple[Array, Array]:
         """Addresses of the box's entries (rows, entries of a row), and which of them lie inside. start: innermost coordinate first."""
         addresses = np.full((1,) * len(self.box), self.address, np.int64)
         inside = np.ones((1,) * len(self.box), bool)
@@ -41,7 +41,7 @@ class TensorMap:
 
     def read(self, memory: GlobalMemory, start: Sequence[int], warp: Array) -> Array:
         """The bytes of the box (rows, bytes of a row); `filling` outside of the tensor."""
-        addresses, inside = self._entries(start)
+        addresses, inside = self.entries(start)
         found = np.full((*addresses.shape, self.entry), self.filling, np.uint8)
         if inside.any():
             count = int(inside.sum())
@@ -50,7 +50,7 @@ class TensorMap:
 
     def write(self, memory: GlobalMemory, start: Sequence[int], data: Array, warp: Array) -> None:
         """Writes the box; what lies outside of the tensor is left out."""
-        addresses, inside = self._entries(start)
+        addresses, inside = self.entries(start)
         if inside.any():
             values = np.ascontiguousarray(data).reshape(*addresses.shape, self.entry)[inside]
             words = np.ascontiguousarray(values).view(f"u{self.entry}").ravel()

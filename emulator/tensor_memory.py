@@ -120,7 +120,7 @@ def move(i: Instruction, machine: "Machine", found: re.Match[str]) -> Run:
         held = [memory.words.load(place, 1, 4, m.warp_of[lanes])[0][0] for place in places(m, lanes)]
         memory.loaded.append((m.mask, slots, held))
         for slot in slots:
-            m.undefined[slot] = m.everybody
+            m.undefined[slot] = m.all_undefined
             m.in_flight.add(slot)
 
     def store(m: "Machine") -> None:
@@ -145,7 +145,7 @@ def wait(i: Instruction, machine: "Machine", found: re.Match[str]) -> Run:
                     whole = np.array(m.full(m.regs[slot]))
                     whole[mask] = values
                     m.regs[slot] = whole
-                    m.undefined[slot] = None if mask.all() else ~mask
+                    m.undefined[slot] = None if mask.all() else np.where(mask, np.uint8(0), np.uint8(255))
                     m.in_flight.discard(slot)
         memory.loaded = [entry for entry in memory.loaded if (entry[0] & ~m.mask).any()]
 

@@ -114,7 +114,7 @@ def store(i: Instruction, machine: "Machine", found: re.Match[str]) -> Run:
     def to_shared(m: "Machine") -> None:
         lanes = m.lanes()
         undefined = m.undefined_in(slots)
-        m.shared.store(address(m)[lanes], values(m, lanes), width, m.warp_of[lanes], None if undefined is None else undefined[lanes])
+        m.shared.store(address(m)[lanes], values(m, lanes), width, m.warp_of[lanes], None if undefined is None else undefined[lanes] != 0)
 
     return to_global if space == "global" else to_shared
 

@@ -85,7 +85,7 @@ class Products:
     def add(self, m: "Machine", slots: list[int], sums: list[tuple[Array, Array | None]], used: list[tuple[Array, int]]) -> None:
         for slot, total in zip(slots, sums, strict=True):
             self.sums[slot] = total
-            m.undefined[slot] = m.everybody
+            m.undefined[slot] = m.all_undefined
             m.in_flight.add(slot)
         for granules, _ in used:
             m.shared.in_use[granules] += 1
@@ -102,7 +102,7 @@ class Products:
                 for slot in (set(slots) & self.sums.keys()) - later:
                     values, undefined = self.sums.pop(slot)
                     m.regs[slot] = values.view(m.start[slot].dtype)
-                    m.undefined[slot] = undefined
+                    m.undefined[slot] = None if undefined is None else np.where(undefined != 0, np.uint8(255), np.uint8(0))
                     m.in_flight.discard(slot)
                     if self.fenced is not None:
                         self.fenced[slot] = m.regs[slot]  # what the unit itself wrote needs no fence
@@ -213,7 +213,7 @@ def multiply(i: Instruction, machine: "Machine", found: re.Match[str]) -> Run:
                 else:
                     totals[at][group] = product[rows[:, at], columns[:, at]] + old
                 if before[at][1] is not None:
-                    flags[at][group] = np.asarray(before[at][1])[group] & adds[group]
+                    flags[at][group] = (np.asarray(before[at][1])[group] != 0) & adds[group]
             for entries, by_row in ((left_flags, True), (other.undefined, False)):
                 if entries is not None:
                     spread = entries.any(1)

@@ -21,6 +21,8 @@ def obstacle(module: nn.Module) -> str | None:
     """Why an `Int8Linear` cannot stand for this linear layer; None if it can."""
     if sources := computed_from(module):
         return f"its weight is computed from {', '.join(sources)}"
+    if "weight" not in module._parameters:
+        return "its weight is not a parameter"
     if not computes_as_linear(module):
         return f"{type(module).__name__} is a linear layer of its own kind"
     weight = module._parameters["weight"]
@@ -41,7 +43,7 @@ def computed_from(module: nn.Module) -> list[str]:
     if not computed:
         return []
     own = (*module._parameters, *module._buffers)
-    return [name for name in own if name.startswith(tuple(computed)) and name not in ("weight", "bias")] or computed
+    return [name for name in own if name.startswith(tuple(computed)) and name not in ("weight", "bias")]
 
 
 def _has(module: nn.Module, name: str) -> bool:

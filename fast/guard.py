@@ -17,6 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map_only
 
+from .adapters import Adaptable, read_by_peft
+
 MESSAGE = (
     "Int8Linear's weight holds codes; name the layer in skip (quantize_model) or skip_modules (Int8Config), "
     "so that it stays float. layer.dequantize() gives a float layer"
@@ -60,6 +62,9 @@ class Frozen:
 
     def __reduce__(self) -> tuple:
         return Frozen, ()  # the module that holds the parameter freezes it anew
+
+
+torch.serialization.add_safe_globals([Frozen])  # for parameters that are saved as such, not as a state dict
 
 
 class GuardedCodes(Tensor):
@@ -117,7 +122,7 @@ def unguarded(codes: Tensor) -> Tensor:
     return codes.as_subclass(Tensor) if isinstance(codes, GuardedCodes) else codes
 
 
-class HoldsCodes(nn.Module):
+class HoldsCodes(Adaptable):
     """A module whose parameter `weight` is int8 codes: keeps it frozen, and hands it to its parents guarded."""
 
     def _read_weight(self) -> Tensor | None:
@@ -127,6 +132,8 @@ class HoldsCodes(nn.Module):
             if "weight" in self.__dict__:
                 return self.__dict__["weight"]
             raise AttributeError("weight") from None
+        if read_by_peft(self):
+            return self.weight_for_peft()
         if type(codes) is not nn.Parameter or codes.dtype != torch.int8 or not _read_by_another_module(self):
             return codes
         return GuardedCodes.of(codes)

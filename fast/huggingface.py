@@ -143,7 +143,8 @@ class Int8Quantizer(HfQuantizer):
             logger.warning("no layer of %s was quantized\n%s", type(model).__name__, self.summary)
         return model
 
-    def _dequantize(self, model: PreTrainedModel, dtype: torch.dtype | None = None) -> PreTrainedModel:
+    def _dequantize(self, model: PreTrainedModel, dtype: torch.dtype | str | None = None) -> PreTrainedModel:
+        dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype  # a config that has been saved holds its name
         layers = {name: module for name, module in model.named_modules(remove_duplicate=False) if isinstance(module, Int8Linear)}
         floats = {layer: layer.dequantize(dtype) for layer in set(layers.values())}
         for name, layer in layers.items():

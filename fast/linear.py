@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import arguments, bitsandbytes_checkpoint
+from . import arguments, attachments, bitsandbytes_checkpoint
 from .eager import engine_for
 from .guard import HoldsCodes
 from .operators import int8_linear
@@ -104,7 +104,7 @@ class Int8Linear(HoldsCodes, nn.Linear):
 
         Args:
             weight: (N, K) float16, bfloat16 or float32; or a torch.nn.Linear or a transformers Conv1D, whose weight and
-                bias are taken.
+                bias are quantized, and whose hooks, buffers and attributes the layer takes over.
             bias: (N,) of the same dtypes, or None.
             threshold: as in `outlier_columns`.
             outlier_weight: "dequantized" or "float": where the outlier columns' weights come from.
@@ -114,10 +114,21 @@ class Int8Linear(HoldsCodes, nn.Linear):
         Raises:
             TypeError, ValueError: an argument has the wrong type or shape, or is not one of the allowed values; the message names it.
         """
-        if isinstance(weight, nn.Module):
-            if bias is not None:
-                raise TypeError("bias must be None where weight is a module, which brings its own")
-            weight, bias = weight_and_bias(weight)
+        settings: Any = (threshold, outlier_weight, quantizer, granularity)
+        if not isinstance(weight, nn.Module):
+            return cls._of_tensors(weight, bias, *settings)
+        if bias is not None:
+            raise TypeError("bias must be None where weight is a module, which brings its own")
+        layer = cls._of_tensors(*weight_and_bias(weight), *settings)
+        if reason := attachments.obstacle(weight):
+            raise ValueError(f"this {type(weight).__name__} cannot become an Int8Linear: {reason}")
+        attachments.take_over(layer, weight)
+        return layer
+
+    @classmethod
+    def _of_tensors(
+        cls, weight: Tensor, bias: Tensor | None, threshold: float | None, outlier_weight: str, quantizer: str, granularity: str
+    ) -> "Int8Linear":
         weight = arguments.floats("weight", weight, ndim=2).detach()
         if bias is not None:
             bias = arguments.floats("bias", bias, ndim=1)

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
+import torch
 from torch import nn
 
 from . import arguments
@@ -50,18 +51,16 @@ def quantize_model(
         TypeError, ValueError: an argument has the wrong type or is not one of the allowed values, a layer cannot be quantized (K too
             large), or its weight is not there (offloaded, on the meta device beside weights that are not); nothing was changed.
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
-    if isinstance(skip, str):
-        raise TypeError(f"skip must be a sequence of names, got the string {skip!r}; write ({skip!r},)")
+    _check(model, skip)
     arguments.threshold(threshold)
     arguments.one_of("outlier_weight", outlier_weight, arguments.OUTLIER_WEIGHTS)
     arguments.one_of("quantizer", quantizer, arguments.QUANTIZERS)
     arguments.one_of("granularity", granularity, arguments.GRANULARITIES)
 
     summary = Summary(bytes_before=size_of(model))
-    chosen = choose_layers(model, _skipped(model, skip), summary)
-    check_weights_are_here(model, chosen)
+    skipped = _skipped(model, skip)
+    check_weights_are_here(model, skipped)
+    chosen = choose_layers(model, skipped, summary)
     for module in chosen:
         arguments.accumulator_fits(weight_and_bias(module)[0].shape[1], quantizer)
 
@@ -76,11 +75,22 @@ def quantize_model(
         from .huggingface import declare
 
         declare(model)  # so that what save_pretrained writes can be read back
+    _log(model, summary)
+    return model
+
+
+def _log(model: nn.Module, summary: Summary) -> None:
     if summary.quantized:
         logger.info("quantized a model\n%s", summary)
     else:
         logger.warning("quantize_model found no layer to quantize in %s\n%s", type(model).__name__, summary)
-    return model
+
+
+def _check(model: nn.Module, skip: Sequence[str] | None) -> None:
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    if isinstance(skip, str):
+        raise TypeError(f"skip must be a sequence of names, got the string {skip!r}; write ({skip!r},)")
 
 
 def _skipped(model: nn.Module, skip: Sequence[str] | None) -> Callable[[str], bool | str]:
@@ -113,7 +123,6 @@ def _replace_layers(
                 "the model works as it is, and calling again goes on"
             )
             raise
-        layer.train(module.training)
         summary.quantized[names[0]] = (size_of(module), size_of(layer))
         for name in names:
             if name == "":
@@ -137,3 +146,29 @@ def _progress_bar(total: int, progress: bool | None) -> Iterator[Callable[[], ob
     # tqdm's None: only where stderr is a terminal.
     with tqdm(total=total, desc="quantizing", unit="layer", disable=None if progress is None else not progress) as bar:
         yield bar.update
+
+
+def dequantize_model(model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
+    """Replaces each `Int8Linear` of `model` by a torch.nn.Linear with the weight that its codes stand for, in place.
+
+    Rounding is not undone: the float model has the weights that the int8 model computed with. The method `dequantize` of a model of
+    transformers does the same, and takes the quantization out of its config.
+
+    Args:
+        model: any module; a bare `Int8Linear` is replaced and returned.
+        dtype: of weights and biases; None for that of the float weights that were quantized.
+
+    Returns:
+        The same model.
+    """
+    made: dict[nn.Module, nn.Linear] = {}
+    for name, module in list(model.named_modules(remove_duplicate=False)):
+        if not isinstance(module, Int8Linear):
+            continue
+        if module not in made:
+            made[module] = module.dequantize(dtype)
+        if name == "":
+            return made[module]
+        parent, _, last = name.rpartition(".")
+        setattr(model.get_submodule(parent), last, made[module])
+    return model

@@ -189,9 +189,10 @@ def int8_linear(
     return linear(x, *weight, bias, threshold, granularity != "tensor")
 
 
-@torch.compiler.disable  # torch.compile cannot trace what `save_for_forward` belongs to
 def _transformed(*inputs: Any) -> Tensor:
-    return _Transformed.apply(*inputs)
+    # torch.compile cannot trace what `save_for_forward` belongs to. Not as a decorator: that would load the compiler, and Triton with
+    # it, whenever this package is imported.
+    return torch.compiler.disable(_Transformed.apply)(*inputs)
 
 
 def _is_transformed() -> bool:

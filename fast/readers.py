@@ -28,9 +28,9 @@ _AWARE_OF_DTYPE = re.compile(r"int8|is_floating_point|_is_quantized")
 
 @dataclass(frozen=True)
 class _Read:
-    """One place that reads a weight: of which child (a dotted name, from where it is known on), under which conditions."""
+    """One place that reads a weight: of which child (the parts of its name, from where it is known on), under which conditions."""
 
-    child: str
+    child: tuple[str, ...]
     conditions: tuple[ast.expr, ...]
 
 
@@ -42,7 +42,7 @@ def weight_readers(model: nn.Module) -> dict[str, str]:
             if any(_is_ruled_out(test, module) for test in read.conditions):
                 continue
             for name, child in module.named_modules():
-                if (name == read.child or name.endswith(f".{read.child}")) and hasattr(child, "weight"):
+                if _ends_with(name.split("."), read.child) and "weight" in child._parameters:
                     found.setdefault(f"{parent}.{name}".lstrip("."), type(module).__name__)
     return found
 
@@ -76,11 +76,11 @@ def _source(module_class: type[nn.Module], name: str) -> ast.AST | None:
 
 def _weights_read(node: ast.AST, conditions: tuple[ast.expr, ...], parent: ast.AST | None = None) -> Iterator[_Read]:
     """The weights that the code below `node` reads."""
-    if isinstance(node, ast.Attribute) and node.attr == "weight" and isinstance(node.value, ast.Attribute):
+    if isinstance(node, ast.Attribute) and node.attr == "weight" and isinstance(node.value, (ast.Attribute, ast.Subscript)):
         of_it = parent.attr if isinstance(parent, ast.Attribute) else ""
         aware = _AWARE_OF_DTYPE if of_it == "dtype" else _AWARE
         if of_it not in _HARMLESS and not any(aware.search(ast.unparse(test)) for test in conditions):
-            yield _Read(_dotted(node.value), conditions)
+            yield _Read(_path(node.value), conditions)
     if isinstance(node, ast.If):
         below: list[tuple[ast.AST, tuple[ast.expr, ...]]] = [(node.test, (*conditions, node.test))]
         below += [(child, (*conditions, node.test)) for child in node.body]
@@ -91,13 +91,18 @@ def _weights_read(node: ast.AST, conditions: tuple[ast.expr, ...], parent: ast.A
         yield from _weights_read(child, under, node)
 
 
-def _dotted(node: ast.expr) -> str:
-    """`self.a.b` and `block.a.b` are the child "a.b"; so is `self.layers[i].a.b`, whichever `i`."""
+def _path(node: ast.expr) -> tuple[str, ...]:
+    """`self.a.b` and `block.a.b` are ("a", "b"); `self.layers[i].a` is ("layers", "*", "a"), whichever `i`."""
     parts: list[str] = []
-    while isinstance(node, ast.Attribute):
-        parts.append(node.attr)
+    while isinstance(node, (ast.Attribute, ast.Subscript)):
+        parts.append(node.attr if isinstance(node, ast.Attribute) else "*")
         node = node.value
-    return ".".join(reversed(parts))
+    return tuple(reversed(parts))
+
+
+def _ends_with(name: list[str], path: tuple[str, ...]) -> bool:
+    end = name[-len(path) :]
+    return len(end) == len(path) and all(part in ("*", own) for part, own in zip(path, end, strict=True))
 
 
 def _is_self(node: ast.expr) -> bool:

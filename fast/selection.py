@@ -6,10 +6,12 @@ from dataclasses import dataclass, field
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from . import attachments
+from .adapters import parts_of_adapters
 from .float_layers import is_float_linear, obstacle
 from .linear import Int8Linear
 from .readers import weight_readers
-from .transformers_traits import float32_names, tied_names
+from .transformers_traits import float32_names, is_conv1d, tied_names
 
 #: Modules of torch that read the weights of their linear layers themselves, instead of calling them.
 READS_WEIGHTS = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
@@ -61,6 +63,7 @@ def choose_layers(model: nn.Module, skipped: Callable[[str], bool | str], summar
     for owner, module in model.named_modules():
         for name, parameter in module.named_parameters(recurse=False):
             owners.setdefault(id(parameter), []).append(f"{owner}.{name}".lstrip("."))
+    adapters = parts_of_adapters(model)
     twins, in_float32, readers = tied_names(model), float32_names(model), weight_readers(model)
     readers |= {
         f"{reader}.{name}".lstrip("."): type(module).__name__
@@ -75,14 +78,18 @@ def choose_layers(model: nn.Module, skipped: Callable[[str], bool | str], summar
             _note_large_parameters(name, module, summary)
             continue
         wish = skipped(name)
-        if wish:
+        if name in adapters:
+            reason = "part of an adapter"
+        elif wish:
             reason = wish if isinstance(wish, str) else "named in skip"
         elif name in readers:
             reason = "its parent reads the weight without calling the layer"
         elif name in in_float32:
             reason = "transformers keeps it in float32"
+        elif is_conv1d(module) and name.endswith(".base_layer"):
+            reason = "an adapter was made for its layout (K, N); quantize the model first, then add adapters"
         else:
-            reason = obstacle(module) or ""
+            reason = obstacle(module) or attachments.obstacle(module) or ""
         if not reason:
             weight: Tensor = module._parameters["weight"]  # type: ignore[assignment]
             tied = [owner for owner in owners[id(weight)] if owner != f"{name}.weight".lstrip(".")] if module not in chosen else []

@@ -5,13 +5,14 @@
 
 import ctypes
 import functools
-import itertools
+import hashlib
 import platform
 import shutil
 import struct
 import subprocess
 import tempfile
 import weakref
+from collections.abc import Callable
 from pathlib import Path
 
 from fast.cpu import build, engine
@@ -23,17 +24,27 @@ SANITIZERS = ("-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 
 
 class Driven:
-    """The functions of the library, each call sent to a process that runs `command`."""
+    """The functions of the library with the instructions `name`, each call sent to a process, which is started by the first of them.
 
-    def __init__(self, command: list[str]) -> None:
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-        weakref.finalize(self, self._process.kill)
-        name, size = struct.unpack("32sq", self._receive(40))
+    start: gives the command, once what it runs has been compiled.
+    """
+
+    def __init__(self, name: str, start: Callable[[], list[str]]) -> None:
+        self._name, self._start = name, start
         # Functions of their own, since Native declares their types on them.
-        self.llm_int8_instructions = lambda: name.rstrip(b"\0")
-        self.llm_int8_call_size = lambda: size
+        self.llm_int8_instructions = lambda: name.encode()
+        self.llm_int8_call_size = lambda: CALL.size
         for number, function in enumerate(("linear", "quantize", "outlier_columns", "matmul")):
             setattr(self, f"llm_int8_{function}", functools.partial(self._call, number))
+
+    @functools.cached_property
+    def _process(self) -> subprocess.Popen:
+        process = subprocess.Popen(self._start(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        weakref.finalize(self, process.kill)
+        assert process.stdout is not None
+        name, size = struct.unpack("32sq", process.stdout.read(40))
+        assert (name.rstrip(b"\0").decode(), size) == (self._name, CALL.size)
+        return process
 
     def _call(self, function: int, packed: bytes) -> int:
         fields = CALL.unpack(packed)
@@ -81,21 +92,21 @@ def sizes_of(function: int, fields: tuple) -> list[int]:
     return [size if address or (size == 0 and i in (0, 1, 7)) else -1 for i, (size, address) in enumerate(zip(sizes, fields, strict=False))]
 
 
-def compiled(compiler: str, name: str, extra: tuple[str, ...]) -> Path | None:
-    """The driver with a set of instructions, compiled once per process; None where it cannot be."""
-    return _compiled(compiler, (*engine.INSTRUCTIONS[name].flags, *extra))
+def compiled(compiler: str, name: str, extra: tuple[str, ...]) -> Path:
+    """The driver with a set of instructions, compiled once: kept where the library is.
 
-
-_folder = tempfile.TemporaryDirectory(prefix="native-driver-")
-_numbers = itertools.count()
-
-
-@functools.cache
-def _compiled(compiler: str, flags: tuple[str, ...]) -> Path | None:
-    made = Path(_folder.name) / str(next(_numbers))
-    flags = (*(flag for flag in build.FLAGS if flag not in ("-fPIC", "-shared")), *flags)
-    done = subprocess.run([compiler, *flags, str(SOURCE), "-o", str(made), "-lm"], capture_output=True, text=True)
-    return made if done.returncode == 0 else None
+    Raises:
+        CalledProcessError: the compiler cannot.
+    """
+    flags = (*(flag for flag in build.FLAGS if flag not in ("-fPIC", "-shared")), *engine.INSTRUCTIONS[name].flags, *extra)
+    key = hashlib.sha256(repr((compiler, flags)).encode() + SOURCE.read_bytes() + build.SOURCE.read_bytes()).hexdigest()[:20]
+    made = build.cache_folder() / f"driver-{name}-{key}"
+    if not made.exists():
+        with tempfile.TemporaryDirectory(dir=made.parent) as folder:
+            private = Path(folder) / "driver"
+            subprocess.run([compiler, *flags, str(SOURCE), "-o", str(private), "-lm"], check=True)
+            private.replace(made)
+    return made
 
 
 def emulated() -> Native | None:
@@ -103,11 +114,10 @@ def emulated() -> Native | None:
     compiler, qemu = shutil.which("aarch64-linux-gnu-gcc"), shutil.which("qemu-aarch64-static") or shutil.which("qemu-aarch64")
     if not compiler or not qemu or platform.machine() == "aarch64":
         return None
-    made = compiled(compiler, "neon_dotprod", ("-static",))
-    return None if made is None else Native(Driven([qemu, "-cpu", "max", str(made)]))  # type: ignore[arg-type]
+    name = "neon_dotprod"
+    return Native(Driven(name, lambda: [qemu, "-cpu", "max", str(compiled(compiler, name, ("-static",)))]))  # type: ignore[arg-type]
 
 
-def sanitized(name: str) -> Native | None:
-    """The engine with a set of instructions and sanitizers; None where the compiler has none."""
-    made = compiled(build.find_compiler(), name, SANITIZERS)
-    return None if made is None else Native(Driven([str(made)]))  # type: ignore[arg-type]
+def sanitized(name: str) -> Native:
+    """The engine with a set of instructions, compiled with sanitizers."""
+    return Native(Driven(name, lambda: [str(compiled(build.find_compiler(), name, SANITIZERS))]))  # type: ignore[arg-type]

@@ -69,3 +69,21 @@ def nested() -> list[str]:
             found.append(os.environ["EMULATED_GPU"])
         found.append(os.environ["EMULATED_GPU"])
     return [*found, str("EMULATED_GPU" in os.environ)]
+
+
+def profiled_product(arch: str, m: int, n: int, k: int) -> emulator.Profile:
+    a, b, c = torch.ones(m, k).half(), torch.ones(k, n).half(), torch.zeros(m, n).half()
+    with emulator.profiling(arch) as profiler:
+        strangers.product_tiles[(m // 64 * (n // 64),)](
+            a, b, c, m, n, k, *a.stride(), *b.stride(), *c.stride(), BLOCK_M=64, BLOCK_N=64, BLOCK_K=32, GROUP=2, RELU=False
+        )
+    (found,) = profiler.profiles
+    return found
+
+
+def profiled_column(arch: str) -> emulator.Profile:
+    x, y = torch.ones(128, 1024), torch.zeros(128)
+    with emulator.profiling(arch) as profiler:
+        strangers.copy_column[(1,)](x, y, 1024, BLOCK=128, num_warps=4)
+    (found,) = profiler.profiles
+    return found

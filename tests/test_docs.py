@@ -12,10 +12,12 @@ import pytest
 
 import fast
 import reference
-from experiments import perplexity, records
+from experiments import records
+from experiments.pages import perplexity as perplexity_page
+from experiments.pages import profile, tables
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = ("reference", "fast", "tests", "experiments", "tutorials")
+PACKAGES = ("reference", "fast", "emulator", "tests", "experiments", "tutorials")
 #: Every file of the repository by its path, without what was built.
 FILES = {
     path.relative_to(ROOT).as_posix()
@@ -27,8 +29,8 @@ FILES = {
 PROSE = [ROOT / path for path in sorted(FILES) if path.endswith((".py", ".md", ".toml", ".yml", "Makefile"))]
 RUNNABLE = [ROOT / "README.md", ROOT / "docs" / "index.md"]
 NAMED_FILE = re.compile(r"(?<![\w/.*{<}-])((?:\.\./)*(?:[\w-]+/)*[\w-]+\.(?:py|md|toml|yml|ipynb|json|css|js))\b(?![\w(])")
-#: A placeholder, a record that a command will write, a file of a saved model.
-FOREIGN = re.compile(r"\b[A-Z]{2,}[_.]|-cuda\.json|\bday\.json|\bconfig\.json")
+#: A placeholder, a record that a command will write, a file of a saved model, the file that a reader of a how-to makes.
+FOREIGN = re.compile(r"\b[A-Z]{2,}[_.]|-cuda\.json|\b(?:config|day)\.json|\b(?:softmax|check)\.py")
 NAMED_COMMAND = re.compile(r"python -m (\w+)\.([\w.]+\w)")
 
 
@@ -55,7 +57,14 @@ def test_the_lines_of_the_first_page_are_the_method():
 def test_the_table_of_the_readme_is_the_one_that_the_demo_printed():
     record = records.read("perplexity")
     assert record is not None
-    assert records.table(*perplexity.cells(record["rows"])) in (ROOT / "README.md").read_text(encoding="utf-8")
+    assert tables.table(*perplexity_page.cells(record["rows"])) in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_counts_on_the_page_of_the_kernels_are_those_of_the_profiler():
+    record = records.read("profile")
+    assert record is not None
+    page = profile.PAGE.read_text(encoding="utf-8")
+    assert profile.with_tables(page, record["rows"]) == page
 
 
 def test_the_demo_leaves_the_records_alone_that_the_pages_repeat():

@@ -186,6 +186,16 @@ def test_registers_are_written_before_they_are_used():
     run("setp.lt.u32 %p1, %r1, 99; selp.b32 %r9, %r2, %r50, %p1;" + STORE)
 
 
+def test_bytes_of_a_register_may_be_unwritten():
+    # As LLVM packs bytes: the unwritten %r50 gives bytes that the next instruction leaves out.
+    packed = "prmt.b32 %r10, %r2, %r50, 0x7610; prmt.b32 %r9, %r10, %r2, {};"
+    run(packed.format("0x5410") + STORE)
+    assert fault(packed.format("0x5210") + STORE).kind == "uninitialized"
+    halves = "mov.b64 %rd20, {{%r2, %r50}}; mov.b64 {{%r9, %r10}}, %rd20; st.global.b32 [%rd5], {};"
+    run(halves.format("%r9"))
+    assert fault(halves.format("%r10")).kind == "uninitialized"
+
+
 def test_an_unwritten_value_stays_so_through_shuffles_and_shared_memory():
     half = "setp.lt.u32 %p1, %r1, 40; @%p1 mov.b32 %r8, 1; "
     shuffled = half + "shfl.sync.bfly.b32 %r9, %r8, 1, 31, -1;"

@@ -1,6 +1,11 @@
 """A stranger's kernels on the emulator: they agree with NumPy, and a known mistake of each kind is reported with its line."""
 
 import inspect
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -69,3 +74,35 @@ def test_a_read_of_an_unwritten_tensor_is_reported():
 
 def test_contexts_may_be_nested():
     assert compiled.call("sm_80", strangers_checks.nested) == ["sm_90", "sm_80", "True"]  # `call` opens one itself
+
+
+def test_the_how_to_page_does_what_it_says(tmp_path):
+    page = (Path(__file__).parents[1] / "docs" / "howto" / "check_your_kernel.md").read_text()
+    kernel, check, mended, loop, broken, count = re.findall(r"^```py\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    shown = re.findall(r"^```text\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    environment = {name: value for name, value in os.environ.items() if name not in ("TRITON_INTERPRET", "EMULATE")}
+    environment["PYTHONPATH"] = str(Path(__file__).parents[1])
+
+    def run(code: str) -> subprocess.CompletedProcess[str]:
+        (tmp_path / "check.py").write_text(code)
+        return subprocess.run([sys.executable, "check.py"], cwd=tmp_path, env=environment, capture_output=True, text=True)
+
+    (tmp_path / "softmax.py").write_text(kernel)
+    stopped = run(check)
+    assert stopped.returncode
+    for line in shown[0].splitlines():
+        assert line in stopped.stderr or "address" in line
+    (tmp_path / "softmax.py").write_text(kernel.replace("    values = tl.load(x + row * columns + at)\n", mended))
+    assert float(run(check).stdout.removeprefix("tensor(").rstrip(")\n")) < 1e-6
+    assert run(check + loop).returncode == 0
+    race = run(check + broken)
+    assert "race: a read of what another warp wrote, without a barrier between" in race.stderr
+    counted = run(count).stdout
+    # Registers are ptxas' matter, which comes with Triton.
+    assert re.sub(r"\d+ registers|\d+ programs at once", "", counted) == re.sub(r"\d+ registers|\d+ programs at once", "", shown[1])
+
+
+def test_the_page_names_every_rule():
+    page = (Path(__file__).parents[1] / "docs" / "emulator.md").read_text()
+    for kind, rule in emulator.KINDS.items():
+        assert f"| `{kind}` | {rule} |" in page

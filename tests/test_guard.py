@@ -243,6 +243,13 @@ def test_the_weight_survives_safetensors_and_a_state_dict_has_plain_tensors():
     assert_same(other(torch.ones(2, 3)), child(torch.ones(2, 3)))
 
 
+def test_parameters_that_are_saved_as_such_are_loaded():
+    file = io.BytesIO()
+    torch.save(dict(layer().named_parameters()), file)
+    file.seek(0)
+    assert_same(torch.load(file)["weight"].data, layer().weight.data)
+
+
 def test_a_compiled_model_reads_no_guard():
     class Model(nn.Module):
         def __init__(self) -> None:

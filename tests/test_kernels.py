@@ -4,6 +4,7 @@ Every buffer that a launcher allocates is poisoned first, so an entry that no pr
 interpreter's blocks smaller: several programs, ragged edges.
 """
 
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -474,6 +475,11 @@ def far_apart(x: torch.Tensor, stride: tuple[int, int]) -> torch.Tensor:
 FAR = {"rows": (2**30 + 1, 1), "columns": (1, 2**31 // 31 + 1)}  # with 3 rows, or 32 columns of one block, more than 2**31 entries apart
 
 
+#: The emulator copies what a tensor spans.
+copied = pytest.mark.skipif("EMULATE" in os.environ, reason="tensors that span more memory than there is")
+
+
+@copied
 @pytest.mark.parametrize("m", [3, 17, 37])
 @pytest.mark.parametrize("which", FAR)
 def test_offsets_beyond_32_bits(m, which):
@@ -483,6 +489,7 @@ def test_offsets_beyond_32_bits(m, which):
     layer.check(far_apart(normal((m, 33), seed=1, outliers=(32,)), stride))
 
 
+@copied
 @pytest.mark.parametrize("which", FAR)
 def test_offsets_beyond_32_bits_in_an_int8_product(which):
     a, b = (torch.randint(-128, 128, (3, 33), dtype=torch.int8) for _ in range(2))

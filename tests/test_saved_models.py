@@ -309,6 +309,7 @@ def test_dequantizing_a_model_takes_the_marks_away(way, tmp_path):
     model = make()
     change(model)
     expected = output(model)
+    model.save_pretrained(tmp_path)
     model = model.dequantize()
     assert int8(model) == []
     assert not any(getattr(m, mark, None) for m in model.modules() for mark in MARKS)

@@ -96,6 +96,21 @@ def test_a_weight_of_another_layout_or_dtype_stays(weight, reason):
     assert kept(model) == {"0": reason}
 
 
+def test_a_weight_that_is_no_parameter_stays():
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4))
+    for layer, hold in ((model[0], layer_attribute), (model[1], nn.Module.register_buffer)):
+        weight = layer.weight.detach()
+        del layer.weight
+        hold(layer, "weight", weight)
+    quantize(model)
+    assert int8(model) == ["2"]
+    assert kept(model) == dict.fromkeys("01", "its weight is not a parameter")
+
+
+def layer_attribute(layer: nn.Module, name: str, value: Tensor) -> None:
+    setattr(layer, name, value)
+
+
 def test_a_layer_without_its_weight_yet_stays():
     model = nn.Sequential(nn.LazyLinear(4), nn.Linear(4, 4))
     quantize(model)
@@ -216,7 +231,17 @@ class FurtherDown(nn.Module):
         return x
 
 
-@pytest.mark.parametrize("kind", [Multiplies, Functional, CastsItsInput, InAnotherMethod, Inherits, FurtherDown])
+class FromAList(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Linear(8, 8), nn.Linear(8, 8)])
+        self.other = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.other(x @ self.layers[0].weight.T @ self.layers[-1].weight.T)
+
+
+@pytest.mark.parametrize("kind", [Multiplies, Functional, CastsItsInput, InAnotherMethod, Inherits, FurtherDown, FromAList])
 def test_a_layer_whose_weight_its_parent_reads_stays_and_is_named(kind):
     torch.manual_seed(0)
     model, x = kind(), torch.randn(4, 8)

@@ -127,7 +127,7 @@ def functions(package):
                 yield f"{path.name}: {node.name}", node.end_lineno - node.lineno + 1, len(arguments), compiled
 
 
-@pytest.mark.parametrize("package", MAY_IMPORT)
+@pytest.mark.parametrize("package", ["reference", "fast"])
 def test_functions_are_short_and_take_few_arguments(package):
     found = list(functions(package))
     assert ("product.py: product_kernel", True) in {(name, compiled) for name, _, _, compiled in functions("fast")}

@@ -5,6 +5,9 @@ Every kernel here is one of two with a switch, since Triton reads a kernel's sou
 
 import os
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +15,7 @@ import torch
 
 triton, tl = map(pytest.importorskip, ("triton", "triton.language"))
 
+import fast.kernels  # noqa: F401, which makes up for what Triton 3.6's interpreter lacks, as it does in the notebooks
 from tutorials.checks import kernel_checks, launches
 from tutorials.checks.engine import Stopped
 
@@ -69,8 +73,10 @@ def product_kernel(a, b, y, scale_a, scale_b, M, N, K, stride_a, stride_b, BLOCK
     acc = tl.zeros((BLOCK, BLOCK), tl.float32 if HOW == "float32" else tl.int32)
     for k in range(0, BLOCK_K if HOW == "first block" else K, BLOCK_K):
         ks = k + tl.arange(0, BLOCK_K)[None, :]
-        left = tl.load(a + rows[:, None] * stride_a + ks, mask=in_m[:, None] & (ks < end), other=0)
-        right = tl.load(b + columns[:, None] * stride_b + ks, mask=in_n[:, None] & (ks < end), other=0)
+        of_a = (in_m if HOW != "rows of a" else rows >= 0)[:, None] & (ks < end)
+        of_b = (in_n if HOW != "rows of b" else columns >= 0)[:, None] & (ks < end)
+        left = tl.load(a + rows[:, None] * stride_a + ks, mask=of_a, other=0)
+        right = tl.load(b + columns[:, None] * stride_b + ks, mask=of_b, other=0)
         if HOW == "float32":
             acc += tl.dot(left.to(tl.float32), right.to(tl.float32).T)
         elif HOW == "last block":
@@ -79,10 +85,10 @@ def product_kernel(a, b, y, scale_a, scale_b, M, N, K, stride_a, stride_b, BLOCK
             acc = tl.dot(left, right.T, acc, out_dtype=tl.int32)
         if HOW == "int16":
             acc = acc.to(tl.int16).to(tl.int32)
-    sa = tl.load(scale_a + rows, mask=in_m, other=0.0)
-    sb = tl.load(scale_b + columns, mask=in_n, other=0.0)
+    sa = tl.load(scale_a + rows) if HOW == "no mask on scale_a" else tl.load(scale_a + rows, mask=in_m, other=0.0)
+    sb = tl.load(scale_b + columns) if HOW == "no mask on scale_b" else tl.load(scale_b + columns, mask=in_n, other=0.0)
     if HOW == "scales swapped":
-        sa = tl.load(scale_b + rows, mask=in_n if BLOCK < 0 else rows < N, other=0.0)
+        sa = tl.load(scale_b + rows, mask=rows < N, other=0.0)
         sb = tl.load(scale_a + columns, mask=columns < M, other=0.0)
     result = acc.to(tl.float32)
     if HOW != "no epilogue" and HOW != "no scale_a":
@@ -129,6 +135,10 @@ PRODUCT = {
     "masked by rows": (r"program \(0, 0\) stores offset 1 of y, a buffer of 1, line \d+", "the store of y writes beyond column N"),
     "masked by columns": (r"program \(0, 0\) stores offset 1 of y, a buffer of 1, line \d+", "the store of y writes beyond row M"),
     "stride M": (r"program \(0, 0\) stores offset 2 of y, a buffer of 2, line \d+", "rows of y are N apart"),
+    "rows of a": (r"program \(0, 0\) loads offset \d+ of a, a buffer of \d+, line \d+", "the load of a reads beyond row M"),
+    "rows of b": (r"program \(0, 0\) loads offset \d+ of b, a buffer of \d+, line \d+", "the load of b reads beyond row N"),
+    "no mask on scale_a": (r"program \(0, 0\) loads offset 1 of scale_a, a buffer of 1", "the load of scale_a reads beyond row M"),
+    "no mask on scale_b": (r"program \(0, 0\) loads offset 1 of scale_b, a buffer of 1", "the load of scale_b reads beyond row N"),
     "float32": ("y: got", "the accumulator is float32"),
     "int16": ("y: got", "the accumulator is int16"),
     "scales swapped": ("y: got", "scale_a belongs to the rows of y"),
@@ -229,3 +239,44 @@ def test_the_interpreter_is_as_it_was_after_a_launch_that_was_stopped():
     with pytest.raises(Stopped):
         launch(8)
     assert interpreter._interpreter is before
+
+
+# Launches of a reader's own, without a checker
+
+
+OUTSIDE = """
+import os
+
+os.environ["TRITON_INTERPRET"] = "1"
+import torch, triton, triton.language as tl
+from tutorials.checks import kernel_checks
+
+kernel_checks.guard_every_launch()
+kernel_checks.guard_every_launch()  # once more changes nothing
+
+@triton.jit
+def copy(x, y, first, count: tl.constexpr):
+    offsets = first + tl.arange(0, count)
+    tl.store(y + offsets, tl.load(x + offsets))
+
+x, y = torch.arange(12, dtype=torch.int32)[4:], torch.zeros(12, dtype=torch.int32)
+copy[(1,)](x, y, 0, 8)
+print(y.tolist())
+for first in (1, 1 << 28):
+    try:
+        copy[(1,)](x, y, first, 8)
+    except Exception as error:
+        print(type(error).__name__, str(error).split("\\n")[0])
+"""
+
+
+def test_a_launch_without_a_checker_cannot_end_the_process_either(tmp_path):
+    script = tmp_path / "own.py"
+    script.write_text(OUTSIDE)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(launches.__file__).parents[2]), os.environ.get("PYTHONPATH", "")])}
+    run = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, env=environment, check=True)
+    lines = run.stdout.split("\n")
+    assert lines[0] == "[4, 5, 6, 7, 8, 9, 10, 11, 0, 0, 0, 0]"
+    where = r"line 14: tl\.store\(y \+ offsets, tl\.load"
+    assert re.match(rf"OutOfBounds program 0 loads offset 8 of x, a buffer of 8, {where}", lines[1]), lines[1]
+    assert re.match(rf"OutOfBounds program 0 loads offset \d+ of [xy], a buffer of \d+, {where}", lines[2]), lines[2]

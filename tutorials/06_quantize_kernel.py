@@ -41,6 +41,7 @@ from tutorials.checks import kernel_checks
 from tutorials.example import X
 
 np.set_printoptions(precision=4, suppress=True)
+kernel_checks.guard_every_launch()  # a wrong address stops a kernel, not the notebook
 
 # %% [markdown]
 # ## The idea
@@ -497,6 +498,9 @@ print(f"{'one kernel':<16} {fused:>5}   <- new")
 
 # %% [markdown]
 # ## Exercise
+#
+# A wrong kernel does no harm here: before it loads or stores outside of its buffers it is stopped, and you are told which
+# program, which buffer and which line it was.
 #
 # Write `my_quantize_rows`. It is launched with one program per row. `x`: (M, K) float32, rows `stride` apart; `codes`:
 # (M, K) int8, packed; `scale`: (M,) float32; `BLOCK_K` is a power of two, at least K. Try it without looking at step 4.

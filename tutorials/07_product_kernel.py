@@ -38,6 +38,7 @@ from tutorials.checks import kernel_checks
 from tutorials.example import W, X
 
 np.set_printoptions(precision=4, suppress=True)
+kernel_checks.guard_every_launch()  # a wrong address stops a kernel, not the notebook
 
 # %% [markdown]
 # ## The idea

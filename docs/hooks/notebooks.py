@@ -29,7 +29,7 @@ DETAILS = re.compile(r"<details>\s*<summary>(.*?)</summary>\n(.*?)\n\s*</details
 QUOTE = re.compile(r"(?:^>.*\n?)+", re.MULTILINE)
 SOURCE_OUTPUT = re.compile(r"# \w[\w/]*\.py\n")
 #: A line of a cell that only imports and sets options.
-PREPARES = re.compile(r"(import|from|np\.set_printoptions|torch\.set_grad_enabled|os\.environ\[|#|\)|\s|$)")
+PREPARES = re.compile(r"(import|from|np\.set_printoptions|torch\.set_grad_enabled|os\.environ\[|kernel_checks\.guard|#|\)|\s|$)")
 CHECKER = re.compile(r"^\s*(?:print\()?(kernel_checks|checks)\.\w+\(", re.MULTILINE)
 
 

@@ -11,7 +11,7 @@ let cursor = null;
 
 // ---- Python -------------------------------------------------------------------------------------------------------------------
 
-const LOADING = "Starting Python in your browser, which takes 5 to 30 seconds.";
+const LOADING = "Starting Python in your browser. This takes some seconds.";
 let worker, isReady, waiting, nextId = 0;
 let busy = false, again = false;
 

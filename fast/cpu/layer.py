@@ -24,7 +24,7 @@ def linear(x: Tensor, weight: QuantizedWeight, bias: Tensor | None, threshold: f
         rows = torch.cat([codes, codes.new_ones(1, codes.shape[1])])
         acc, outlier_codes = layer_product(rows, weight.codes, torch.int32, wanted)
         acc = corrected(acc[:-1], codes, zero_point, weight.zero_point, acc[-1])  # type: ignore[arg-type]
-    x_outliers = w_outliers = None
+    x_outliers: Tensor | None = None
     if outliers is not None:
         x_outliers, w_outliers = x.index_select(1, outliers).float(), _outlier_weight(weight, outliers, outlier_codes).T
     bias, w_scale = None if bias is None else bias.float(), weight.scale.T

@@ -244,6 +244,7 @@ typedef struct { float inverse, scale; int32_t zero_point; } Slice;
 typedef struct {
     const Call *call;
     int along, given, sums, scans; /* sums run along K; X is codes already; the sum of each row of W is needed; pieces of a scan */
+    long block;             /* groups of X that share a walk over W */
     long count;             /* of outlier columns */
     int32_t *outliers;      /* (K,): the first `count` are their indices */
     int32_t *kept;          /* (K,), filled up to whole registers: -1, and 0 in outlier columns */
@@ -718,41 +719,58 @@ static void along_piece(Layer *l, long piece) {
 }
 
 /* ---- accumulate, more rows ------------------------------------------------------------------------------------------------------ */
-enum { STRIPE = 48, BLOCK = 64 / LANES }; /* rows of W whose results are turned around together; groups of X that share a walk over W */
+enum { STRIPE = 48 }; /* rows of W whose results are turned around together */
 
-/* The sums of a tile, height x vectors, become results: to tile[row of W][vector][lane]. */
-static __attribute__((noinline)) void finish(const Layer *l, vi (*sums)[WIDE], long group, int vectors, long n, int height, vi (*tile)[WIDE]) {
+/* What the results need of a row of W beside its sums; `weights`: of its first outlier columns. */
+typedef struct { float scale, bias, weights[SOME]; int32_t zero, total; } Row;
+
+static void prepare(const Layer *l, long n, int height, Row *row) {
     const Call *c = l->call;
-    float weights[SOME];
-    for (int row = 0; row < height; row++, n++) {
-        int32_t total = OFFSET || l->sums ? row_sum(c->codes + n * c->codes_stride, c->k) : 0;
-        if (l->given) {
-            for (int v = 0; v < vectors; v++) tile[row][v] = (vi)((vu)sums[row][v] - (uint32_t)total * (uint32_t)OFFSET);
-            continue;
+    for (; height--; n++, row++) {
+        row->total = OFFSET || l->sums ? row_sum(c->codes + n * c->codes_stride, c->k) : 0;
+        if (l->given) continue;
+        row->scale = weight_scale(c, n);
+        row->zero = weight_zero(c, n);
+        row->bias = c->bias ? entry(c->bias, n, c->bias_dtype) : 0;
+        outlier_weights(c, n, l->outliers, least(SOME, l->count), row->scale, row->zero, row->weights, 1);
+    }
+}
+
+/* The sums of a row of W with `vectors` groups become results. */
+INLINE void finish_row(const Layer *l, const vi *sums, long group, int vectors, long n, const Row *row, vi *results) {
+    const Call *c = l->call;
+    vf y[WIDE];
+    UNROLL for (int v = 0; v < vectors; v++) {
+        const long r = (group + v) * LANES;
+        vf acc = corrected(l, sums[v], load(l->row_zero + r), load(l->row_sum + r), broadcast(row->zero), broadcast(row->total));
+        y[v] = acc * load_floats(l->row_scale + r) * row->scale;
+    }
+    for (long from = 0; from < l->count; from += SOME) {
+        const long some = least(SOME, l->count - from);
+        float others[SOME];
+        if (from) outlier_weights(c, n, l->outliers + from, some, row->scale, row->zero, others, 1);
+        const float *weights = from ? others : row->weights, *x = l->entries + (group * l->count + from) * LANES;
+        for (long o = 0; o < some; o++, x += LANES) {
+            const vf weight = broadcast_float(weights[o]);
+            UNROLL for (int v = 0; v < vectors; v++) y[v] = multiply_add(weight, load_floats(x + v * l->count * LANES), y[v]);
         }
-        float scale = weight_scale(c, n);
-        int32_t zero = weight_zero(c, n);
-        vf y[WIDE];
-        for (int v = 0; v < vectors; v++) {
-            long r = (group + v) * LANES;
-            vf acc = corrected(l, sums[row][v], load(l->row_zero + r), load(l->row_sum + r), broadcast(zero), broadcast(total));
-            y[v] = acc * load_floats(l->row_scale + r) * scale;
-        }
-        for (long from = 0; from < l->count; from += SOME) {
-            const long some = least(SOME, l->count - from);
-            outlier_weights(c, n, l->outliers + from, some, scale, zero, weights, 1);
-            for (int v = 0; v < vectors; v++) {
-                const float *x = l->entries + ((group + v) * l->count + from) * LANES;
-                for (long o = 0; o < some; o++) y[v] = multiply_add(broadcast_float(weights[o]), load_floats(x + o * LANES), y[v]);
-            }
-        }
-        float bias = c->bias ? entry(c->bias, n, c->bias_dtype) : 0;
-        for (int v = 0; v < vectors; v++) tile[row][v] = (vi)(c->bias ? y[v] + bias : y[v]);
+    }
+    UNROLL for (int v = 0; v < vectors; v++) results[v] = (vi)(c->bias ? y[v] + row->bias : y[v]);
+}
+
+/* A tile of sums, height x vectors, becomes results: tile[row of W][vector][lane]. */
+static __attribute__((noinline)) void finish(
+    const Layer *l, vi (*sums)[WIDE], long group, int vectors, long n, int height, const Row *row, vi (*tile)[WIDE]) {
+    for (; height--; n++, sums++, row++, tile++) {
+        if (l->given)
+            for (int v = 0; v < vectors; v++) (*tile)[v] = (vi)((vu)(*sums)[v] - (uint32_t)row->total * (uint32_t)OFFSET);
+        else if (vectors == WIDE) finish_row(l, *sums, group, WIDE, n, row, *tile);
+        else for (int v = 0; v < vectors; v++) finish_row(l, *sums + v, group + v, 1, n, row, *tile + v);
     }
 }
 
 /* Groups group .. of X with rows n .. of W. With few groups each sum is split in several (depth), as in dots. */
-INLINE void tile_sums(const Layer *l, long group, long n, int vectors, int height, int depth, vi (*tile)[WIDE]) {
+INLINE void tile_sums(const Layer *l, long group, long n, int vectors, int height, int depth, const Row *rows, vi (*tile)[WIDE]) {
     const Call *c = l->call;
     long quads = c->k / 4, step = l->row_bytes * LANES, stride = c->codes_stride, i = 0;
     const uint8_t *x = l->codes + group * step;
@@ -786,25 +804,25 @@ INLINE void tile_sums(const Layer *l, long group, long n, int vectors, int heigh
             UNROLL for (int d = 1; d < depth; d++) total += s[row][v * depth + d];
             sums[row][v] = total;
         }
-    finish(l, sums, group, vectors, n, height, tile);
+    finish(l, sums, group, vectors, n, height, rows, tile);
 }
 
 /* Compiled once for each width of a tile. */
-static __attribute__((noinline)) void tall_tile(const Layer *l, long group, long n, int vectors, vi (*tile)[WIDE]) {
+static __attribute__((noinline)) void tall_tile(const Layer *l, long group, long n, int vectors, const Row *rows, vi (*tile)[WIDE]) {
     switch (vectors) {
-        case 1: tile_sums(l, group, n, 1, TALL, 2, tile); break;
-        case 2: tile_sums(l, group, n, 2, TALL, 1, tile); break;
+        case 1: tile_sums(l, group, n, 1, TALL, 2, rows, tile); break;
+        case 2: tile_sums(l, group, n, 2, TALL, 1, rows, tile); break;
 #if LANES != 8 && (LANES == 16 || defined(__ARM_FEATURE_DOTPROD))
-        case 3: tile_sums(l, group, n, 3, TALL, 1, tile); break;
-        case 4: tile_sums(l, group, n, 4, TALL, 1, tile); break;
+        case 3: tile_sums(l, group, n, 3, TALL, 1, rows, tile); break;
+        case 4: tile_sums(l, group, n, 4, TALL, 1, rows, tile); break;
 #endif
     }
 }
 
-static __attribute__((noinline)) void low_tile(const Layer *l, long group, long n, int vectors, vi (*tile)[WIDE]) {
+static __attribute__((noinline)) void low_tile(const Layer *l, long group, long n, int vectors, const Row *row, vi (*tile)[WIDE]) {
     for (int v = 0; v < vectors; v++) {
         vi one[1][WIDE];
-        tile_sums(l, group + v, n, 1, 1, 2, one);
+        tile_sums(l, group + v, n, 1, 1, 2, row, one);
         tile[0][v] = one[0][0];
     }
 }
@@ -822,21 +840,26 @@ static void turn_around(const Layer *l, vi (*tile)[WIDE], long group, int vector
 }
 
 /* A block of groups with a part of the rows of W: stripe by stripe, of which W is in the second cache for all groups but the first. */
-static long parts_of(const Call *c) { return (c->n + 8 * STRIPE - 1) / (8 * STRIPE); }
+enum { PART = 8 * STRIPE };
+static long parts_of(const Call *c) { return (c->n + PART - 1) / PART; }
 
 static void across_piece(Layer *l, long piece) {
     const Call *c = l->call;
-    long groups = round_up(c->m, LANES) / LANES, first = piece / parts_of(c) * BLOCK, last = least(groups, first + BLOCK);
-    long begin = piece % parts_of(c) * 8 * STRIPE, end = least(c->n, begin + 8 * STRIPE);
+    const long groups = round_up(c->m, LANES) / LANES, first = piece / parts_of(c) * l->block, last = least(groups, first + l->block);
+    const long begin = piece % parts_of(c) * PART, end = least(c->n, begin + PART);
     vi tile[STRIPE][WIDE];
+    Row rows[STRIPE];
     memset(tile, 0, sizeof tile);
     for (long n = begin; n < end; n += STRIPE) {
-        long width = least(STRIPE, end - n);
+        const long width = least(STRIPE, end - n);
         for (long group = first; group < last; group += WIDE) {
-            int vectors = (int)least(WIDE, last - group);
-            long j = 0;
-            for (; j + TALL <= width; j += TALL) tall_tile(l, group, n + j, vectors, tile + j);
-            for (; j < width; j++) low_tile(l, group, n + j, vectors, tile + j);
+            const int vectors = (int)least(WIDE, last - group);
+            for (long j = 0, height; j < width; j += height) {
+                height = j + TALL <= width ? TALL : 1;
+                if (group == first) prepare(l, n + j, (int)height, rows + j); /* here, where the last tile has fetched these rows */
+                if (height > 1) tall_tile(l, group, n + j, vectors, rows + j, tile + j);
+                else low_tile(l, group, n + j, vectors, rows + j, tile + j);
+            }
             turn_around(l, tile, group, vectors, n, width);
         }
     }
@@ -847,7 +870,13 @@ static void accumulate(Layer *l, int threads) {
     if (l->along) {
         long rows = round_up(PIECE / (c->k + 1) + 1, LANES);
         run(l, along_piece, (c->n + rows - 1) / rows, threads);
-    } else run(l, across_piece, parts_of(c) * ((round_up(c->m, LANES) / LANES + BLOCK - 1) / BLOCK), threads);
+        return;
+    }
+    /* As many rows of X as leave half of a second cache of 1 MiB to W, in whole tiles, up to 256; fewer where threads would go idle. */
+    const long groups = round_up(c->m, LANES) / LANES, least_block = 64 / LANES;
+    l->block = least(256, (1 << 19) / (l->row_bytes + 1) / 64 * 64) / LANES;
+    if (l->block < least_block || (threads > 1 && parts_of(c) * groups < 4 * threads * l->block)) l->block = least_block;
+    run(l, across_piece, parts_of(c) * ((groups + l->block - 1) / l->block), threads);
 }
 
 /* ---- the calls: 0, or 1 where there is no memory -------------------------------------------------------------------------------- */

@@ -8,7 +8,7 @@ import numpy as np
 import reference
 
 from .chapter_01_absmax import within_half_a_step
-from .engine import F32, SEEDS, Exercise, Stopped, Verdict, array
+from .engine import F32, SEEDS, Exercise, OutOfBounds, Verdict, array
 from .launches import SENTINEL_CODE, SENTINEL_SCALE, Memory, power_of_two
 
 
@@ -102,7 +102,7 @@ def _stops(outside: Callable[[int, int], bool]) -> Callable:
 
     def mistaken(x: np.ndarray) -> tuple:
         if outside(*x.shape):
-            raise Stopped
+            raise OutOfBounds("stores codes")
         return _right_rows(x)
 
     return mistaken

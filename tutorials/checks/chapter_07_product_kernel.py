@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from .engine import F32, ROUNDOFF, Exercise, Stopped, Verdict
+from .engine import F32, ROUNDOFF, Exercise, OutOfBounds, Verdict
 from .launches import SENTINEL_SCALE, Memory
 
 
@@ -92,7 +92,7 @@ def _stride_m(a: np.ndarray, b: np.ndarray, scale_a: np.ndarray, scale_b: np.nda
     right = _right_product(a, b, scale_a, scale_b)
     m, n = right.shape
     if (m - 1) * m + n > m * n:
-        raise Stopped
+        raise OutOfBounds("stores y")
     flat = np.full(m * n, SENTINEL_SCALE, F32)
     for row in range(0, m, 16):
         for column in range(0, n, 16):
@@ -102,12 +102,20 @@ def _stride_m(a: np.ndarray, b: np.ndarray, scale_a: np.ndarray, scale_b: np.nda
     return flat.reshape(m, n)
 
 
-def _stops_where(outside: Callable[[int, int], bool]) -> Callable:
-    """What a store outside of y gives: the launch is stopped wherever `outside(M, N)`."""
+def _ragged_m(m: int, n: int) -> bool:
+    return m % 16 != 0
+
+
+def _ragged_n(m: int, n: int) -> bool:
+    return n % 16 != 0
+
+
+def _stops_where(what: str, outside: Callable[[int, int], bool]) -> Callable:
+    """What a load or store outside of a buffer gives: the launch is stopped wherever `outside(M, N)`."""
 
     def mistaken(a: np.ndarray, b: np.ndarray, scale_a: np.ndarray, scale_b: np.ndarray) -> np.ndarray:
         if outside(len(a), len(b)):
-            raise Stopped
+            raise OutOfBounds(what)
         return _right_product(a, b, scale_a, scale_b)
 
     return mistaken
@@ -147,8 +155,24 @@ scaled_product = Exercise(
             lambda a, b, sa, sb: (_blockwise(a, b, np.int16).astype(F32) * sa[:, None]) * sb,
         ),
         ("rows of y are N apart, its number of columns: y + rows[:, None] * N + columns[None, :].", _stride_m),
-        ("the store of y writes beyond column N: mask it with columns < N as well as rows < M.", _stops_where(lambda m, n: n % 16 != 0)),
-        ("the store of y writes beyond row M: mask it with rows < M as well as columns < N.", _stops_where(lambda m, n: m % 16 != 0)),
+        (
+            "the store of y writes beyond column N: mask it with columns < N as well as rows < M.",
+            _stops_where("stores y", _ragged_n),
+        ),
+        (
+            "the store of y writes beyond row M: mask it with rows < M as well as columns < N.",
+            _stops_where("stores y", _ragged_m),
+        ),
+        (
+            "the load of a reads beyond row M: mask it with rows < M as well as the columns of K.",
+            _stops_where("loads a", _ragged_m),
+        ),
+        (
+            "the load of b reads beyond row N: mask it with columns < N as well as the columns of K.",
+            _stops_where("loads b", _ragged_n),
+        ),
+        ("the load of scale_a reads beyond row M: mask it with rows < M.", _stops_where("loads scale_a", _ragged_m)),
+        ("the load of scale_b reads beyond row N: mask it with columns < N.", _stops_where("loads scale_b", _ragged_n)),
         ("scale_a belongs to the rows of y, scale_b to its columns: scale_a[:, None], scale_b[None, :].", _swapped),
         ("the epilogue is missing: multiply by both scales.", _scaled(lambda a, b, sa, sb: a @ b.T)),
         ("scale_b is missing.", _scaled(lambda a, b, sa, sb: (a @ b.T) * sa[:, None])),

@@ -101,7 +101,7 @@ def value(name: str, got: Any, want: np.ndarray, bound: np.ndarray | None, plain
 def same(a: Any, b: Any) -> bool:
     """Whether two answers are one and the same: integers exactly, floats up to a few roundings, dtypes and order as well."""
     if isinstance(a, Exception) or isinstance(b, Exception):
-        return type(a) is type(b)
+        return type(a) is type(b) and getattr(a, "what", None) == getattr(b, "what", None)
     a, b = (r if isinstance(r, tuple) else (r,) for r in (a, b))
     return len(a) == len(b) and all(_equal(np.asarray(p), np.asarray(q)) for p, q in zip(a, b, strict=True))
 

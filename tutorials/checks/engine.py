@@ -15,7 +15,7 @@ import numpy as np
 from . import comparing, showing
 from .comparing import ROUNDOFF, Fault
 
-__all__ = ["F32", "ROUNDOFF", "SEEDS", "SHAPES", "Exercise", "Stopped", "Verdict", "array", "call"]
+__all__ = ["F32", "ROUNDOFF", "SEEDS", "SHAPES", "Exercise", "OutOfBounds", "Stopped", "Verdict", "array", "call"]
 
 F32 = np.float32
 
@@ -42,7 +42,19 @@ class Verdict:
 
 
 class Stopped(Exception):
-    """An answer was stopped; the text says where and why, and stands by itself."""
+    """An answer was stopped; the text says where and why, without a name of an exception before it."""
+
+
+class OutOfBounds(Stopped):
+    """An answer was stopped because it would have loaded or stored outside of its buffers.
+
+    Attributes:
+        what: "loads a", "stores y": what it does to which buffer, by which two such answers are told apart.
+    """
+
+    def __init__(self, what: str, text: str = "") -> None:
+        super().__init__(text)
+        self.what = what
 
 
 @dataclass

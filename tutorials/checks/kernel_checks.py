@@ -2,5 +2,6 @@
 
 from .chapter_06_quantize_kernel import quantize_rows
 from .chapter_07_product_kernel import product
+from .launches import guard_every_launch
 
-__all__ = ["product", "quantize_rows"]
+__all__ = ["guard_every_launch", "product", "quantize_rows"]

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from .engine import Stopped
+from .engine import OutOfBounds, Stopped
 
 SENTINEL_CODE, SENTINEL_SCALE = -99, -99.0
 DEVICE = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"
@@ -42,6 +42,8 @@ class Buffer:
     tensor: torch.Tensor
     whole: torch.Tensor
     writable: bool
+    #: The entry that the kernel's pointer points to.
+    first: int = 0
 
     @property
     def start(self) -> int:
@@ -92,13 +94,16 @@ class Memory:
         """Runs the kernel.
 
         Raises:
-            Stopped: it loaded or stored outside of its buffers, or raised in one of its lines.
+            OutOfBounds: it loaded or stored outside of its buffers.
+            Stopped: it raised in one of its lines.
         """
         with self._watched(len(grid)) if DEVICE == "cpu" else contextlib.nullcontext():
             kernel[grid](*arguments, **options)
         for buffer in self.buffers:
             if (buffer.whole[buffer.tensor.numel() :] != SENTINEL_CODE).any():
-                raise Stopped(f"the kernel stores beyond the end of {buffer.name}, a buffer of {buffer.tensor.numel()}")
+                raise OutOfBounds(
+                    f"stores {buffer.name}", f"the kernel stores beyond the end of {buffer.name}, a buffer of {buffer.tensor.numel()}"
+                )
 
     @contextlib.contextmanager
     def _watched(self, axes: int) -> Iterator[None]:
@@ -128,17 +133,63 @@ class Memory:
         for buffer in self.buffers:
             inside = (lanes >= buffer.start) & (lanes + size <= buffer.end)
             if stores and not buffer.writable and inside.any():
-                raise Stopped(f"{_program(axes)} stores into {buffer.name}, an input, {_line()}")
+                raise OutOfBounds(f"stores {buffer.name}", f"{_program(axes)} stores into {buffer.name}, an input, {_line()}")
             within |= inside
         if within.all():
             return
         first = int(lanes[~within][0])
         buffer = min(self.buffers, key=lambda b: max(b.start - first, first - b.end))
-        offset = (first - buffer.start) // buffer.entry
+        offset = (first - buffer.start) // buffer.entry - buffer.first
         does = "stores" if stores else "loads"
         advice = f"a mask is missing or too wide, or the offset is not that of {buffer.name}"
-        where = f"offset {offset} of {buffer.name}, a buffer of {buffer.tensor.numel()}"
-        raise Stopped(f"{_program(axes)} {does} {where}, {_line()}\n  ({advice})")
+        where = f"offset {offset} of {buffer.name}, a buffer of {buffer.tensor.numel() - buffer.first}"
+        raise OutOfBounds(f"{does} {buffer.name}", f"{_program(axes)} {does} {where}, {_line()}\n  ({advice})")
+
+
+def guard_every_launch() -> None:
+    """From here on no kernel that Triton's interpreter runs can load or store outside of the tensors that it was given.
+
+    For a notebook, whose process a wrong address would end. Buffers that lie next to each other in memory are not told apart:
+    a checker, which lays them out itself, sees more. On a GPU it does nothing.
+    """
+    if DEVICE != "cpu":
+        return
+    from triton.runtime import interpreter
+
+    executor = interpreter.GridExecutor
+    if getattr(executor.__call__, "guarded", False):
+        return
+    unguarded = executor.__call__
+
+    def guarded(self: Any, *arguments: Any, **options: Any) -> None:
+        memory = Memory()
+        for name, argument in (*zip(self.arg_names, arguments, strict=False), *options.items()):
+            memory.buffers += [_given(name, tensor) for tensor in _tensors(argument)]
+        axes = len(self.grid) if isinstance(self.grid, tuple) else 3
+        with memory._watched(axes):
+            unguarded(self, *arguments, **options)
+
+    guarded.guarded = True  # type: ignore[attr-defined]
+    executor.__call__ = guarded
+
+
+def _tensors(argument: Any) -> Iterator[torch.Tensor]:
+    """The tensors in an argument: itself, the base of a descriptor, the fields of a record."""
+    if isinstance(argument, torch.Tensor):
+        yield argument
+    elif isinstance(argument, tuple):
+        for field in argument:
+            yield from _tensors(field)
+    elif isinstance(getattr(argument, "base", None), torch.Tensor):
+        yield argument.base
+
+
+def _given(name: str, tensor: torch.Tensor) -> Buffer:
+    """All of the memory of a tensor, which may be a view of a part of it."""
+    storage = tensor.untyped_storage()
+    entry = tensor.element_size()
+    whole = torch.empty(0, dtype=tensor.dtype).set_(storage, 0, (storage.nbytes() // entry,), (1,))
+    return Buffer(name, whole, whole, writable=True, first=int(tensor.storage_offset()))
 
 
 class _Watch:

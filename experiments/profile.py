@@ -1,0 +1,187 @@
+"""What a profiler's counters would say of the kernels, without a GPU: counted while the emulator runs their PTX.
+
+    python -m experiments.profile                                 every kernel on sm_80 and sm_90
+    python -m experiments.profile --arch sm_90 --kernel decode    some of them; --out names another record
+    python -m experiments.profile --details                       and each line whose accesses are not the best possible
+
+Counts are of one program in its steady state, in PTX's instructions. Cycles are what each resource of a multiprocessor needs for one
+program, were it alone the bound: floors, no times.
+"""
+
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+from unittest import mock
+
+import torch
+
+import emulator
+from emulator import CEILINGS, Profile
+
+from . import command, machine, records
+from .command import InputError
+from .pages import profile as page
+from .pages import tables as text
+
+HALF = torch.float16
+#: name -> (M, N, K).
+SHAPES = {
+    "large": (4096, 8192, 8192),
+    "medium": (512, 4096, 4096),
+    "decode": (16, 8192, 8192),
+    "decode, 8 rows": (8, 4096, 4096),
+    "decode, 4 rows": (4, 2048, 2048),
+    "decode, one row": (1, 8192, 8192),
+}
+THRESHOLD = 6.0
+#: Outlier columns: 0.1 % of K, as in the paper's larger models.
+COLUMNS = 8
+
+
+def inputs(m: int, k: int) -> torch.Tensor:
+    """X (m, k) with COLUMNS outlier columns; its rows repeat after 64."""
+    x = torch.randn(min(m, 64), k, generator=torch.Generator().manual_seed(1)).clamp(-5, 5).to(HALF).repeat(-(-m // 64), 1)[:m].contiguous()
+    x[:, torch.linspace(5, k - 7, COLUMNS).long()] = 20.0
+    return x
+
+
+def codes(rows: int, k: int, seed: int) -> torch.Tensor:
+    """Any int8 codes."""
+    return torch.randint(-127, 128, (rows, k), dtype=torch.int8, generator=torch.Generator().manual_seed(seed))
+
+
+def weight(n: int, k: int) -> Any:
+    """An absmax weight of any codes."""
+    from fast.weights import QuantizedWeight
+
+    return QuantizedWeight(codes(n, k, 2), torch.rand(n, 1) + 0.5)
+
+
+def scanned(arch: str, shape: str) -> tuple[Profile, float]:
+    """`scan_columns`; the profile, and the bytes that a program moves from and to device memory."""
+    from fast.kernels import outliers
+
+    m, _, k = SHAPES[shape]
+    with emulator.profiling(arch, programs=[0]) as profiler:
+        outliers.scan(inputs(m, k), THRESHOLD, False, False)
+    (found,) = profiler.profiles
+    return found, 2 * m * k / found.grid
+
+
+def quantized(arch: str, shape: str) -> tuple[Profile, float]:
+    """`quantize_rows`, a program that quantizes: after those that list and gather."""
+    from fast.kernels import configurations, quantization
+
+    m, n, k = SHAPES[shape]
+    x, w = inputs(m, k), codes(n, k, 2)
+    splits = configurations.scan_configuration(arch, m, k).splits
+    flags = (x.abs() >= THRESHOLD).any(0).to(torch.uint8).repeat(splits, 1).contiguous()
+    gathering = configurations.gather_configuration(arch, m, k)
+    before = 1 + (0 if gathering is None else -(-m // gathering.rows) + -(-n // gathering.rows))
+    result = quantization.Scanned(flags)
+    with emulator.profiling(arch, programs=[before]) as profiler, mock.patch.object(quantization, "scan", return_value=result):
+        quantization.quantize_regular(x, THRESHOLD, outlier_weight=w)
+    (found,) = profiler.profiles
+    return found, 3 * m * k / (found.grid - before)
+
+
+def multiplied(arch: str, shape: str) -> tuple[Profile, float]:
+    """`product_kernel` with outlier columns, gathered where the tables say so."""
+    from fast.kernels import configurations, product
+    from fast.kernels.operands import Outliers, Quantized
+
+    m, n, k = SHAPES[shape]
+    x, w = inputs(m, k), weight(n, k)
+    which = torch.nonzero((x.abs() >= THRESHOLD).any(0))[:, 0].to(torch.int32)
+    numbers = torch.zeros(k + 1, dtype=torch.int32)
+    numbers[: len(which)], numbers[-1] = which, len(which)
+    found = Outliers(numbers)
+    if gathering := configurations.gather_configuration(arch, m, k):
+        sides = torch.zeros(m, gathering.columns, dtype=HALF), torch.zeros(n, gathering.columns, dtype=torch.int8)
+        sides[0][:, : len(which)], sides[1][:, : len(which)] = x[:, which.long()], w.codes[:, which.long()]
+        found = Outliers(numbers, *sides, gathering.columns)
+    with emulator.profiling(arch, programs=[0]) as profiler:
+        product.quantized_product(x, Quantized(codes(m, k, 3), torch.rand(m, 1), None, None, found), w, torch.zeros(n, dtype=HALF))
+    (profile,) = profiler.profiles
+    return profile, (m * k + n * k + 2 * m * n) / profile.grid
+
+
+def decoded(arch: str, shape: str) -> tuple[Profile, float]:
+    """`decode_kernel`: X comes from device memory once, W as well."""
+    from fast.kernels import decode
+
+    m, n, k = SHAPES[shape]
+    with emulator.profiling(arch, programs=[0]) as profiler:
+        decode.decode_linear(inputs(m, k), weight(n, k), torch.zeros(n, dtype=HALF), THRESHOLD, True)
+    (found,) = profiler.profiles
+    return found, (n * k + 2 * m * k + 2 * m * n) / found.grid
+
+
+RUNS: dict[str, Callable[[str], tuple[Profile, float]]] = {
+    "scan, large": lambda arch: scanned(arch, "large"),
+    "scan, medium": lambda arch: scanned(arch, "medium"),
+    "quantize, large": lambda arch: quantized(arch, "large"),
+    "quantize, medium": lambda arch: quantized(arch, "medium"),
+    "product, large": lambda arch: multiplied(arch, "large"),
+    "product, medium": lambda arch: multiplied(arch, "medium"),
+    "decode, 16 rows": lambda arch: decoded(arch, "decode"),
+    "decode, 8 rows": lambda arch: decoded(arch, "decode, 8 rows"),
+    "decode, 4 rows": lambda arch: decoded(arch, "decode, 4 rows"),
+    "decode, one row": lambda arch: decoded(arch, "decode, one row"),
+}
+
+
+def row(name: str, profile: Profile, hbm_bytes: float) -> dict[str, Any]:
+    """What a record says of one launch; counts per program."""
+    n = profile.programs
+    counts = {name: profile.total(name) / n for name in ("sectors", "fewest_sectors", "wavefronts", "fewest_wavefronts")}
+    found = {
+        "name": name, "arch": profile.arch, "kernel": profile.kernel, "grid": profile.grid, "warps": profile.warps,
+        "registers": profile.registers, "spilled": profile.spilled, "shared": profile.shared,
+        "instructions": {k: v / n for k, v in profile.instructions.most_common()}, **counts,
+        "bytes": {
+            "loads": profile.path("ld.global") / n, "stores": profile.path("st.global") / n, "cp.async": profile.path("cp.async") / n,
+            "tensor copies": profile.path("tensor copy") / n, "shared": (profile.path("shared") + profile.path("matrices")) / n,
+        },
+        "waits": profile.waits / n, "matrix_instructions": profile.matrix_instructions / n,
+        "multiply_adds": sum(entry[1] for entry in profile.matrix.values()) / n,
+    }  # fmt: skip
+    if ceiling := CEILINGS.get(profile.arch):
+        cycles = profile.cycles(ceiling, hbm_bytes)
+        found |= {"cycles": cycles, "bound": max(cycles, key=cycles.__getitem__), "resident": profile.resident(ceiling)}
+    return found
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command."""
+    parser = command.Parser(prog="python -m experiments.profile", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--arch", action="append", choices=emulator.ARCHITECTURES, help="only this architecture (repeatable)")
+    parser.add_argument("--kernel", default="", help="only kernels whose name contains this: scan, quantize, product, decode")
+    parser.add_argument("--details", action="store_true", help="also each line of source whose accesses are not the best possible")
+    parser.add_argument("--out", help="where the record goes; experiments/results/profile.json by default")
+    options = parser.parse_args(arguments)
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        raise InputError("TRITON_INTERPRET=1 replaces the compiler: unset it")
+    wanted = [name for name in RUNS if options.kernel in name]
+    if not wanted:
+        raise InputError(f"--kernel {options.kernel}: no kernel is called so; there are {', '.join(RUNS)}")
+    path = records.output_path(options.out, "profile")
+    architectures = options.arch or list(CEILINGS)
+    record = machine.heading("profile", {"architectures": architectures, "kernels": wanted, "threshold": THRESHOLD, "columns": COLUMNS})
+    rows = []
+    for arch in architectures:
+        for name in wanted:
+            profile, hbm_bytes = RUNS[name](arch)
+            rows.append(row(name, profile, hbm_bytes))
+            if options.details:
+                print(profile, flush=True)
+    print(page.tables(rows, text.table))
+    for written in records.write(path, record | {"ceilings": {a: c._asdict() for a, c in CEILINGS.items()}, "rows": rows}):
+        print(f"wrote {written}")
+    if path == records.output_path(None, "profile"):
+        page.PAGE.write_text(page.with_tables(page.PAGE.read_text(encoding="utf-8"), records.plain(rows)), encoding="utf-8")
+        print(f"wrote {page.PAGE}")
+
+
+if __name__ == "__main__":
+    command.run_command(main)

@@ -1,0 +1,632 @@
+"""The native engine beyond its results, which the whole suite compares: how it is built, chosen, reached, and shared by threads."""
+
+import logging
+import os
+import shutil
+import stat
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from itertools import product as combinations
+from pathlib import Path
+
+import pytest
+import torch
+from tests.guarded import guarded, guarded_buffers
+from torch import nn
+from torch.autograd import forward_ad
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import fast
+from fast import Int8Linear, linear
+from fast.cpu import build, engine, native, product
+from fast.weights import QuantizedWeight
+from tests import native_driver
+from tests.comparison import DTYPES, NATIVE, OUTLIER_WEIGHTS, QUANTIZERS, assert_same
+from tests.strategies import Recipe
+
+ROOT = Path(__file__).resolve().parents[1]
+HERE = [side.name for side in NATIVE if side.name in engine.available()]
+
+needs_a_compiler = pytest.mark.skipif(not HERE, reason="no C compiler")
+engines = pytest.mark.parametrize("name", HERE)
+
+#: Whole registers and not, one row of W and several stripes; few rows of X, which are summed along K, and many.
+SHAPES = [(1, 130, 53), (3, 64, 7), (8, 67, 50), (9, 1, 1), (17, 70, 53), (65, 130, 100), (130, 31, 6)]
+
+
+@pytest.fixture(autouse=True)
+def on_the_cpu():
+    with fast.backend("cpu"):
+        yield
+
+
+def layer(n=53, k=70, dtype=torch.float32, bias=True, **options):
+    w = Recipe((n, k), dtype, 1, exponent=-3).tensor()
+    return Int8Linear.from_float(w, Recipe((n,), dtype, 2).tensor() if bias else None, **options)
+
+
+def activations(m=5, k=70, dtype=torch.float32, outliers="some columns"):
+    return Recipe((m, k), dtype, 3, outliers=outliers).tensor()
+
+
+# Building it.
+
+SMALL = "int answer(void) { return 42; }\n"
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """A cache of its own, and a source that compiles in no time."""
+    source = tmp_path / "small.c"
+    source.write_text(SMALL)
+    monkeypatch.setattr(build, "SOURCE", source)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "llm-int8"
+
+
+def compiler(folder, monkeypatch, script):
+    path = folder / "mycc"
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+    monkeypatch.setenv("CC", str(path))
+
+
+def made(cache):
+    return sorted(path.name for path in cache.iterdir())
+
+
+@needs_a_compiler
+def test_a_library_is_compiled_once_into_a_folder_of_its_user(cache, monkeypatch):
+    assert build.library("small", ()).answer() == 42
+    assert stat.S_IMODE(cache.stat().st_mode) == 0o700
+    assert len(made(cache)) == 1
+    monkeypatch.setattr(build, "_compile", lambda *_: pytest.fail("compiled again"))
+    assert build.library("small", ()).answer() == 42
+
+
+@needs_a_compiler
+def test_another_source_other_flags_or_another_compiler_make_another_library(cache, tmp_path, monkeypatch):
+    build.library("small", ())
+    build.library("small", ("-DOTHER",))
+    compiler(tmp_path, monkeypatch, f'exec {build.find_compiler()} "$@"')
+    build.library("small", ())
+    build.SOURCE.write_text(SMALL.replace("42", "43"))
+    assert build.library("small", ()).answer() == 43
+    assert len(made(cache)) == 4
+
+
+@needs_a_compiler
+def test_a_file_that_was_cut_off_is_made_anew(cache):
+    build.library("small", ())
+    (path,) = cache.iterdir()
+    path.unlink()  # not overwritten: it is loaded
+    path.write_bytes(b"\x7fELF")
+    assert build.library("small", ()).answer() == 42
+
+
+@needs_a_compiler
+@pytest.mark.parametrize("mode", [0o777, 0o770])
+def test_a_folder_that_others_can_write_is_not_used(cache, mode):
+    cache.mkdir(parents=True)
+    cache.chmod(mode)
+    assert build.library("small", ()).answer() == 42
+    assert made(cache) == []
+
+
+@needs_a_compiler
+def test_a_folder_whose_parent_others_can_write_is_not_used(cache):
+    cache.mkdir(parents=True, mode=0o700)
+    cache.parent.chmod(0o777)
+    assert build.library("small", ()).answer() == 42
+    assert made(cache) == []
+    cache.parent.chmod(0o1777)  # as /tmp: nobody can rename what is another's
+    build.library("small", ())
+    assert len(made(cache)) == 1
+
+
+@needs_a_compiler
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can give a file away")
+def test_a_folder_of_another_user_is_not_used(cache):
+    cache.mkdir(parents=True, mode=0o700)
+    os.chown(cache, 12345, -1)
+    assert build.library("small", ()).answer() == 42
+    assert made(cache) == []
+
+
+@needs_a_compiler
+@pytest.mark.parametrize("why", ["a file in the way", "no right to write", "a full disk"])
+def test_without_a_folder_the_library_is_made_for_this_process(cache, tmp_path, monkeypatch, why):
+    if why == "a file in the way":
+        (tmp_path / "cache").write_text("")
+    elif why == "no right to write":
+        allowed = os.access
+        monkeypatch.setattr(os, "access", lambda path, mode: not mode & os.W_OK and allowed(path, mode))
+    else:
+        whole, compile_it = [], build._compile
+
+        def full(command, target):
+            if not whole:
+                whole.append(target)
+                raise OSError(28, "No space left on device")
+            compile_it(command, target)
+
+        monkeypatch.setattr(build, "_compile", full)
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setattr(build.tempfile, "tempdir", str(temporary))
+    assert build.library("small", ()).answer() == 42
+    assert list(temporary.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("script", "said"),
+    [
+        ("echo 'x.c:1: error: boom' >&2; exit 1", "did not compile native.c: x.c:1: error: boom"),
+        ("exit 0", "did not compile native.c: it made nothing"),
+        ('for last; do :; done; while [ "$1" != -o ]; do shift; done; echo text > "$2"', "does not load"),
+        ("sleep 60", "did not compile native.c: .* timed out"),
+    ],
+)
+def test_a_broken_compiler_is_named(cache, tmp_path, monkeypatch, script, said):
+    monkeypatch.setattr(build, "TIME_LIMIT", 1)
+    compiler(tmp_path, monkeypatch, script)
+    with pytest.raises(build.BuildError, match=said):
+        build.library("small", ())
+    assert not any(name.startswith(".compiling") for name in made(cache))
+
+
+def test_no_compiler_is_named(cache, monkeypatch):
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(build.BuildError, match="no C compiler: cc or gcc or clang is not on PATH"):
+        build.library("small", ())
+    monkeypatch.setenv("CC", "no-such-compiler")
+    with pytest.raises(build.BuildError, match="no C compiler: no-such-compiler is not on PATH"):
+        build.library("small", ())
+
+
+ALONE = """
+import importlib.util, sys
+spec = importlib.util.spec_from_file_location("build", sys.argv[1])
+build = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(build)
+build.SOURCE = build.Path(sys.argv[2])
+print(build.library("small", ()).answer())
+"""
+
+
+@needs_a_compiler
+def test_processes_may_build_at_the_same_time(cache):
+    command = [sys.executable, "-c", ALONE, build.__file__, str(build.SOURCE)]
+    running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(4)]
+    assert [process.communicate()[0] for process in running] == ["42\n"] * 4
+    assert len(made(cache)) == 1
+
+
+# Choosing it.
+
+
+@pytest.fixture
+def choose(monkeypatch):
+    """Chooses as in a new process, on a processor with these features (None: this one)."""
+
+    def chosen(features=None):
+        if features is not None:
+            monkeypatch.setattr(engine, "features", lambda: frozenset(features))
+        return engine._choose.__wrapped__()
+
+    return chosen
+
+
+@needs_a_compiler
+def test_the_fastest_instructions_of_the_processor_are_taken(choose):
+    best = engine.available()[0]
+    assert choose() == (engine.Engine(best, "the fastest instructions that this processor has"), engine.forced(best))
+    assert fast.cpu_engine().name in (best, "torch")
+
+
+@pytest.mark.parametrize(
+    ("features", "names"),
+    [
+        ((), ["portable"]),
+        (("avx2", "fma"), ["portable"]),
+        (("avx2", "fma", "f16c"), ["avx2", "portable"]),
+        (("avx2", "fma", "f16c", "avx_vnni"), ["avx_vnni", "avx2", "portable"]),
+        (("avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512dq", "avx512vl"), ["avx2", "portable"]),
+        (("avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_vnni"), ["avx512_vnni", "avx2", "portable"]),
+        (("asimd", "asimddp"), ["neon_dotprod", "portable"]),
+    ],
+)
+def test_instructions_need_all_of_their_features(features, names, monkeypatch):
+    monkeypatch.setattr(engine, "features", lambda: frozenset(features))
+    assert engine.available() == names
+
+
+@needs_a_compiler
+def test_what_multiplies_wrongly_or_does_not_compile_is_passed_over(choose, monkeypatch):
+    best, *others = engine.available()
+    if not others:
+        pytest.skip("one set of instructions only")
+    kept, monkeypatched = engine.forced, []
+
+    def refuse(name):
+        if name == best:
+            monkeypatched.append(name)
+            raise build.BuildError("no such flag")
+        return kept(name)
+
+    monkeypatch.setattr(engine, "forced", refuse)
+    assert choose()[0] == engine.Engine(others[0], f"tried before it: {best}: no such flag")
+    assert monkeypatched
+
+
+class Wrong:
+    """An engine whose product is off by one in one place."""
+
+    def __init__(self, place):
+        self.place = place
+
+    def int8_matmul(self, a, b):
+        acc = a.int() @ b.int().T
+        acc[self.place(*acc.shape)] += 1
+        return acc
+
+
+@pytest.mark.parametrize("place", [lambda m, n: (0, 0), lambda m, n: (m - 1, n - 1), lambda m, n: (m // 2, n // 2)])
+def test_the_self_test_sees_one_wrong_sum(place):
+    assert not engine.is_exact(Wrong(place))
+
+
+def test_the_self_test_sees_sums_that_saturate(monkeypatch):
+    exact = Wrong(lambda m, n: (slice(0), slice(0)))
+    assert engine.is_exact(exact)
+    right = exact.int8_matmul
+    monkeypatch.setattr(exact, "int8_matmul", lambda a, b: right(a, b).clamp(max=130 * 127 * 128 - 1))
+    assert not engine.is_exact(exact)
+
+
+def test_without_a_compiler_torch_operations_compute_and_one_line_says_so(choose, monkeypatch, caplog):
+    def refuse(name):
+        raise build.BuildError("no C compiler: cc is not on PATH")
+
+    monkeypatch.setattr(engine, "forced", refuse)
+    with caplog.at_level(logging.INFO):
+        chosen = choose()
+    assert chosen == (engine.Engine("torch", "no C compiler: cc is not on PATH"), None)
+    (record,) = caplog.records
+    assert "\n" not in record.getMessage()
+    assert "no C compiler: cc is not on PATH" in record.getMessage()
+
+
+def test_the_environment_turns_it_off_silently(choose, monkeypatch, caplog):
+    monkeypatch.setenv("LLM_INT8_NATIVE", "0")
+    assert choose() == (engine.Engine("torch", "LLM_INT8_NATIVE=0"), None)
+    assert not caplog.records
+
+
+FRESH = """
+import torch, fast
+layer = fast.Int8Linear.from_float(torch.eye(64))
+x = torch.arange(64.0)[None]
+print(fast.cpu_engine().name, bool(((layer(x) - x).abs() < 0.5).all()))
+"""
+
+
+def test_a_process_without_a_compiler_computes_all_the_same(tmp_path):
+    environment = {"PATH": str(tmp_path), "HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", FRESH], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout == "torch True\n"
+    assert len(done.stderr.splitlines()) == 1
+    assert "no C compiler" in done.stderr
+
+
+@pytest.mark.parametrize(("route", "rows", "is_native"), [("int8", 100, True), ("packed", 8, True), ("packed", 9, False)])
+def test_many_rows_are_onednns_where_it_packs(route, rows, is_native, monkeypatch):
+    computes = object()
+    monkeypatch.setattr(engine, "_choose", lambda: (None, computes))
+    with product.route(route):
+        assert (engine.implementation("cpu", rows) is computes) == is_native
+        assert engine.for_all_rows() is (None if route == "packed" else computes)
+
+
+def test_an_engine_that_cannot_run_here_is_named(monkeypatch):
+    monkeypatch.setattr(engine, "features", lambda: frozenset())
+    monkeypatch.setattr(engine, "_forced", {})
+    with pytest.raises(RuntimeError, match="avx2 cannot run here: this processor does not have the instructions avx2; it has portable"):
+        engine.implementation("avx2", 1)
+    monkeypatch.setattr(engine, "_choose", lambda: (engine.Engine("torch", "LLM_INT8_NATIVE=0"), None))
+    with pytest.raises(RuntimeError, match="the native engine cannot run here: LLM_INT8_NATIVE=0"):
+        engine.implementation("native", 1)
+    with pytest.raises(ValueError, match=r"backend must be one of .*'torch', 'native', 'avx512_vnni'"), fast.backend("c"):
+        pass
+
+
+# The short way.
+
+
+class Mode(TorchDispatchMode):
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):
+        return function(*arguments, **(options or {}))
+
+
+class FunctionMode(TorchFunctionMode):
+    def __torch_function__(self, function, types, arguments=(), options=None):
+        return function(*arguments, **(options or {}))
+
+
+class Subclass(torch.Tensor):
+    pass
+
+
+def under(context):
+    def call(layer, x):
+        with context():
+            return layer(x)
+
+    return call
+
+
+def with_gradient(layer, x):
+    return layer(x.clone().requires_grad_()).detach()
+
+
+def with_gradient_to_the_bias(layer, x):
+    layer.bias.requires_grad_()
+    try:
+        return layer(x).detach()
+    finally:
+        layer.bias.requires_grad_(False)
+
+
+def with_a_tangent(layer, x):
+    with torch.no_grad(), forward_ad.dual_level():
+        return layer(x)
+
+
+def negated_view(layer, x):
+    y = torch.complex(torch.zeros_like(x), -x).conj().imag
+    assert y.is_neg()
+    return layer(y)
+
+
+def with_another_weight(layer, x):
+    return torch.func.functional_call(layer, {"weight": layer.weight.detach().clone()}, (x,))
+
+
+LISTENERS = {
+    "gradient": with_gradient,
+    "gradient to the bias": with_gradient_to_the_bias,
+    "forward mode": with_a_tangent,
+    "autocast": lambda layer, x: under(lambda: torch.autocast("cpu", torch.bfloat16))(layer, x).float(),
+    "dispatch mode": under(Mode),
+    "function mode": under(FunctionMode),
+    "subclass": lambda layer, x: layer(x.as_subclass(Subclass)).as_subclass(torch.Tensor),
+    "negated view": negated_view,
+    "functional call": with_another_weight,
+    "profiler": under(lambda: torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU])),
+    "compile": lambda layer, x: torch.compile(layer, backend="eager", fullgraph=True)(x),
+    "trace": lambda layer, x: torch.jit.trace(layer, x, check_trace=False)(x),
+    "export": lambda layer, x: torch.export.export(layer, (x,)).module()(x),
+    "torch's engine": under(lambda: fast.backend("torch")),
+}
+
+
+@pytest.fixture
+def operator_calls(monkeypatch):
+    """Counts the calls that go through the operator."""
+    calls, operator = [], linear.int8_linear
+
+    def counted(*arguments):
+        calls.append(1)
+        return operator(*arguments)
+
+    monkeypatch.setattr(linear, "int8_linear", counted)
+    torch.compiler.reset()
+    return calls
+
+
+@needs_a_compiler
+@pytest.mark.filterwarnings("ignore")  # torch.jit's own
+@pytest.mark.parametrize("listener", LISTENERS)
+def test_whoever_listens_gets_the_operator_and_the_same_bits(listener, operator_calls):
+    ours, x = layer(), activations(outliers="none")
+    with fast.backend("native"):
+        expected = ours(x)
+        assert not operator_calls
+        y = LISTENERS[listener](ours, x)
+    assert operator_calls
+    assert_same(y, expected.bfloat16().float() if listener == "autocast" else expected)
+
+
+@needs_a_compiler
+@pytest.mark.parametrize("outlier_weight", OUTLIER_WEIGHTS)
+@pytest.mark.parametrize("quantizer", QUANTIZERS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("leading", [(), (1,), (9,), (2, 3), (0,), (2, 0)])
+def test_the_short_way_gives_the_operators_bits(leading, dtype, quantizer, outlier_weight, operator_calls):
+    ours = layer(dtype=dtype, quantizer=quantizer, outlier_weight=outlier_weight)
+    x = Recipe((*leading, 70), dtype, 4, outliers="one").tensor()
+    with fast.backend("native"):
+        y = ours(x)
+        with torch.inference_mode():
+            assert_same(ours(x), y)
+        assert not operator_calls
+        with Mode():
+            assert_same(ours(x), y)
+    assert operator_calls
+
+
+@needs_a_compiler
+def test_what_the_operator_refuses_goes_to_it(operator_calls):
+    ours = layer()
+    with fast.backend("native"):
+        for x, error in ((torch.ones(3, 69), ValueError), (torch.ones(3, 70).double(), TypeError), (torch.tensor(1.0), ValueError)):
+            with pytest.raises(error):
+                ours(x)
+        assert len(operator_calls) == 3
+        assert ours(torch.ones(3, 70, device="meta")).is_meta if ours.to("meta") else False
+
+
+@engines
+def test_shapes_that_do_not_fit_are_refused_before_any_memory_is_read(name):
+    x, codes = torch.ones(2, 4), torch.ones(3, 4, dtype=torch.int8)
+    wrong = [
+        (QuantizedWeight(codes, torch.ones(2, 1)), None),
+        (QuantizedWeight(codes[:, :3].contiguous(), torch.ones(3, 1)), None),
+        (QuantizedWeight(codes, None, torch.ones(3, 1), torch.zeros(1, 1, dtype=torch.int32)), None),
+        (QuantizedWeight(codes, torch.ones(3, 1), None, None, torch.ones(2, 4)), None),
+        (QuantizedWeight(codes, torch.ones(3, 1)), torch.ones(2)),
+    ]
+    for weight, bias in wrong:
+        with pytest.raises(ValueError, match="do not fit"):
+            engine.forced(name).linear(x, weight, bias, 6.0, True)
+
+
+@needs_a_compiler
+def test_every_write_to_a_weight_holds_from_the_next_call_on():
+    # Also one that Torch does not count: nothing that follows from the weight is kept.
+    ours, other = layer(bias=False), layer(bias=False)
+    x = activations()
+    with fast.backend("native"):
+        before = ours(x)
+        ours.weight.data.neg_()
+        assert_same(ours(x), -before)
+        ours.weight_absmax.data.mul_(2)
+        assert_same(ours(x), -2 * before)
+        ours.weight.data, ours.weight_absmax.data = other.weight.data, other.weight_absmax.data
+        assert_same(ours(x), before)
+
+
+# Threads.
+
+
+@pytest.fixture
+def threads():
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+def results(name, m, k, n, dtype=torch.bfloat16):
+    """Everything that the engine computes of one shape, with more work than one thread does alone."""
+    chosen = engine.forced(name)
+    x, w = activations(m, k, dtype), Recipe((n, k), dtype, 1).tensor()
+    for quantizer, per_row in combinations(QUANTIZERS, (True, False)):
+        weight = QuantizedWeight.from_float(w, "vector" if per_row else "tensor", quantizer)
+        yield chosen.linear(x, weight, None, 6.0, per_row)
+        yield from (t for t in chosen.quantize(x, per_row, quantizer) if t is not None)
+    yield chosen.outlier_columns(x, 6.0)
+    yield chosen.int8_matmul(weight.codes, weight.codes[:m])
+
+
+@engines
+@pytest.mark.parametrize("pool", ["Torch's", "own"])
+@pytest.mark.parametrize(("m", "k", "n"), [(1, 700, 900), (7, 300, 400), (130, 70, 100), (70, 300, 31)])
+def test_results_are_the_same_bits_for_any_number_of_threads(name, pool, m, k, n, threads, monkeypatch):
+    if pool == "own":
+        monkeypatch.setattr(native, "_pool", 0)
+    threads(1)
+    expected = list(results(name, m, k, n))
+    for count in (2, 3):
+        threads(count)
+        for actual, one in zip(results(name, m, k, n), expected, strict=True):
+            assert_same(actual, one)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere Torch may have another pool, or none")
+def test_torchs_own_pool_is_found():
+    assert native._openmp()
+
+
+@needs_a_compiler
+def test_threads_may_share_a_layer(threads):
+    threads(2)
+    ours, inputs = layer(900, 300, torch.bfloat16), [activations(m, 300, torch.bfloat16) for m in (1, 5, 130)] * 20
+
+    def call(x):
+        with fast.backend("native"):
+            return ours(x)
+
+    expected = [call(x) for x in inputs[:3]] * 20
+    with ThreadPoolExecutor(4) as pool:
+        for y, one in zip(pool.map(call, inputs), expected, strict=True):
+            assert_same(y, one)
+
+
+FORKED = """
+import os, torch, fast
+torch.set_num_threads(2)
+layer, x = fast.Int8Linear.from_float(torch.randn(900, 300)), torch.randn(130, 300)
+with fast.backend("native"), torch.no_grad():
+    before = layer(x).numpy().tobytes()
+    child = os.fork()
+    same = layer(x).numpy().tobytes() == before  # not torch.equal, which would wait for the pool's threads
+    if child == 0:
+        os._exit(0 if same else 1)
+    print(same, os.waitpid(child, 0)[1])
+"""
+
+
+@needs_a_compiler
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+def test_a_process_may_fork_after_a_layer_was_called():
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore", "TRITON_INTERPRET": "0"}
+    done = subprocess.run([sys.executable, "-c", FORKED], env=environment, capture_output=True, text=True, timeout=120)
+    assert (done.stdout, done.returncode) == ("True 0\n", 0), done.stderr
+
+
+# Memory.
+
+
+@engines
+@pytest.mark.parametrize("at", ["start", "end"])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_nothing_beside_its_tensors_is_touched(name, at, shape):
+    m, k, n = shape
+    chosen = engine.forced(name)
+    for dtype, quantizer, outlier_weight in combinations(DTYPES, QUANTIZERS, OUTLIER_WEIGHTS):
+        x, w, bias = activations(m, k, dtype), Recipe((n, k), dtype, 1, exponent=-3).tensor(), Recipe((n,), dtype, 2).tensor()
+        weight = QuantizedWeight.from_float(w, "vector", quantizer, outlier_weight)
+        expected = chosen.linear(x, weight, bias, 6.0, True)
+        placed = QuantizedWeight(*(None if t is None else guarded(t, at) for t in weight))
+        with guarded_buffers(at):
+            assert_same(chosen.linear(guarded(x, at), placed, guarded(bias, at), 6.0, True), expected)
+            for per_row in (True, False):
+                chosen.quantize(guarded(x, at), per_row, quantizer)
+            chosen.outlier_columns(guarded(x, at), 6.0)
+    with guarded_buffers(at):
+        codes = guarded(weight.codes, at)
+        assert_same(chosen.int8_matmul(codes, codes), codes.int() @ codes.int().T)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the driver is a program for Linux")
+@engines
+def test_sanitizers_find_nothing(name, threads):
+    checked, ours = native_driver.sanitized(name), engine.forced(name)
+    threads(2)
+    for m, k, n in (*SHAPES, (0, 5, 3), (5, 0, 3), (3, 5, 0), (2, 70_000, 3), (70, 300, 100)):
+        for dtype, quantizer, outlier_weight, layout in combinations(
+            DTYPES, QUANTIZERS, OUTLIER_WEIGHTS, ("contiguous", "every other row")
+        ):
+            x = Recipe((m, k), dtype, 3, outliers="some columns", layout=layout, spoiled=("nan", "inf") if m > 2 else ()).tensor()
+            w, bias = Recipe((n, k), dtype, 1, exponent=-3).tensor(), Recipe((n,), dtype, 2).tensor()
+            weight = QuantizedWeight.from_float(w, "vector", quantizer, outlier_weight)
+            assert_same(checked.linear(x, weight, bias, 6.0, True), ours.linear(x, weight, bias, 6.0, True))
+            for a, b in zip(checked.quantize(x, False, quantizer), ours.quantize(x, False, quantizer), strict=True):
+                if a is not None:
+                    assert_same(a, b)
+            assert_same(checked.outlier_columns(x, 6.0), ours.outlier_columns(x, 6.0))
+            assert_same(checked.int8_matmul(weight.codes, weight.codes), ours.int8_matmul(weight.codes, weight.codes))
+
+
+def test_printing_a_model_does_not_tell_of_engines():
+    model = nn.Sequential(layer())
+    shown = repr(model)
+    model(activations())
+    assert repr(model) == shown
+
+
+def test_the_suite_has_a_native_side_wherever_there_is_a_compiler():
+    assert bool(NATIVE) == any(shutil.which(name) for name in ("cc", "gcc", "clang"))
