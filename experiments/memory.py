@@ -215,12 +215,15 @@ def peak_bytes(run: Callable[[], object]) -> int:
 
 
 def measured_workspace(model: torch.nn.Module, architecture: Architecture, tokens: int) -> int:
-    """The input, and the most that its product needs beyond it, of the layer that is predicted to need most."""
+    """The input, and the most that its product needs beyond it, of the layer that is predicted to need most.
+
+    Of the engine of Torch operations: the native one holds less, in memory of its own that Torch's profiler does not see.
+    """
     widest = max(architecture.linears, key=lambda one: HALF * (one.n + one.k) + CODE * one.k)
     layer = next(m for m in engines.linear_layers(model).values() if m.weight.shape == (widest.n, widest.k))
     x = torch.ones(tokens, widest.k, dtype=torch.bfloat16)
-    with torch.inference_mode():
-        layer(x)  # what is derived from the weight at the first call is not workspace
+    with torch.inference_mode(), fast.backend("torch"):
+        layer(x)  # what is made once, at the first call, is not workspace
     return x.numel() * x.element_size() + peak_bytes(lambda: layer(x))
 
 
