@@ -224,7 +224,7 @@ def measured_workspace(model: torch.nn.Module, architecture: Architecture, token
     x = torch.ones(tokens, widest.k, dtype=torch.bfloat16)
     with torch.inference_mode(), fast.backend("torch"):
         layer(x)  # what is made once, at the first call, is not workspace
-    return x.numel() * x.element_size() + peak_bytes(lambda: layer(x))
+        return x.numel() * x.element_size() + peak_bytes(lambda: layer(x))
 
 
 def compare(load: Callable[[], torch.nn.Module], name: str, context: int) -> list[dict[str, Any]]:
