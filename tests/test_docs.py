@@ -28,7 +28,7 @@ PROSE = [ROOT / path for path in sorted(FILES) if path.endswith((".py", ".md", "
 RUNNABLE = [ROOT / "README.md", ROOT / "docs" / "index.md"]
 NAMED_FILE = re.compile(r"(?<![\w/.*{<}-])((?:\.\./)*(?:[\w-]+/)*[\w-]+\.(?:py|md|toml|yml|ipynb|json|css|js))\b(?![\w(])")
 #: A placeholder, a record that a command will write, a file of a saved model, one that a how-to page has its reader write.
-FOREIGN = re.compile(r"\b[A-Z]{2,}[_.]|-cuda\.json|\bconfig\.json|\bsoftmax\.py")
+FOREIGN = re.compile(r"\b[A-Z]{2,}[_.]|-cuda\.json|\bconfig\.json|\b(?:softmax|check)\.py")
 NAMED_COMMAND = re.compile(r"python -m (\w+)\.([\w.]+\w)")
 
 
