@@ -73,11 +73,9 @@ def sites(ptx: str) -> Iterator[FaultSite]:
             yield FaultSite("turn a predicate", number, turned)
         elif found := re.search(r"\bsetp\.(lt|le|gt|ge|eq|ne)\.", code):
             yield FaultSite("turn a comparison", number, code[: found.start(1)] + OPPOSITE[found[1]] + code[found.end(1) :])
-        elif found := re.search(r"\[[%\w]+\+?(\d*)\]", code):
-            # Not a parameter's offset.
-            if "ld.param" not in code and re.search(r"\b(ld|st|ldmatrix|stmatrix)\b", code):
-                inner = found[0][1:-1].split("+")[0]
-                shifted = f"[{inner}+{int(found[1] or 0) + 16}]"
+        elif found := re.search(r"\[\s*(%\w+)(?:\s*\+\s*(\d+))?\s*\]", code):
+            if re.search(r"\b(ld|st|ldmatrix|stmatrix)\b", code):
+                shifted = f"[{found[1]}+{int(found[2] or 0) + 16}]"
                 yield FaultSite("shift an address", number, code[: found.start()] + shifted + code[found.end() :])
         elif found := re.search(r"\b(shl|shr)\.\w+\s+(\S+), (\S+), (\d+);", code):
             yield FaultSite("shift a shift", number, code[: found.start(4)] + str(int(found[4]) + 1) + code[found.end(4) :])
