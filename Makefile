@@ -51,12 +51,13 @@ test-compiled: $(VENV)/test ## the kernels' tests on four emulated GPUs
 	done
 
 machine-faults: $(VENV)/test ## faults put into the machine code; the emulator has to find them
-	$(RUN) -m tests.machine_faults --out experiments/results/machine_faults.json
+	$(RUN) -m tests.tools.machine_faults --out experiments/results/machine_faults.json
 
-lint: $(VENV)/test ## ruff and mypy
+lint: $(VENV)/test ## ruff, mypy, and whether the result pages are those that the records give
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
+	$(RUN) -m experiments.report --check
 
 format: $(VENV)/test ## what ruff can mend by itself
 	$(RUN) -m ruff check --fix .

@@ -89,7 +89,7 @@ def parse(text: str) -> Kernel:
     threads = re.search(r"\.(?:reqntid|maxntid) (\d+)", header)
     if name is None or threads is None:
         raise Unsupported("a kernel needs .reqntid")
-    first = head.count("\n") + header.count("\n") + 2
+    first = head.count("\n") + header.count("\n") + 3  # the line after the brace
     files = {int(number): path for number, path in FILE.findall(text)}
     body, places = _places(body, first, files)
     return Kernel(name[1], _parameters(header), *_statements(body, first, places), int(threads[1]))

@@ -23,9 +23,10 @@ import fast
 from fast import Int8Linear
 from fast.huggingface import Int8Config
 
-from . import records
-from .models import InputError
+from . import machine, records
+from .command import InputError
 from .pages import architectures as page
+from .pages import tables
 
 Inputs = dict[str, Tensor]
 
@@ -341,8 +342,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     transformers.utils.logging.disable_progress_bar()
     with fast.backend("cpu"):
         rows = [try_steps(name) for name in tqdm(chosen, desc="architectures", disable=None)]
-    record = records.heading("architectures", {"steps": list(STEPS)}) | {"rows": rows}
-    print(records.table(*page.table(record)))
+    record = machine.heading("architectures", {"steps": list(STEPS)}) | {"rows": rows}
+    print(tables.table(*page.table(record)))
     for row in rows:
         for step, outcome in row["steps"].items():
             if outcome not in page.SHOWN:

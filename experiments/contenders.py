@@ -1,7 +1,7 @@
 """What is timed, and what each result is checked against before it is.
 
-A contender is prepared from W (N, K) in bfloat16, as a model is once, then bound to X (M, K), and gives a call without arguments.
-What it returns is held against computations that share nothing with it: a product in float64, the NumPy
+A contender is prepared from W (N, K) in bfloat16, once, as in a model; bound to X (M, K), it gives a call without arguments.
+Its result is compared with computations that share nothing with it: a product in float64, the NumPy
 reference, and, entry by entry over all of Y, a product in float32.
 """
 
@@ -34,7 +34,6 @@ SAMPLE_ROWS, SAMPLE_COLUMNS = 16, 64
 #: Rows of Y that are compared at a time.
 BLOCK = 1024
 
-
 #: From X (M, K) to a call that is timed.
 Bind = Callable[[Tensor], Call]
 
@@ -50,12 +49,12 @@ class Work(NamedTuple):
     operations: dict[str, int]
 
     def floor(self, bandwidth: float, rates: dict[str, float]) -> float:
-        """Seconds below which it cannot be done at `bandwidth` bytes and `rates` operations a second."""
+        """Seconds below which it cannot be done at `bandwidth` bytes and `rates` operations per second."""
         return max(self.bytes / bandwidth, sum(count / rates[unit] for unit, count in self.operations.items()))
 
 
 class Activations(NamedTuple):
-    """X (M, K) with outlier columns, and the same with ordinary entries in their place."""
+    """X (M, K) with outlier columns, and the same with ordinary entries instead."""
 
     x: Tensor
     clean: Tensor
@@ -240,7 +239,7 @@ class Contender:
         work: what it has to do at least, from a shape.
         clean: whether it reads the X without outliers.
         stage: it is a part of our layer, not a layer.
-        foreign: it may fail where the device or the shape does not suit it.
+        foreign: it may fail where the device or the shape is unsuitable.
         capturable: its call can be captured into a CUDA graph: it does not make the host wait.
     """
 
@@ -447,7 +446,7 @@ def product_work(s: Shape) -> Work:
 
 
 def detect_work(s: Shape) -> Work:
-    """X read, a byte a column written."""
+    """X read, one byte per column written."""
     return Work(2 * s.m * s.k + s.k, {})
 
 

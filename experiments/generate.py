@@ -8,7 +8,6 @@ model must be the one that `experiments.perplexity` makes of the float model in 
 """
 
 import argparse
-import sys
 import tempfile
 from collections.abc import Sequence
 from typing import Any
@@ -22,9 +21,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from fast.huggingface import Int8Config
 from fast.selection import size_of
 
-from . import command, machine, models, numpy_llama, perplexity, records
+from . import command, machine, records
 from .command import InputError
-from .perplexity import OutlierShare, Setting
+from .lm import engines, losses, models, numpy_llama
+from .lm.engines import OutlierShare
+from .lm.methods import Setting
+from .pages.generate import section
 
 PROMPTS = ("The capital of France is", "Water boils at", "def factorial(n):", "Once upon a time, there was a")
 METHOD = "llm-int8-absmax"
@@ -56,10 +58,10 @@ def sizes(model: nn.Module, int8: nn.Module) -> list[dict[str, Any]]:
     ]
 
 
-def losses(model: nn.Module, setting: Setting, windows: Sequence[NDArray[np.int64]]) -> NDArray[np.float64]:
+def losses_of(model: nn.Module, setting: Setting, windows: Sequence[NDArray[np.int64]]) -> NDArray[np.float64]:
     """Mean loss of each window, one window at a time, by the fast engine of `experiments.perplexity`."""
     wide = numpy_llama.unsupported(model.config) is None
-    with perplexity.fast_engine(model, setting, OutlierShare(), wide) as loss_of:
+    with engines.fast_engine(model, setting, OutlierShare(), wide) as loss_of:
         return np.concatenate([loss_of(tokens[i : i + 1]) for tokens in windows for i in range(len(tokens))])
 
 
@@ -69,12 +71,12 @@ def compare(model: nn.Module, int8: nn.Module, threshold: float | None, windows:
     Raises:
         NotTheSameError: the last two differ in any window, in any bit.
     """
-    loaded = losses(int8, Setting("float32"), windows)  # nothing is left to quantize
-    in_memory = losses(model, Setting(METHOD, threshold=threshold, outlier_weight=POLICY), windows)
+    loaded = losses_of(int8, Setting("float32"), windows)  # nothing is left to quantize
+    in_memory = losses_of(model, Setting(METHOD, threshold=threshold, outlier_weight=POLICY), windows)
     if not np.array_equal(loaded, in_memory):
         raise NotTheSameError(f"losses through from_pretrained {loaded.tolist()}, through quantize_model {in_memory.tolist()}")
-    names = {"float": losses(model, Setting("float32"), windows), "from_pretrained": loaded, "quantize_model": in_memory}
-    return {name: perplexity.perplexity(found) for name, found in names.items()}
+    names = {"float": losses_of(model, Setting("float32"), windows), "from_pretrained": loaded, "quantize_model": in_memory}
+    return {name: losses.perplexity(found) for name, found in names.items()}
 
 
 def continuation(model: nn.Module, prompt: torch.Tensor, new: int) -> list[int]:
@@ -98,40 +100,6 @@ def written(model: nn.Module, int8: nn.Module, tokenizer: Any, prompts: Sequence
         texts = {"float": tokenizer.decode(theirs), "int8": tokenizer.decode(ours)}
         rows.append({"prompt": prompt, **texts, "tokens": len(theirs), "equal": equal_first(ours, theirs)})
     return rows
-
-
-def section(record: dict[str, Any]) -> str:
-    """The record as Markdown."""
-    settings, found = record["settings"], record["perplexity"]
-    table = [[row["part"], _mb(row["float"]), _mb(row["int8"]), f"{row['int8'] / row['float']:.2f}"] for row in record["bytes"]]
-    sizes = records.markdown(["", f"{settings['dtype']}, MB", "int8, MB", "ratio"], table)
-    quality = (
-        f"Perplexity: {found['float']:#.4g} in {settings['dtype']}, {found['from_pretrained']:#.4g} in int8. "
-        "The loss of each window has the same bits as that of a model quantized in memory; the command fails if not."
-    )
-    texts = "\n\n".join(map(_text, record["texts"]))
-    return f"""## A model in int8 through `from_pretrained`
-
-{records.text_of(settings)}; {records.provenance(record)}.
-
-{sizes}
-
-{quality}
-
-What both write after a prompt, always taking the likeliest token:
-
-{texts}
-"""
-
-
-def _mb(size: int) -> str:
-    return f"{size / 1e6:.1f}"
-
-
-def _text(row: dict[str, Any]) -> str:
-    lines = [f"prompt  {row['prompt']!r}", f"float   {row['float']!r}", f"int8    {row['int8']!r}"]
-    equal = f"All {row['tokens']}" if row["equal"] == row["tokens"] else f"The first {row['equal']} of {row['tokens']}"
-    return "```text\n" + "\n".join(lines) + f"\n```\n\n{equal} tokens are equal."
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -164,8 +132,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "texts": written(model, int8, tokenizer, options.prompt, options.new),
         }
     )
-    print(section(record))
-    print("wrote", *records.write(out, record), file=sys.stderr)
+    records.finish(out, record, shown=[section(record)])
 
 
 if __name__ == "__main__":

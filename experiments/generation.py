@@ -1,4 +1,4 @@
-"""How fast a whole model is: tokens a second of prefill and of decoding, int8 against float.
+"""How fast a whole model is: tokens per second of prefill and of decoding, int8 against float.
 
     python -m experiments.generation                         SmolLM2 on the GPU if there is one, else on the CPU
     python -m experiments.generation --prompt 512 --new 32 --rounds 10
@@ -10,14 +10,11 @@ the bfloat16 one and is then on disk; one that is wrong is recorded with the rea
 
 import argparse
 import copy
-import json
-import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -25,14 +22,12 @@ from tqdm import tqdm
 
 import fast
 
-from . import command, contenders, machine, models, records, timing
-from .charts import spread
+from . import command, contenders, machine, records, timing
 from .command import InputError
 from .contenders import WrongResult
 from .journal import Journal
-
-BASELINE = "bf16"
-KINDS = {"prefill": "prefill", "decode": "decoding"}
+from .lm import models
+from .pages.generation import BASELINE, KINDS, pictures, section
 
 #: How far a model's next-token distributions may be from float32's, by their mean Kullback-Leibler divergence, in nats. LLM.int8() costs
 #: SmolLM2 a few hundredths; the bound is there to catch a broken model, not to rank them.
@@ -101,7 +96,7 @@ def decode(model: nn.Module, prompt: Tensor, count: int, now: Callable[[], float
 
 
 def samplers(model: nn.Module, prompt: Tensor, context: int, count: int, now: Callable[[], float]) -> dict[str, timing.Sampler]:
-    """What is timed of a model: seconds a token of prefill over the prompt, and of decoding after its first `context` tokens."""
+    """What is timed of a model: seconds per token of prefill over the prompt, and of decoding after its first `context` tokens."""
 
     def prefill_seconds() -> float:
         start = now()
@@ -193,58 +188,6 @@ def agreement(tokens: Sequence[int], expected: Sequence[int]) -> int:
     return next((i for i, (a, b) in enumerate(zip(tokens, expected, strict=True)) if a != b), len(tokens))
 
 
-def pictures(record: dict[str, Any]) -> Iterator[Any]:
-    """The record's one picture: tokens a second of each model, prefill and decoding, with quartiles."""
-    rows = record["rows"]
-    with records.figure(8, 1 + 0.4 * len(rows), columns=2) as (figure, axes):
-        for ax, kind in zip(axes, KINDS, strict=True):
-            speed = [row[kind]["tokens_per_second"] for row in rows]
-            median, low, high = (np.array([s[key] for s in speed]) for key in ("median", "low", "high"))
-            colors = [records.GREY if row["model"] in ("fp32", BASELINE) else records.BLUE for row in rows]
-            ax.barh(range(len(rows)), median, xerr=[median - low, high - median], color=colors, ecolor=records.ORANGE, height=0.6)
-            ax.set_yticks(range(len(rows)), [row["label"] for row in rows] if kind == "prefill" else [])
-            ax.invert_yaxis()
-            ax.set_title(KINDS[kind])
-            ax.set_xlabel("tokens a second")
-        yield figure
-
-
-def section(record: dict[str, Any]) -> str:
-    """The record as Markdown: ratios to bfloat16 first, tokens a second, loss, bytes."""
-    settings = record["settings"]
-    where = record["device"]["gpu"] + ", host " if settings["device"] == "cuda" else ""
-    head = ["model", *(f"{kind}, to bfloat16" for kind in KINDS.values()), *(f"{kind}, tokens/s" for kind in KINDS.values())]
-    head += ["MB", "loss", "divergence", "same first tokens"]
-    cells = [
-        [
-            row["label"],
-            *(spread(row[kind]["ratio"]) for kind in KINDS),
-            *(spread(row[kind]["tokens_per_second"], form=".4g") for kind in KINDS),
-            f"{row['bytes'] / 1e6:.0f}",
-            f"{row['loss']:.4f}",
-            f"{row['divergence']:.4f}",
-            f"{row['first_tokens']} of {settings['new_tokens']}",
-        ]
-        for row in record["rows"]
-    ]
-    return (
-        "\n\n".join(
-            [
-                f"## A whole model on a {'GPU' if settings['device'] == 'cuda' else 'CPU'}",
-                f"{settings['model']}; {where}{records.provenance(record)}; medians of {settings['rounds']} interleaved rounds, quartiles "
-                "in brackets.",
-                f"Prefill: {settings['prompt_tokens']} tokens in one call. Decoding: {settings['new_tokens']} tokens one by one after "
-                f"{settings['context_tokens']}, a batch of 1. Loss: mean over the prompt's tokens; divergence: of the predictions from "
-                "float32's, Kullback-Leibler; both in nats. Same first tokens: how many agree with those of float32 before the first that "
-                "does not.",
-                f"![Tokens a second of prefill and decoding, by model](results/{settings['picture']}.png)",
-                records.markdown(head, cells),
-            ]
-        )
-        + "\n"
-    )
-
-
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Reads the command line; `argparse` itself refuses unknown choices, with exit status 2."""
     parser = argparse.ArgumentParser(prog="python -m experiments.generation", description=(__doc__ or "").splitlines()[0])
@@ -318,10 +261,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             bench = Bench(found, whole, prompt, options.context, options.new)
         for variant in tqdm(journal.pending(list(found)), unit="model", disable=None):
             journal.measure(variant, lambda variant=variant: bench.measure(variant, options.rounds))  # type: ignore[misc]
-    record = journal.record
-    written = records.write(out, record, () if options.no_pictures or not record["rows"] else pictures(records.plain(record)))
-    print(section(json.loads(out.read_text())))
-    print("wrote", *written, file=sys.stderr)
+    record = records.plain(journal.record)
+    records.finish(out, record, () if options.no_pictures or not record["rows"] else pictures(record), [section(record)])
     raise SystemExit(journal.status)
 
 

@@ -29,9 +29,10 @@ from importlib import util
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from . import charts, command, journal, records, shapes, suite
+from . import command, journal, records, shapes, suite
 from .command import InputError
 from .machine import COMMAND, versions
+from .pages import speed as charts
 
 ROOT = Path(__file__).resolve().parents[1]
 PARTS = ("kernels", "rest", "layers", "model", "tuning", "sweeps")
@@ -278,7 +279,7 @@ class Day:
         return lines[-1][:300] if lines else ""
 
     def write(self) -> None:
-        """Writes day.json: on what, and what became of each part so far."""
+        """Writes the record of the day: on what, and what became of each part so far."""
         records.write(self.folder / "day.json", {"gpu": gpu(), "versions": versions(), "stuck": self.stuck, **self.results()})
 
     def results(self) -> dict[str, Any]:

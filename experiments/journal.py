@@ -42,7 +42,7 @@ class Journal:
 
     Attributes:
         record: the heading, and: "rows", in the order of `order`; "failed" and "skipped", the reason by the row's name; "begun", how
-            often a row was begun and not ended; "planned", the names of all rows that were asked for.
+            often a row was begun and not ended; "planned", the names of all rows that were requested.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class Journal:
             resume: whether to go on with a record that is there; otherwise it is replaced at the first row.
             order: names of rows, in the order in which the record has them; others come last.
             same: the settings that must not differ between the parts of one record.
-            alive: whether the device still works; asked after a row has failed.
+            alive: whether the device still works; called after a row has failed.
             patience: seconds after which a row counts as one that hangs.
 
         Raises:

@@ -29,7 +29,7 @@ def heading(experiment: str, settings: dict[str, Any]) -> dict[str, Any]:
 
 def device() -> dict[str, Any]:
     """The processor, how many of its threads Torch uses, and the GPU if there is one."""
-    import torch  # what only asks for versions does not wait for it
+    import torch  # here, since the versions alone do not need it
 
     return {
         "cpu": _cpu_name(),

@@ -9,9 +9,8 @@ is loaded here shows that the same formulas give its bytes exactly.
 
 import argparse
 import os
-import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -20,8 +19,11 @@ import torch
 
 import fast
 
-from . import command, machine, models, perplexity, records
+from . import command, machine, records
 from .command import InputError
+from .lm import engines, models
+from .pages import tables
+from .pages.memory import LARGEST, POLICIES, hardware_cells, measured_cells, model_cells, pictures
 
 # The profiler of torch, which sees every allocation, otherwise announces itself on standard error.
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")
@@ -29,18 +31,6 @@ os.environ.setdefault("KINETO_LOG_LEVEL", "99")
 #: Bytes of a 16-bit number, of a scale, and of an int8 code.
 HALF, SCALE, CODE = 2, 4, 1
 GIB = 2**30
-
-#: The parts in which a model's bytes are counted, and what they are.
-PARTS = {
-    "weights": "weights of the linear layers: int8 codes, or 16-bit numbers",
-    "scales": "one float32 a row of the weights",
-    "kept": "16-bit weights kept beside the codes",
-    "other": "embeddings, head, norms and biases, in 16 bits",
-    "cache": "keys and values of the context, in 16 bits",
-    "workspace": "input, codes, scales and output of the widest layer",
-}
-#: How the linear layers are kept: label -> outlier_weight, None for 16 bits.
-POLICIES = {"16 bits": None, "int8, dequantized": "dequantized", "int8, float": "float"}
 
 
 class Linear(NamedTuple):
@@ -151,7 +141,6 @@ class Hardware:
     paper_16_bits: tuple[str, ...]
 
 
-LARGEST = ("OPT-175B", "BLOOM-176B")
 HARDWARE = (
     Hardware("8 x A100 80 GB", 8, 80, LARGEST, LARGEST),
     Hardware("8 x A100 40 GB", 8, 40, LARGEST, ("OPT-66B",)),
@@ -175,7 +164,7 @@ def architecture_of(model: torch.nn.Module, name: str) -> Architecture:
     Raises:
         InputError: its configuration does not say how many numbers the cache has.
     """
-    linears = perplexity.linear_layers(model)
+    linears = engines.linear_layers(model)
     shapes = Counter((m.out_features, m.in_features, m.bias is not None) for m in linears.values() if isinstance(m, torch.nn.Linear))
     config = model.config
     heads = getattr(config, "num_key_value_heads", None) or getattr(config, "num_attention_heads", None)
@@ -196,7 +185,7 @@ def measured_parts(model: torch.nn.Module, tokens: torch.Tensor) -> dict[str, in
     """Bytes by part of a model that is here, in 16 bits or quantized: the parameters that it has, and the cache that it returns."""
     found = dict.fromkeys(("weights", "scales", "kept", "other"), 0)
     names = {id(p): n for m in model.modules() if isinstance(m, fast.Int8Linear) for n, p in m.named_parameters(recurse=False)}
-    linear = {id(m.weight) for m in perplexity.linear_layers(model).values()}
+    linear = {id(m.weight) for m in engines.linear_layers(model).values()}
     kinds = {
         "weight": "weights",
         "weight_absmax": "scales",
@@ -226,13 +215,16 @@ def peak_bytes(run: Callable[[], object]) -> int:
 
 
 def measured_workspace(model: torch.nn.Module, architecture: Architecture, tokens: int) -> int:
-    """The input, and the most that its product needs beyond it, of the layer that is predicted to need most."""
+    """The input, and the most that its product needs beyond it, of the layer that is predicted to need most.
+
+    Of the engine of Torch operations: the native one holds less, in memory of its own that Torch's profiler does not see.
+    """
     widest = max(architecture.linears, key=lambda one: HALF * (one.n + one.k) + CODE * one.k)
-    layer = next(m for m in perplexity.linear_layers(model).values() if m.weight.shape == (widest.n, widest.k))
+    layer = next(m for m in engines.linear_layers(model).values() if m.weight.shape == (widest.n, widest.k))
     x = torch.ones(tokens, widest.k, dtype=torch.bfloat16)
-    with torch.inference_mode():
-        layer(x)  # what is derived from the weight at the first call is not workspace
-    return x.numel() * x.element_size() + peak_bytes(lambda: layer(x))
+    with torch.inference_mode(), fast.backend("torch"):
+        layer(x)  # what is made once, at the first call, is not workspace
+        return x.numel() * x.element_size() + peak_bytes(lambda: layer(x))
 
 
 def compare(load: Callable[[], torch.nn.Module], name: str, context: int) -> list[dict[str, Any]]:
@@ -249,7 +241,7 @@ def compare(load: Callable[[], torch.nn.Module], name: str, context: int) -> lis
         model = load()
         architecture = architecture_of(model, name)
         if outlier_weight is not None:
-            chosen = perplexity.linear_layers(model)
+            chosen = engines.linear_layers(model)
             others = tuple(n for n, m in model.named_modules() if isinstance(m, torch.nn.Linear) and n not in chosen)
             model = fast.quantize_model(model, skip=others, outlier_weight=outlier_weight, progress=False)
         measured = measured_parts(model, tokens) | {"workspace": measured_workspace(model, architecture, context)}
@@ -281,113 +273,6 @@ def calculate(context: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]
     return by_model, by_hardware
 
 
-def pictures(record: dict[str, Any]) -> Iterator[Any]:
-    """Bytes by part and policy, as a share of the model in 16 bits: one that is here, and the largest of the published ones."""
-    shown = [(record["settings"]["model"], {row["policy"]: row["measured"] for row in record["measured"]})]
-    shown += [(row["model"], row["parts"]) for row in record["models"] if row["model"] in ("OPT-6.7B", "OPT-175B")]
-    with records.figure(9, 0.8 + 0.36 * len(shown) * (len(POLICIES) + 1)) as (figure, axes):
-        labels, places, place = [], [], 0.0
-        for name, by_policy in shown:
-            whole = sum(by_policy["16 bits"].values())
-            for policy in POLICIES:
-                left = 0.0
-                for part, color in zip(PARTS, records.COLORS, strict=True):
-                    share = 100 * by_policy[policy][part] / whole
-                    axes.barh(place, share, left=left, color=color, height=0.75, label=part if place == 0 else None)
-                    left += share
-                labels.append(f"{name}, {policy}")
-                places.append(place)
-                place += 1
-            place += 0.7
-        axes.set_yticks(places, labels)
-        axes.invert_yaxis()
-        axes.axvline(100, color=records.GREY, linestyle=":", linewidth=1.2)
-        axes.set_xlabel("bytes, in % of the model in 16 bits")
-        axes.legend(fontsize=9, loc="upper center", bbox_to_anchor=(0.4, -0.18), ncols=len(PARTS), handlelength=1.2, columnspacing=1.2)
-        yield figure
-
-
-def size(count: float) -> str:
-    """Bytes in GB or MB, powers of ten."""
-    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
-
-
-def measured_cells(record: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """A table of one model's bytes by part, predicted and measured."""
-    head = ["part"]
-    for row in record["measured"]:
-        head += [f"{row['policy']}, predicted", "measured"]
-    lines = [
-        [part, *(size(row[side][part]) if row[side][part] else "0" for row in record["measured"] for side in ("predicted", "measured"))]
-        for part in PARTS
-    ]
-    lines.append(["all", *(size(sum(row[side].values())) for row in record["measured"] for side in ("predicted", "measured"))])
-    return head, lines
-
-
-def model_cells(record: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """A table of the published models' bytes, by policy."""
-    head = ["model", "parameters", *POLICIES, "kept weights", "cache"]
-    return head, [
-        [
-            row["model"],
-            f"{row['parameters'] / 1e9:.2f} billion",
-            *(size(sum(row["parts"][policy].values())) for policy in POLICIES),
-            size(row["parts"]["int8, float"]["kept"]),
-            size(row["parts"]["16 bits"]["cache"]),
-        ]
-        for row in record["models"]
-    ]
-
-
-def hardware_cells(record: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """A table of the largest model that each hardware holds, beside the paper's."""
-    head = ["hardware", *POLICIES, "paper, 16 bits", "paper, int8"]
-    return head, [
-        [
-            row["hardware"],
-            *(row["largest"][policy] or "none" for policy in POLICIES),
-            " / ".join(row["paper"]["16 bits"]),
-            " / ".join(row["paper"]["int8"]),
-        ]
-        for row in record["hardware"]
-    ]
-
-
-def section(record: dict[str, Any]) -> str:
-    """The record as Markdown."""
-    settings = record["settings"]
-    parts = [
-        "## Memory: where the 16-bit weights come from",
-        f"{settings['model']}, a sequence of {settings['context']} positions; {records.provenance(record)}.",
-        'The outlier columns need weights in 16 bits. "Dequantized" makes them from the codes when they are needed and keeps nothing; '
-        '"float" keeps the whole original weight beside the codes, since which columns are outliers is known only when the input is there.',
-        "![Bytes by part, in percent of the model in 16 bits, for 16 bits and for int8 with either source of the outlier columns' "
-        "weights](results/memory.png)",
-        "\n".join(f"- {part}: {text}" for part, text in PARTS.items()),
-        "Predicted from the shape, measured on the model itself. The workspace's prediction is the least that a layer needs; what the CPU "
-        "path holds beyond it are float32 copies of input and accumulators.",
-        records.markdown(*measured_cells(record)),
-        "### Larger models, by calculation",
-        f"From published shapes, for one sequence of {settings['context']} positions; nothing here was run.",
-        records.markdown(*model_cells(record)),
-        "Shapes: " + "; ".join(f"{row['model']}: {row['source']}" for row in record["models"]) + ".",
-        "The largest of these models whose bytes fit into all cards together, beside the paper's table 2. A card's own needs (a CUDA "
-        "context, fragments) are not counted, and neither does the paper say what it counts.",
-        records.markdown(*hardware_cells(record)),
-        _about_t5(record),
-    ]
-    return "\n\n".join(parts) + "\n"
-
-
-def _about_t5(record: dict[str, Any]) -> str:
-    parts = next(row["parts"]["int8, dequantized"] for row in record["models"] if row["model"] == "T5-11B")
-    return (
-        f"T5-11B has 128 heads of 128 entries, and its decoder attends to itself and to the encoder: of its {size(sum(parts.values()))} in "
-        f"int8, {size(parts['cache'])} are the cache of {record['settings']['context']} positions."
-    )
-
-
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Reads the command line."""
     parser = command.Parser(prog="python -m experiments.memory", description=(__doc__ or "").splitlines()[0])
@@ -405,12 +290,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     measured = compare(lambda: models.load_model(source, torch.bfloat16, tokens=options.context), source.name, options.context)
     by_model, by_hardware = calculate(options.context)
     about = {"model": source.name, "dtype": "bfloat16", "context": options.context, "batch": 1}
-    tables = {"measured": measured, "models": by_model, "hardware": by_hardware}
-    record = records.plain(machine.heading("memory", about) | tables)
-    written = records.write(out, record, pictures(record))
-    for cells in (measured_cells, model_cells, hardware_cells):
-        print(records.table(*cells(record)), end="\n\n")
-    print("wrote", *written, file=sys.stderr)
+    found = {"measured": measured, "models": by_model, "hardware": by_hardware}
+    record = records.plain(machine.heading("memory", about) | found)
+    shown = [tables.table(*cells(record)) for cells in (measured_cells, model_cells, hardware_cells)]
+    records.finish(out, record, pictures(record), shown)
 
 
 if __name__ == "__main__":

@@ -8,11 +8,8 @@ Counts are of one program in its steady state, in PTX's instructions. Cycles are
 program, were it alone the bound: floors, no times.
 """
 
-import argparse
 import os
-import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -21,21 +18,24 @@ import torch
 import emulator
 from emulator import CEILINGS, Profile
 
-from . import records
-from .models import InputError
+from . import command, machine, records
+from .command import InputError
+from .pages import profile as page
+from .pages import tables as text
 
 HALF = torch.float16
-PAGE = Path(__file__).resolve().parents[1] / "docs" / "kernels.md"
-BEGIN, END = "<!-- begin: made by python -m experiments.profile -->", "<!-- end -->"
 #: name -> (M, N, K).
 SHAPES = {
-    "large": (4096, 8192, 8192), "medium": (512, 4096, 4096), "decode": (16, 8192, 8192), "decode, 8 rows": (8, 4096, 4096),
-    "decode, 4 rows": (4, 2048, 2048), "decode, one row": (1, 8192, 8192),
-}  # fmt: skip
+    "large": (4096, 8192, 8192),
+    "medium": (512, 4096, 4096),
+    "decode": (16, 8192, 8192),
+    "decode, 8 rows": (8, 4096, 4096),
+    "decode, 4 rows": (4, 2048, 2048),
+    "decode, one row": (1, 8192, 8192),
+}
 THRESHOLD = 6.0
 #: Outlier columns: 0.1 % of K, as in the paper's larger models.
 COLUMNS = 8
-RESOURCES = ("issue", "shared memory", "matrix", "cache", "HBM")
 
 
 def inputs(m: int, k: int) -> torch.Tensor:
@@ -70,7 +70,7 @@ def scanned(arch: str, shape: str) -> tuple[Profile, float]:
 
 def quantized(arch: str, shape: str) -> tuple[Profile, float]:
     """`quantize_rows`, a program that quantizes: after those that list and gather."""
-    from fast.kernels import configurations, operands, quantization
+    from fast.kernels import configurations, quantization
 
     m, n, k = SHAPES[shape]
     x, w = inputs(m, k), codes(n, k, 2)
@@ -78,7 +78,7 @@ def quantized(arch: str, shape: str) -> tuple[Profile, float]:
     flags = (x.abs() >= THRESHOLD).any(0).to(torch.uint8).repeat(splits, 1).contiguous()
     gathering = configurations.gather_configuration(arch, m, k)
     before = 1 + (0 if gathering is None else -(-m // gathering.rows) + -(-n // gathering.rows))
-    result = quantization.Scanned(flags) if hasattr(quantization, "Scanned") else operands.Scanned(flags)  # type: ignore[attr-defined]
+    result = quantization.Scanned(flags)
     with emulator.profiling(arch, programs=[before]) as profiler, mock.patch.object(quantization, "scan", return_value=result):
         quantization.quantize_regular(x, THRESHOLD, outlier_weight=w)
     (found,) = profiler.profiles
@@ -152,51 +152,22 @@ def row(name: str, profile: Profile, hbm_bytes: float) -> dict[str, Any]:
     return found
 
 
-def tables(rows: Sequence[dict[str, Any]], make: Callable[..., str] = records.table) -> str:
-    """Counts, and cycles by resource, of the rows of a record."""
-    counts = [
-        [
-            f"{r['name']}, {r['arch']}", f"{sum(r['instructions'].values()):,.0f}", f"{r['sectors']:,.0f}", f"{r['fewest_sectors']:,.0f}",
-            f"{r['wavefronts']:,.0f}", f"{r['fewest_wavefronts']:,.0f}", f"{r['waits']:,.0f}", f"{r['matrix_instructions']:,.0f}",
-            f"{r['registers']}", f"{r['shared']:,}",
-        ]
-        for r in rows
-    ]  # fmt: skip
-    cycles = [
-        [f"{r['name']}, {r['arch']}", *(f"{r['cycles'][resource]:,.0f}" for resource in RESOURCES), r["bound"], str(r["resident"])]
-        for r in rows
-        if "cycles" in r
-    ]
-    head = ["per program", "instructions", "sectors", "at best", "wavefronts", "at best", "waits", "matrix", "registers", "shared, B"]
-    return make(head, counts) + "\n\n" + make(["cycles per program", *RESOURCES, "bound", "programs at once"], cycles)
-
-
-def with_tables(page: str, rows: Sequence[dict[str, Any]]) -> str:
-    """docs/kernels.md with its tables replaced by those of a record."""
-    before, _, rest = page.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    return f"{before}{BEGIN}\n\n{tables(rows, records.markdown)}\n\n{END}{after}"
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = command.Parser(prog="python -m experiments.profile", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--arch", action="append", choices=emulator.ARCHITECTURES, help="only this architecture (repeatable)")
     parser.add_argument("--kernel", default="", help="only kernels whose name contains this: scan, quantize, product, decode")
     parser.add_argument("--details", action="store_true", help="also each line of source whose accesses are not the best possible")
     parser.add_argument("--out", help="where the record goes; experiments/results/profile.json by default")
     options = parser.parse_args(arguments)
     if os.environ.get("TRITON_INTERPRET") == "1":
-        parser.error("TRITON_INTERPRET=1 replaces the compiler: unset it")
+        raise InputError("TRITON_INTERPRET=1 replaces the compiler: unset it")
     wanted = [name for name in RUNS if options.kernel in name]
     if not wanted:
-        parser.error(f"--kernel {options.kernel}: no kernel is called so; there are {', '.join(RUNS)}")
-    try:
-        path = records.output_path(options.out, "profile")
-    except InputError as error:
-        parser.error(str(error))
+        raise InputError(f"--kernel {options.kernel}: no kernel is called so; there are {', '.join(RUNS)}")
+    path = records.output_path(options.out, "profile")
     architectures = options.arch or list(CEILINGS)
-    record = records.heading("profile", {"architectures": architectures, "kernels": wanted, "threshold": THRESHOLD, "columns": COLUMNS})
+    record = machine.heading("profile", {"architectures": architectures, "kernels": wanted, "threshold": THRESHOLD, "columns": COLUMNS})
     rows = []
     for arch in architectures:
         for name in wanted:
@@ -204,13 +175,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
             rows.append(row(name, profile, hbm_bytes))
             if options.details:
                 print(profile, flush=True)
-    print(tables(rows))
+    print(page.tables(rows, text.table))
     for written in records.write(path, record | {"ceilings": {a: c._asdict() for a, c in CEILINGS.items()}, "rows": rows}):
         print(f"wrote {written}")
     if path == records.output_path(None, "profile"):
-        PAGE.write_text(with_tables(PAGE.read_text(encoding="utf-8"), records.plain(rows)), encoding="utf-8")
-        print(f"wrote {PAGE}")
+        page.PAGE.write_text(page.with_tables(page.PAGE.read_text(encoding="utf-8"), records.plain(rows)), encoding="utf-8")
+        print(f"wrote {page.PAGE}")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command.run_command(main)

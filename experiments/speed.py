@@ -12,9 +12,7 @@ the floor of each shape is written down: the time that its bytes and operations 
 
 import argparse
 import gc
-import json
 import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Any, NamedTuple
@@ -26,11 +24,13 @@ from tqdm import tqdm
 
 import fast
 
-from . import charts, command, contenders, machine, records, shapes, timing
-from .charts import pictures, section
+from . import command, contenders, machine, records, shapes, timing
 from .command import InputError, first_line
 from .contenders import Contender, WrongResult
 from .journal import Journal, Skipped
+from .pages import speed as charts
+from .pages import tables
+from .pages.speed import pictures, section
 from .shapes import BASELINE, DETECTION, FRACTION, Job, Shape, grid
 
 __all__ = ["main", "pictures", "section"]
@@ -99,7 +99,7 @@ class Layers:
         return self._kept[name, seed]
 
 
-#: What a contender may raise where the device or the shape does not suit it.
+#: What a contender may raise where the device or the shape is unsuitable.
 UNSUITED = (RuntimeError, ValueError, NotImplementedError, AssertionError)
 
 
@@ -226,7 +226,7 @@ def shares(samples: dict[str, list[float]]) -> dict[str, dict[str, float]]:
 
 
 def describe(device: str, clock: timing.Clock) -> dict[str, Any]:
-    """What a reader needs to know of the device beside its name."""
+    """What a reader needs beside the device's name."""
     if device == "cpu":
         return {"instructions": torch.backends.cpu.get_cpu_capability(), "cache": clock.cache}
     if not torch.cuda.is_available():  # a rehearsal
@@ -253,7 +253,7 @@ def floors(jobs: Sequence[Job], found: dict[str, Contender], limits: dict[str, A
         [charts.name(s._asdict()), *(f"{found[name].work(s).floor(**limits) * 1e6:,.1f}" for name in (BASELINE, "int8"))]
         for s in dict.fromkeys(job.shape for job in jobs)
     ]
-    return records.table(["layer", "F.linear, us at least", "int8, us at least"], rows)
+    return tables.table(["layer", "F.linear, us at least", "int8, us at least"], rows)
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -380,9 +380,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     with computing(options):
         run(journal, jobs, found, clock, options)
-    written = records.write(out, journal.record, () if options.no_pictures else pictures(records.plain(journal.record)))
-    print(section(json.loads(out.read_text())))
-    print("wrote", *written, file=sys.stderr)
+    record = records.plain(journal.record)
+    records.finish(out, record, () if options.no_pictures else pictures(record), [section(record)])
     raise SystemExit(journal.status)
 
 

@@ -11,7 +11,7 @@ import json
 import os
 import re
 import sys
-from collections import Counter
+from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +104,7 @@ class Watch:
         self._ended = set(outcomes(read(self._journal, size)))
         self._is_worker = hasattr(config, "workerinput")
         self._found: dict[str, tuple[str, str]] = {}
-        self._seconds: Counter[str] = Counter()
+        self._seconds: defaultdict[str, float] = defaultdict(float)
 
     def pytest_collection_modifyitems(self, config: pytest.Config, items: list[pytest.Item]) -> None:
         """Leaves out the tests that have ended."""

@@ -6,7 +6,7 @@
 
 A contender comes as a list of calls, the same work on different data, as many as it takes to overflow the last cache
 (`copies`): in a model each layer's weight comes from memory, and one buffer timed over and over would come from the cache.
-What slows the machine down for a while hits all contenders of a round alike, so ratios and differences are taken within
+A disturbance of the machine affects all contenders of a round alike, so ratios and differences are taken within
 rounds, before the median.
 """
 
@@ -87,7 +87,7 @@ class CpuClock:
 
 
 class CudaClock:
-    """By CUDA events, which the device itself stamps.
+    """By CUDA events, which the device records.
 
     Attributes:
         cache: bytes of the second-level cache.

@@ -41,6 +41,7 @@ from fast.weights import QuantizedWeight
 from . import command, machine, records, shapes, timing
 from .command import InputError, first_line
 from .journal import Journal
+from .pages import tables
 
 #: Compute capability, and bytes of shared memory that one program may have (CUDA C++ Programming Guide, compute capabilities).
 TARGETS = {"sm_80": (80, 163 << 10), "sm_89": (89, 99 << 10), "sm_90": (90, 227 << 10), "sm_100": (100, 227 << 10)}
@@ -221,7 +222,7 @@ def fit(case: Case, config: Any, arch: str) -> Fit:
 
 
 def usage(cubin: bytes) -> tuple[int, int]:
-    """Registers a thread, and bytes of local memory a thread, which is where registers are spilled to."""
+    """Registers per thread, and bytes of local memory per thread, which is where registers are spilled to."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
@@ -303,7 +304,7 @@ def table(row: dict[str, Any]) -> str:
         times = [f"{one['seconds'][key] * 1e6:.2f}" for key in ("median", "low", "high")]
         cells.append([one["entry"], f"{one['ratio']['median']:.3f}", *times, str(one["registers"]), str(one["shared"])])
     head = ["entry", "times as fast", "us, median", "low", "high", "registers", "shared"]
-    lines = [records.table(head, cells), *(f"wrong: {entry}: {reason}" for entry, reason in row["wrong"].items())]
+    lines = [tables.table(head, cells), *(f"wrong: {entry}: {reason}" for entry, reason in row["wrong"].items())]
     return "\n".join([*lines, f"suggested: {row['suggested']}" if row["suggested"] else f"keep: {row['row']}"])
 
 
@@ -393,7 +394,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for case in chosen:
             rows = [[difference_of(config, case.row), *facts(found)] for config, found in fits_of(case, arch).items()]
             print(f"\n{case.name}, {arch}: {case.row}")
-            print(records.table(["entry", "registers", "shared", "does not fit"], rows), flush=True)
+            print(tables.table(["entry", "registers", "shared", "does not fit"], rows), flush=True)
         return
 
     out = records.output_path(options.out, f"tune-{arch}")

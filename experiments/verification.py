@@ -24,7 +24,6 @@ from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from tqdm import tqdm
 
@@ -33,10 +32,9 @@ from reference import bounds
 
 from . import command, machine, records
 from .command import InputError
+from .pages.verification import PAGE, page_text, picture, with_part
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGE = ROOT / "docs" / "verification.md"
-BEGIN, END = "<!-- begin: made by python -m experiments.verification -->", "<!-- end -->"
 
 #: Parts of the record besides the test files.
 COMPILED, PICTURE = "compiled", "picture"
@@ -170,115 +168,6 @@ def bound_in_steps(x: NDArray[np.float32], w: NDArray[np.float32]) -> float:
     return float((bounds.quantized_matmul_bound(x_scale, w_scale, x.shape[1]) / steps(x, w)).max())
 
 
-def picture(errors: dict[str, Any]) -> Figure:
-    """Both series of `measure_errors`, bounds dashed."""
-    with records.figure(9, 3.8, columns=2) as (figure, (left, right)):
-        by_k = errors["by_k"]
-        ks = [row["k"] for row in by_k]
-        left.plot(ks, [row["bound"] for row in by_k], "--", color=records.GREY, label="bound")
-        left.plot(ks, [row["worst"] for row in by_k], "x", color=records.RED, label="the worst input")
-        left.plot(ks, [row["normal"] for row in by_k], "o-", markersize=4, label="normal input")
-        left.set(xscale="log", yscale="log", xlabel="K", ylabel="largest error, in steps of both scales", title="a quantized product")
-        by_size = errors["by_size"]
-        sizes = [row["size"] for row in by_size]
-        for name, label, color in (("vectorwise", "vector-wise", records.ORANGE), ("llm_int8", "LLM.int8()", records.GREEN)):
-            right.plot(sizes, [row[f"{name}_bound"] for row in by_size], "--", color=color, label=f"{label}, bound")
-            right.plot(sizes, [row[name] for row in by_size], "o-", markersize=4, color=color, label=label)
-        right.set(xscale="log", yscale="log", xlabel="size of one outlier column", ylabel="largest error of Y", title="one outlier column")
-        for axes in (left, right):
-            axes.legend(fontsize=9)
-        return figure
-
-
-def page_text(record: dict[str, Any], mutants: dict[str, Any] | None) -> str:
-    """The generated part of docs/verification.md, in Markdown."""
-    files = record["files"]
-    total = {key: sum(row[key] for row in files.values()) for key in ("laws", "tests", "cases")}
-    patterns = max((row["bit_patterns"] for row in files.values()), default=0)
-    dates = sorted(row["date"] for row in files.values())
-    lines = [
-        f"Made by `{record['command']}`, {record['date']}, on {record['device']['cpu']}, Python {record['versions']['python']}, "
-        f"Torch {record['versions']['torch']}. The tests ran between {dates[0]} and {dates[-1]}.",
-        "",
-        "| | |",
-        "| --- | --- |",
-        f"| laws | {total['laws']:,} test functions, {total['tests']:,} with their parameters |",
-        f"| cases tried | {total['cases']:,} |",
-        f"| bit patterns | {f'up to {patterns:,} of the 65,536 that 16 bits have, in one test' if patterns else 'not counted'} |",
-        f"| mutants | {mutants_text(mutants)} |",
-        f"| compiled for | {', '.join(row['arch'] for row in record['compiled']) or 'not recorded'} |",
-        f"| run on a GPU | {gpu_text(files)} |",
-        "",
-        "### Errors against their bounds",
-        "",
-        "The largest ratio of error and bound that was found. Above 1 a test fails; a ratio near 1 says that the bound is not slack.",
-        "",
-        "| bound | largest ratio |",
-        "| --- | --- |",
-        *(f"| {name} | {ratio:.4f} |" for name, ratio in sorted(merged_ratios(files).items())),
-        "",
-        "### What the kernels compile to",
-        "",
-        "| architecture | kernels | specializations | that spill registers | matrix instructions |",
-        "| --- | --- | --- | --- | --- |",
-        *(
-            f"| {row['arch']} | {row['kernels']} | {row['specializations']} | {row['spilling']} | {', '.join(row['matrix'])} |"
-            for row in record["compiled"]
-        ),
-        "",
-        "### By file",
-        "",
-        "| file | laws | tests | cases | date |",
-        "| --- | --- | --- | --- | --- |",
-        *(
-            f"| `{name}` | {row['laws']} | {row['tests']} | {row['cases']:,} | {row['date']} |"
-            for name, row in sorted(files.items())
-            if row["tests"]
-        ),
-    ]
-    return "\n".join(lines)
-
-
-def merged_ratios(files: dict[str, Any]) -> dict[str, float]:
-    """The largest ratio over all files, by name."""
-    ratios: dict[str, float] = {}
-    for row in files.values():
-        for name, ratio in row["ratios"].items():
-            ratios[name] = max(ratio, ratios.get(name, 0.0))
-    return ratios
-
-
-def mutants_text(mutants: dict[str, Any] | None) -> str:
-    """What the record of tests/tools/mutants.py says, in one line."""
-    if mutants is None:
-        return "no record: run `make mutants`"
-    return (
-        f"{mutants['made']:,} of {mutants['possible']:,} made: {mutants['killed']:,} killed, {mutants['equivalent']} equivalent, "
-        f"{mutants['survived']} survived, a score of {mutants['score']:.1%} ({mutants['date']})"
-    )
-
-
-def gpu_text(files: dict[str, Any]) -> str:
-    """Which files ran on which GPU; the others ran in Triton's interpreter."""
-    on_gpu = {name: row["gpu"] for name, row in files.items() if row["gpu"]}
-    if not on_gpu:
-        return "nothing: the kernels ran in Triton's interpreter; for GPUs they were compiled, not run"
-    return "; ".join(f"{', '.join(f'`{n}`' for n, g in on_gpu.items() if g == gpu)} on {gpu}" for gpu in sorted(set(on_gpu.values())))
-
-
-def with_part(page: str, part: str) -> str:
-    """The page with its generated part replaced.
-
-    Raises:
-        InputError: the page has no such part.
-    """
-    before, begin, rest = page.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not (begin and end):
-        raise InputError(f"{PAGE} must hold the lines {BEGIN} and {END}")
-    return f"{before}{BEGIN}\n\n{part}\n\n{END}{after}"
-
-
 def check(record: dict[str, Any] | None) -> None:
     """Compares the page with the record.
 
@@ -288,7 +177,7 @@ def check(record: dict[str, Any] | None) -> None:
     if record is None:
         raise InputError("there is no record: run python -m experiments.verification")
     page = PAGE.read_text(encoding="utf-8")
-    if with_part(page, page_text(record, records.read("mutants"))) != page:
+    if with_part(page, page_text(record, records.read("mutants"), records.read("machine_faults"))) != page:
         raise InputError("docs/verification.md is not what experiments/results says: run python -m experiments.verification --only")
 
 
@@ -336,9 +225,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     written = records.write(out, record, [] if record["errors"] is None else [picture(record["errors"])])
     if out == records.output_path(None, "verification"):
         page = PAGE.read_text(encoding="utf-8")
-        PAGE.write_text(with_part(page, page_text(record, records.read("mutants"))), encoding="utf-8")
+        PAGE.write_text(with_part(page, page_text(record, records.read("mutants"), records.read("machine_faults"))), encoding="utf-8")
         written.append(PAGE)
-    print(page_text(record, records.read("mutants")))
+    print(page_text(record, records.read("mutants"), records.read("machine_faults")))
     print("wrote", *written, file=sys.stderr)
 
 

@@ -10,7 +10,7 @@ from .cpu.engine import cpu_engine
 from .decomposition import llm_int8_matmul, outlier_columns
 from .dispatch import backend
 from .linear import Int8Linear
-from .model import quantize_model
+from .model import dequantize_model, quantize_model
 from .vectorwise import int8_matmul, quantized_matmul
 from .zeropoint import zeropoint_dequantize, zeropoint_quantize
 
@@ -20,6 +20,7 @@ __all__ = [
     "absmax_quantize",
     "backend",
     "cpu_engine",
+    "dequantize_model",
     "int8_matmul",
     "llm_int8_matmul",
     "outlier_columns",

@@ -30,7 +30,8 @@ def obstacle(module: nn.Module) -> str | None:
     names = (*vars(module), *module._parameters, *module._buffers, *module._modules)
     if taken := sorted(_NEEDED.intersection(names)):
         return f"it has an attribute {taken[0]}, which is one of Int8Linear's own"
-    for name in vars(module):
+    offloaded = (weight := module._parameters.get("weight")) is not None and weight.is_meta  # refused elsewhere, with what to do
+    for name in () if offloaded else vars(module):
         if name in ("_compiled_call_impl", "_old_forward", "_hf_hook") or callable(getattr(type(module), name, None)):
             return f"it has a {name} of its own: patched, compiled, or a hook of accelerate's"
     for name, parameter in module._parameters.items():
@@ -51,7 +52,7 @@ def take_over(layer: nn.Module, module: nn.Module) -> None:
     layer.__dict__.update({name: value for name, value in vars(module).items() if name not in _OWN})
     for key, hook in module._load_state_dict_pre_hooks.items():
         if getattr(hook, "with_module", False):  # torch keeps a weak reference to the module, which is about to go
-            layer._load_state_dict_pre_hooks[key] = type(hook)(hook.hook, layer)  # type: ignore[call-arg, attr-defined]
+            layer._load_state_dict_pre_hooks[key] = type(hook)(hook.hook, layer)  # type: ignore[call-arg, attr-defined, misc]
     for name, parameter in module._parameters.items():
         if name not in ("weight", "bias"):
             layer.register_parameter(name, parameter)

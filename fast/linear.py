@@ -114,15 +114,21 @@ class Int8Linear(HoldsCodes, nn.Linear):
         Raises:
             TypeError, ValueError: an argument has the wrong type or shape, or is not one of the allowed values; the message names it.
         """
-        if isinstance(weight, nn.Module):
-            if bias is not None:
-                raise TypeError("bias must be None where weight is a module, which brings its own")
-            module, (weight, bias) = weight, weight_and_bias(weight)
-            if reason := attachments.obstacle(module):
-                raise ValueError(f"this {type(module).__name__} cannot become an Int8Linear: {reason}")
-            layer = cls.from_float(weight, bias, threshold, outlier_weight, quantizer, granularity)
-            attachments.take_over(layer, module)
-            return layer
+        settings: Any = (threshold, outlier_weight, quantizer, granularity)
+        if not isinstance(weight, nn.Module):
+            return cls._of_tensors(weight, bias, *settings)
+        if bias is not None:
+            raise TypeError("bias must be None where weight is a module, which brings its own")
+        layer = cls._of_tensors(*weight_and_bias(weight), *settings)
+        if reason := attachments.obstacle(weight):
+            raise ValueError(f"this {type(weight).__name__} cannot become an Int8Linear: {reason}")
+        attachments.take_over(layer, weight)
+        return layer
+
+    @classmethod
+    def _of_tensors(
+        cls, weight: Tensor, bias: Tensor | None, threshold: float | None, outlier_weight: str, quantizer: str, granularity: str
+    ) -> "Int8Linear":
         weight = arguments.floats("weight", weight, ndim=2).detach()
         if bias is not None:
             bias = arguments.floats("bias", bias, ndim=1)
@@ -178,8 +184,9 @@ class Int8Linear(HoldsCodes, nn.Linear):
         kept = self._parameters["weight_scale"]
         if kept is not None:
             return kept
-        assert self.weight_absmax is not None
-        return absmax_scale(self.weight_absmax)  # type: ignore[arg-type]
+        absmax = self._parameters["weight_absmax"]
+        assert absmax is not None
+        return absmax_scale(absmax)
 
     def _set(self, name: str, value: Tensor | None) -> None:
         setattr(self, name, None if value is None else nn.Parameter(value, requires_grad=False))

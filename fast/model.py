@@ -58,8 +58,9 @@ def quantize_model(
     arguments.one_of("granularity", granularity, arguments.GRANULARITIES)
 
     summary = Summary(bytes_before=size_of(model))
-    chosen = choose_layers(model, _skipped(model, skip), summary)
-    check_weights_are_here(model, chosen)
+    skipped = _skipped(model, skip)
+    check_weights_are_here(model, skipped)
+    chosen = choose_layers(model, skipped, summary)
     for module in chosen:
         arguments.accumulator_fits(weight_and_bias(module)[0].shape[1], quantizer)
 

@@ -1,10 +1,10 @@
 """Weights that are not there yet, or no longer: what stands in their place must not be quantized."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable
 
 from torch import nn
 
-from .linear import weight_and_bias
+from .float_layers import is_float_linear, obstacle
 
 _HINT = (
     "quantize the model before it is offloaded, sharded or dispatched. One that was saved in int8 can be loaded with any device_map: "
@@ -12,20 +12,23 @@ _HINT = (
 )
 
 
-def check_weights_are_here(model: nn.Module, layers: Mapping[nn.Module, Sequence[str]]) -> None:
-    """Checks that each of these layers of `model` holds its weight. A model that is on the meta device as a whole passes.
+def check_weights_are_here(model: nn.Module, skipped: Callable[[str], bool | str]) -> None:
+    """Checks that each linear layer that is to be quantized holds its weight. A model that is on the meta device as a whole passes.
 
     Args:
         model: whose parameters tell whether all of it is on the meta device.
-        layers: float linear layers, each with its names.
+        skipped: says of a module's full name whether the user wants to leave it alone.
 
     Raises:
         ValueError: a weight is offloaded, on the meta device beside others that are not, or has been emptied.
     """
     everything_is_meta = all(parameter.is_meta for parameter in model.parameters())
-    for layer, names in layers.items():
-        name = names[0] or type(layer).__name__
-        weight = weight_and_bias(layer)[0]
+    for name, layer in model.named_modules():
+        if not is_float_linear(layer) or skipped(name) or obstacle(layer):
+            continue
+        name = name or type(layer).__name__
+        weight = layer._parameters["weight"]
+        assert weight is not None  # or there had been an obstacle
         if _is_offloaded(layer):
             undo = "accelerate.hooks.remove_hook_from_submodules(model) brings the weights back"
             raise ValueError(f"the weight of {name} is offloaded, a placeholder on {weight.device} stands in its place: {_HINT}; {undo}")

@@ -7,6 +7,7 @@ is tested elsewhere.
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 from unittest import mock
 
@@ -38,6 +39,9 @@ def normal(shape: tuple[int, int], dtype: torch.dtype, seed: int = 0, outliers: 
 
 def scan(m: int, k: int, dtype: torch.dtype, outliers: tuple[int, ...]) -> None:
     x = normal((m, k), dtype, outliers=outliers)
+    # Each row is the only one with an outlier in some column: no row may be left out.
+    for row in range(0, m, -(-m // k)):
+        x[row, row % k] = -20.0
     assert_same(kernels.outlier_columns(x, 6.0), reference.outlier_columns(array(x), 6.0))
 
 
@@ -103,8 +107,8 @@ def product_cases(arch: str) -> Iterator[Case]:
         m, n = row.block_m + 6, row.block_n + 22
         name = f"product {number}: {row.block_m}x{row.block_n}x{row.block_k}"
         # Three blocks of K and a rest; 912 is a multiple of 16, as the copy engine needs.
-        yield f"{name}, int8", with_row("product", row, lambda m=m, n=n: matmul(m, n, 912))
-        call = lambda m=m, n=n: layer(m, n, 912, HALF, 6.0, "dequantized", "zeropoint", "vector", MANY)  # noqa: E731
+        yield f"{name}, int8", with_row("product", row, partial(matmul, m, n, 912))
+        call = partial(layer, m, n, 912, HALF, 6.0, "dequantized", "zeropoint", "vector", MANY)
         yield f"{name}, zeropoint, outliers", with_row("product", row, call)
     tuned = rows[0]
     small = (tuned.block_m + 6, tuned.block_n + 22)
@@ -123,7 +127,7 @@ def decode_cases(arch: str) -> Iterator[Case]:
     rows = rows_of(configurations.DECODES[arch], configurations.DECODE_GENERAL)
     for number, row in enumerate(rows):
         m = 1 if row.tile_m == 1 else (5, 16, 9)[number % 3]
-        call = lambda m=m, n=row.block_n + 9: layer(m, n, 912, HALF, 6.0, "dequantized", "zeropoint", "vector", MANY)  # noqa: E731
+        call = partial(layer, m, row.block_n + 9, 912, HALF, 6.0, "dequantized", "zeropoint", "vector", MANY)
         yield f"decode {number}: {row.tile_m}x{row.block_n}x{row.block_k}", with_row("decode", row, call)
     few = (0, 31, 32, 319)
     yield "decode, absmax, bfloat16", lambda: layer(5, 41, 320, BRAIN, 6.0, "dequantized", "absmax", "vector", few)
@@ -140,7 +144,7 @@ def quantization_cases(arch: str) -> Iterator[Case]:
     yield "scan", lambda: scan(70, 100, HALF, (3, 99))
     yield "scan, float32", lambda: scan(300, 65, SINGLE, (64,))
     for dtype in (HALF, BRAIN, SINGLE):
-        yield f"quantize rows, {dtype}".replace("torch.", ""), lambda dtype=dtype: quantize(7, 300, dtype, True, "zeropoint")
+        yield f"quantize rows, {dtype}".replace("torch.", ""), partial(quantize, 7, 300, dtype, True, "zeropoint")
     yield "quantize rows, absmax", lambda: quantize(5, 33, HALF, True, "absmax")
     yield "quantize, one scale, absmax", lambda: quantize(7, 300, HALF, False, "absmax")
     yield "quantize, one scale, zeropoint", lambda: quantize(7, 300, SINGLE, False, "zeropoint")

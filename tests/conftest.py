@@ -125,3 +125,7 @@ def _version(name: str) -> str:
         return version(name)
     except PackageNotFoundError:
         return "not installed"
+
+
+# Here, since what they import has to find the environment that is set above.
+from tests.tiny_models import folder, on_the_cpu_path, text  # noqa: F401

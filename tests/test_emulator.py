@@ -269,6 +269,16 @@ def test_a_report_names_kernel_line_thread_address_and_what():
         assert part in str(found)
 
 
+def test_a_report_s_line_is_that_of_the_text():
+    text = (
+        HEAD.format(threads=THREADS, target="sm_90")
+        + "\n// a comment\n\tadd.s32 %r9,\n\t\t%r2, 1;\n{ .reg .b32 %t;\nmov.b32 %t, 1; }\nret;\n}\n"
+    )
+    lines = text.split("\n")
+    for i in parse(text).code:
+        assert lines[i.number - 1].strip().startswith((i.opcode, "@")), (i, lines[i.number - 1])
+
+
 def test_every_kind_of_fault_is_broken_by_a_test():
     text = "".join(p.read_text() for p in Path(__file__).parent.glob("test_emulator*.py"))
     assert all(text.count(f'"{kind}"') for kind in KINDS)

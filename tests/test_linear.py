@@ -421,15 +421,6 @@ def test_lora_learns_on_top_of_a_quantized_model_and_leaves_its_codes_alone():
         assert_same(value, before[name])
 
 
-def test_merging_an_adapter_into_codes_fails_rather_than_destroys_them():
-    model = fast.quantize_model(Classifier())
-    before = model.first.weight.clone()
-    adapted = peft.get_peft_model(model, peft.LoraConfig(r=4, target_modules=["first"], init_lora_weights=False))
-    with pytest.raises(RuntimeError, match="can't be cast to"):
-        adapted.merge_and_unload()
-    assert_same(adapted.base_model.model.first.base_layer.weight, before)
-
-
 # Asking the wrong thing.
 
 

@@ -96,3 +96,9 @@ def test_the_command_fails_on_an_exception_that_matches_nothing(wrong, tmp_path,
             mutants.main()
     else:
         assert mutants.main() == 0
+
+
+def test_the_tests_of_every_file_are_there():
+    named = {name for names, _, _ in mutants.TESTS.values() for name in names}
+    assert [name for name in named if not (mutants.ROOT / "tests" / f"test_{name}.py").exists()] == []
+    assert all(mutants.tests_of(file)[0] for file in mutants.files())

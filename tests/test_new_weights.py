@@ -138,7 +138,6 @@ WRITES: dict[str, Callable[[nn.Module, nn.Module], object]] = {
     "the storage": _storage,
     "a detached view": _detached,
     "set_": _set,
-    "swap_tensors": _swapped,
     "inference mode": _inference_mode,
     "new parameters": _replaced,
     "load_state_dict": lambda layer, new: layer.load_state_dict(new.state_dict()),
@@ -171,6 +170,16 @@ def check(layer: Int8Linear, new: Int8Linear, write: Callable[[nn.Module, nn.Mod
 def test_a_called_layer_computes_with_new_weights(how, form, rows):
     with fast.backend("cpu"):
         check(made(form), made(form, 2.0, seed=7), WRITES[how], rows, torch.device("cpu"))
+
+
+def test_swapping_the_codes_is_refused_and_changes_nothing():
+    """Codes are referred to weakly by what keeps them frozen; torch does not swap such tensors."""
+    layer, new = made(FORMS[0]), made(FORMS[0], 2.0, seed=7)
+    with fast.backend("cpu"):
+        before = layer(activations(5))
+        with pytest.raises(RuntimeError, match="weakref"):
+            _swapped(layer, new)
+        assert_same(layer(activations(5)), before)
 
 
 @pytest.mark.parametrize("rows", [5, 37])

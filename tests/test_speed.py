@@ -21,9 +21,13 @@ import torch
 pytest.importorskip("triton")
 
 import fast
-from experiments import charts, command, contenders, generation, models, records, shapes, speed, timing, tune
+from experiments import command, contenders, generation, shapes, speed, timing, tune
 from experiments.contenders import Contender, Shape, Truth, Work, WrongResult
 from experiments.journal import FAILED, Skipped
+from experiments.lm import models
+from experiments.pages import generation as generation_page
+from experiments.pages import speed as speed_page
+from experiments.pages import tables
 from fast.kernels import configurations
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -436,7 +440,7 @@ def test_the_section_is_made_from_the_record_alone(record: tuple[dict[str, Any],
     assert found["date"] in page
     assert found["device"]["cpu"] in page
     int8 = found["rows"][0]["contenders"]["int8"]
-    assert charts.spread(int8["ratio"]) in page
+    assert speed_page.spread(int8["ratio"]) in page
     assert all(f"| {m} x 64 |" in page for m in (1, 8))
     for line in (line for line in page.splitlines() if line.startswith("| ")):
         assert "nan" not in line.lower()
@@ -469,8 +473,8 @@ def test_aims_are_reached_missed_or_not_measured() -> None:
         (with_ratio(aim.shape, aim.other, aim.least - 0.001), "missed"),
         (with_ratio(aim.shape._replace(m=7), aim.other, aim.least), "not measured"),
     ):
-        assert charts.aims(record, "cpu")[0][-1] == verdict
-        assert all(cells[-1] == "not measured" for cells in charts.aims(record, "cpu")[1:])
+        assert speed_page.aims(record, "cpu")[0][-1] == verdict
+        assert all(cells[-1] == "not measured" for cells in speed_page.aims(record, "cpu")[1:])
 
 
 @pytest.mark.parametrize(("share", "verdict"), [(0.15, "reached"), (0.16, "missed")])
@@ -478,14 +482,14 @@ def test_the_aim_of_the_stages_is_a_share_of_the_layer(share: float, verdict: st
     shape, _ = shapes.STAGES_AIM
     own = {name: {"seconds": {"median": median}} for name, median in (("detect-quantize", share), ("int8", 1.0))}
     record = {"rows": [{"part": "layers", **shape._asdict(), "contenders": own}]}
-    assert charts.aims(record, "cuda")[-1][-1] == verdict
+    assert speed_page.aims(record, "cuda")[-1][-1] == verdict
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_a_device_without_a_record_is_said_to_be_unmeasured(device: str) -> None:
-    page = charts.unmeasured(device)
+    page = speed_page.unmeasured(device)
     assert f"python -m experiments.speed --device {device}" in page
-    assert page.count("| not measured |") == len(charts.aims(None, device))
+    assert page.count("| not measured |") == len(speed_page.aims(None, device))
 
 
 def refused(main: Callable[[list[str]], None], arguments: str, capsys: pytest.CaptureFixture[str]) -> str:
@@ -646,7 +650,7 @@ def test_a_whole_model_leaves_a_complete_record(language_model: torch.nn.Module,
     assert ended.value.code == 0
     found = json.loads(out.read_text())
     names = [row["model"] for row in found["rows"]]
-    assert names[:2] == ["fp32", generation.BASELINE]
+    assert names[:2] == ["fp32", generation_page.BASELINE]
     assert names == list(generation.variants())
     for row in found["rows"]:
         assert 0 <= row["first_tokens"] <= 4
@@ -655,9 +659,9 @@ def test_a_whole_model_leaves_a_complete_record(language_model: torch.nn.Module,
     assert by_name["bf16"]["decode"]["ratio"] == {"median": 1, "low": 1, "high": 1}
     assert by_name["fp32"]["first_tokens"] == 4
     assert by_name["int8-bf16"]["bytes"] < by_name["bf16"]["bytes"] < by_name["fp32"]["bytes"]
-    page = generation.section(found)
+    page = generation_page.section(found)
     assert "(results/generation.png)" in page
-    assert records.provenance(found) in page
+    assert tables.provenance(found) in page
     assert found["command"] in page
     assert all(f"| {row['label']} |" in page for row in found["rows"])
     assert {path.name for path in tmp_path.iterdir()} == {"generation.json", "generation.png"}

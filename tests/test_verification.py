@@ -8,6 +8,7 @@ import pytest
 
 from experiments import records, verification
 from experiments.command import InputError
+from experiments.pages import verification as verification_page
 
 STATISTICS = """tests/test_a.py::test_generated:
 
@@ -84,23 +85,23 @@ def test_a_page_that_says_something_else_is_stale():
 def test_no_ratio_on_record_passes_its_bound():
     record = records.read("verification")
     assert record is not None
-    ratios = verification.merged_ratios(record["files"])
+    ratios = verification_page.merged_ratios(record["files"])
     assert {"round trip", "product", "LLM.int8()"} <= ratios.keys()
     assert max(ratios.values()) <= 1
 
 
 def test_without_a_gpu_on_record_the_page_claims_none():
     row = {"gpu": None}
-    assert verification.gpu_text({"test_a.py": row}).startswith("nothing: ")
-    assert verification.gpu_text({"test_a.py": row, "test_b.py": {"gpu": "H100"}}) == "`test_b.py` on H100"
+    assert verification_page.gpu_text({"test_a.py": row}).startswith("nothing: ")
+    assert verification_page.gpu_text({"test_a.py": row, "test_b.py": {"gpu": "H100"}}) == "`test_b.py` on H100"
 
 
 def test_the_line_on_mutants_counts_what_their_record_counts():
     record = {"made": 1200, "possible": 3000, "killed": 1150, "equivalent": 30, "survived": 20, "score": 0.9829, "date": "2026-11-24"}
-    assert verification.mutants_text(record) == (
+    assert verification_page.mutants_text(record) == (
         "1,200 of 3,000 made: 1,150 killed, 30 equivalent, 20 survived, a score of 98.3% (2026-11-24)"
     )
-    assert verification.mutants_text(None) == "no record: run `make mutants`"
+    assert verification_page.mutants_text(None) == "no record: run `make mutants`"
 
 
 def test_measured_errors_stay_below_their_bounds_and_the_worst_input_comes_close():

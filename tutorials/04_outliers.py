@@ -29,8 +29,8 @@ from matplotlib import pyplot as plt
 
 import fast
 import reference
-from experiments import dial
-from experiments.outliers import readers
+from experiments.lm import dial
+from experiments.lm.recording import readers
 from reference import features
 from tutorials import checks, model_data, pictures, running_table, source
 from tutorials.example import W, X

@@ -499,6 +499,9 @@ print(f"{'one kernel':<16} {fused:>5}   <- new")
 # %% [markdown]
 # ## Exercise
 #
+# A wrong kernel does no harm here: before it loads or stores outside of its buffers it is stopped, and you are told which
+# program, which buffer and which line it was.
+#
 # Write `my_quantize_rows`. It is launched with one program per row. `x`: (M, K) float32, rows `stride` apart; `codes`:
 # (M, K) int8, packed; `scale`: (M,) float32; `BLOCK_K` is a power of two, at least K. Try it without looking at step 4.
 

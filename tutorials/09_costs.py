@@ -29,7 +29,10 @@ import torch
 from matplotlib import pyplot as plt
 
 import fast
-from experiments import charts, contenders, memory, perplexity, records, shapes
+from experiments import contenders, records, shapes
+from experiments.lm.losses import difference, t_quantile
+from experiments.pages import memory, perplexity
+from experiments.pages import speed as charts
 from experiments.shapes import Shape
 from tutorials import checks, model_data, pictures, recorded, running_table, source
 from tutorials.example import W, X
@@ -326,7 +329,7 @@ for figure in perplexity.pictures(methods):
     )
 losses = {row["method"]: np.array(row["losses"]) for row in compared}
 against_float = {row["method"]: recorded.interval(row["to_float"]) for row in compared}
-apart = perplexity.difference(losses["llm-int8-zeropoint"], losses["llm-int8-absmax"])
+apart = difference(losses["llm-int8-zeropoint"], losses["llm-int8-absmax"])
 answer = (
     "not established on this text"
     if apart["low"] <= 0 <= apart["high"]
@@ -426,7 +429,7 @@ recorded.say("\n".join(lines))
 
 # %%
 a, b = losses["float32"], losses["llm-int8-absmax"]
-t = perplexity.t_quantile(0.975, len(a) - 1)
+t = t_quantile(0.975, len(a) - 1)
 paired = t * (b - a).std(ddof=1) / np.sqrt(len(a))
 unpaired = t * np.sqrt((a.var(ddof=1) + b.var(ddof=1)) / len(a))
 assert paired < unpaired

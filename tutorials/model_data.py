@@ -1,6 +1,6 @@
 """Real inputs and weights: what the linear layers of SmolLM2-135M see when it reads English prose.
 
-The model and the text are those of the experiments (`experiments/models.py`); neither needs a download. Loading
+The model and the text are those of the experiments (`experiments/lm/models.py`); neither needs a download. Loading
 them takes a few seconds.
 """
 
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from experiments import models
+from experiments.lm import models
 
 #: The layer of the running table: its input has two outlier columns.
 LAYER = "model.layers.29.mlp.gate_proj"

@@ -15,8 +15,8 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch, Rectangle
 
-from experiments import records
-from experiments.records import BLUE, GREEN, GREY, ORANGE, PURPLE, RED
+from experiments.pages import style
+from experiments.pages.style import BLUE, GREEN, GREY, ORANGE, PURPLE, RED
 
 COLORS = (BLUE, ORANGE, GREEN, RED, PURPLE)
 
@@ -27,7 +27,7 @@ MAGNITUDE_STRONG = LinearSegmentedColormap.from_list("strong", [(0.29, 0.56, 0.8
 MAGNITUDE = LinearSegmentedColormap.from_list("magnitude", [(0.29, 0.56, 0.85, 0.0), (0.29, 0.56, 0.85, 0.3)])
 
 matplotlib.use("agg")
-plt.rcParams.update(records.STYLE | {"figure.figsize": (7.2, 3.2), "text.color": GREY})
+plt.rcParams.update(style.STYLE | {"figure.figsize": (7.2, 3.2), "text.color": GREY})
 
 
 def show(figure: Figure, alt: str) -> None:

@@ -1,0 +1,1 @@
+"""From a record to Markdown and pictures; nothing here needs Torch."""

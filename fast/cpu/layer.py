@@ -31,7 +31,7 @@ def linear(x: Tensor, weight: QuantizedWeight, bias: Tensor | None, threshold: f
 
     def finish(acc: Tensor, scale: Tensor, x_outliers: Tensor | None) -> Tensor:
         y = acc.float().mul_(scale).mul_(w_scale)
-        if x_outliers is not None:
+        if x_outliers is not None and w_outliers is not None:
             y += x_outliers @ w_outliers
         if bias is not None:
             y += bias

@@ -46,7 +46,7 @@ from tests.tools.mutations import Mutant, equivalents, keys, line_of, mutants, u
 ROOT = Path(__file__).resolve().parents[2]
 RECORD = ROOT / "experiments" / "results" / "mutants.json"
 EQUIVALENT = Path(__file__).with_name("equivalent_mutants.toml")
-COPIED = ("reference", "fast", "tests", "experiments", "pyproject.toml", "docs/contract.md")
+COPIED = ("reference", "fast", "emulator", "tests", "experiments", "pyproject.toml", "docs/contract.md")
 PACKAGES = ("torch", "triton", "numpy", "hypothesis", "pytest")
 
 #: One mutant may take this long: many times what its tests take, so that only an endless loop gets there, a fault that was noticed.
@@ -71,20 +71,27 @@ TESTS: dict[str, tuple[tuple[str, ...], tuple[str, ...], str]] = {
     "fast/kernels/*.py": (KERNELS, ("triton",), ""),
     "fast/cpu/*.py": ((*BACKBONE, "cpu"), ("cpu",), ""),
     "fast/bitsandbytes_checkpoint.py": (("bitsandbytes_checkpoint",), ("cpu",), ""),
-    "fast/model.py": (("quantize_model",), ("cpu",), ""),
-    "fast/selection.py": (("quantize_model",), ("cpu",), ""),
-    "fast/transformers_traits.py": (("quantize_model",), ("cpu",), ""),
-    "fast/linear.py": (("worked_examples", "errors", "linear", "bitsandbytes_checkpoint", "edges", "pairs", "structure"), ("cpu",), ""),
-    "fast/operators.py": (("worked_examples", "edges", "operators", "pairs"), ("cpu",), ""),
-    "fast/*.py": ((*BACKBONE, "structure"), ("cpu",), ""),
+    "fast/model.py": (("quantize_model", "selection"), ("cpu",), ""),
+    "fast/selection.py": (("selection", "quantize_model"), ("cpu",), ""),
+    "fast/transformers_traits.py": (("selection", "quantize_model"), ("cpu",), ""),
+    "fast/linear.py": (
+        ("worked_examples", "errors", "linear", "new_weights", "bitsandbytes_checkpoint", "edges", "pairs", "structure"),
+        ("cpu",),
+        "",
+    ),
+    "fast/operators.py": (("worked_examples", "edges", "operators", "derivatives", "pairs"), ("cpu",), ""),
+    "fast/eager.py": (("worked_examples", "edges", "derivatives", "new_weights", "operators"), ("cpu",), ""),
+    "fast/guard.py": (("guard", "linear"), ("cpu",), ""),
+    "fast/*.py": ((*BACKBONE, "linear", "structure"), ("cpu",), ""),
 }
 
 #: Left out. configurations.py: its rows change speed and not results; tests/tools/generated_code.py holds them to what compiles without
 #: spills.
-#: huggingface.py, distributed.py: each of their tests loads a model, seconds to minutes for each mutant. old_interpreter.py: what it
-#: mends is another version's.
+#: huggingface.py and what it is made of, distributed.py: each of their tests loads a model, seconds to minutes for each mutant.
+#: old_interpreter.py: what it mends is another version's.
 LEFT_OUT = (
-    "fast/kernels/configurations.py", "fast/kernels/old_interpreter.py", "fast/huggingface.py", "fast/distributed.py", "*/__init__.py"
+    "fast/kernels/configurations.py", "fast/kernels/old_interpreter.py", "fast/distributed.py", "fast/huggingface.py",
+    "fast/declaration.py", "fast/int8_config.py", "fast/parallel_plan.py", "*/__init__.py",
 )  # fmt: skip
 
 

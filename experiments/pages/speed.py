@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from . import records
-from .shapes import AIMS, BASELINE, PARTS, STAGES_AIM, Aim, Shape
+from ..shapes import AIMS, BASELINE, PARTS, STAGES_AIM, Aim, Shape
+from . import style, tables
 
 Row = dict[str, Any]
 
@@ -39,16 +39,16 @@ def pictures(record: Row) -> Iterator[Any]:
     """A picture for each part that the record has."""
     for part, rows in parts_of(record).items():
         if part == "layers":
-            with records.figure(8, 2.2 + 0.34 * len(rows)) as (figure, axes):
+            with style.figure(8, 2.2 + 0.34 * len(rows)) as (figure, axes):
                 draw_ratios(axes, rows)
                 yield figure
         elif part == "crossover":
             lines = sweeps(rows)
-            with records.figure(3.4 * len(lines), 4.2, columns=len(lines)) as (figure, axes):
+            with style.figure(3.4 * len(lines), 4.2, columns=len(lines)) as (figure, axes):
                 draw_crossover(axes, lines)
                 yield figure
         else:
-            with records.figure(max(6, 1.3 + 0.75 * len(rows)), 4.2) as (figure, axes):
+            with style.figure(max(6, 1.3 + 0.75 * len(rows)), 4.2) as (figure, axes):
                 draw_shares(axes, rows)
                 yield figure
 
@@ -60,7 +60,7 @@ def draw_ratios(axes: Any, rows: Sequence[Row]) -> None:
         ratio = [rows[i]["contenders"][contender]["ratio"] for i in have]
         median, low, high = (np.array([r[key] for r in ratio]) for key in ("median", "low", "high"))
         axes.errorbar(median, have, xerr=[median - low, high - median], linestyle="none", marker=marker, markersize=5, label=label)
-    axes.axvline(1, color=records.GREY, linestyle=":")
+    axes.axvline(1, color=style.GREY, linestyle=":")
     axes.set_xscale("log")
     axes.set_xticks(ticks := [0.05, 0.1, 0.2, 0.5, 1, 2, 5], [f"{t:g}" for t in ticks])
     axes.set_xticks([], minor=True)
@@ -97,7 +97,7 @@ def draw_crossover(axes: Any, lines: Sequence[tuple[str, str, list[Row]]]) -> No
             sizes = [row[size] for row in have]
             ax.plot(sizes, [r["median"] for r in ratio], marker="o", markersize=4, label=label)
             ax.fill_between(sizes, [r["low"] for r in ratio], [r["high"] for r in ratio], alpha=0.2)
-        ax.axhline(1, color=records.GREY, linestyle=":")
+        ax.axhline(1, color=style.GREY, linestyle=":")
         ax.set_xscale("log", base=2)
         ax.set_ylim(bottom=0)
         ax.set_title(title)
@@ -156,7 +156,7 @@ def unmeasured(device: str) -> str:
     return _joined(
         _title(device),
         f"Not measured. `python -m experiments.speed --device {device}` measures it and writes the record that this page is made from.",
-        records.markdown(["aim", "measured", ""], aims(None, device)),
+        tables.markdown(["aim", "measured", ""], aims(None, device)),
     )
 
 
@@ -170,7 +170,7 @@ def section(record: Row) -> str:
         f"{_provenance(record)}; medians of {settings['rounds']} interleaved rounds, quartiles in brackets. Measured ceilings: "
         f"{limits['bandwidth'] / 1e9:.1f} GB/s in a copy, read plus written; operations, {rates}.",
         _graphs(record),
-        records.markdown(["aim", "measured", ""], aims(record, device)),
+        tables.markdown(["aim", "measured", ""], aims(record, device)),
     ]
     for number, (part, rows) in enumerate(parts_of(record).items(), 1):
         picture = f"results/speed-{device}{'' if number == 1 else f'-{number}'}.png"
@@ -192,7 +192,7 @@ def _graphs(record: Row) -> str:
         return ""
     text = (
         "CUDA graphs are timed, so that the host's launches do not count; bitsandbytes is timed as the host launches it, since it "
-        "makes the host wait for the device and cannot be captured."
+        "synchronizes the host with the device and cannot be captured."
     )
     skipped = settings["out_of_memory"]
     return text + (f" Too large for this device's memory: {'; '.join(skipped)}." if skipped else "")
@@ -201,7 +201,7 @@ def _graphs(record: Row) -> str:
 def _provenance(record: Row) -> str:
     hardware = record["settings"]["hardware"]
     if record["settings"]["device"] == "cpu":
-        return f"{records.provenance(record)}; {hardware['instructions']}"
+        return f"{tables.provenance(record)}; {hardware['instructions']}"
     where = f"{record['device']['gpu']}, driver {hardware['driver']}, Torch {record['versions']['torch']}"
     return f"{where}; {record['date']}; `{record['command']}`"
 
@@ -220,15 +220,15 @@ def _layers(rows: list[Row], picture: str) -> list[str]:
         "### Against 16-bit products",
         f"![Times as fast as F.linear in bfloat16, by layer and implementation]({picture})",
         "Times as fast as `F.linear` in bfloat16 in the same run, by layer: M x K x N, and the share of outlier columns.",
-        records.markdown(["layer", *found.values()], [[name(row), *(_ratio(row, c) for c in found)] for row in rows]),
+        tables.markdown(["layer", *found.values()], [[name(row), *(_ratio(row, c) for c in found)] for row in rows]),
         _failures(rows),
         "Our layer against its floor, the larger of its bytes over the bandwidth and its operations over their rates:",
-        records.markdown(
+        tables.markdown(
             ["layer", "ms", "floor, ms", "time over floor", "of the bandwidth", "of the int8 rate"],
             [[name(row), *_against_floor(row["contenders"]["int8"])] for row in rows if "int8" in row["contenders"]],
         ),
         "Each stage alone, in microseconds, and what it reaches of the bandwidth or of the int8 rate, whichever is more:",
-        records.markdown(["layer", *stages.values()], [[name(row), *(_stage(row["contenders"].get(s)) for s in stages)] for row in rows]),
+        tables.markdown(["layer", *stages.values()], [[name(row), *(_stage(row["contenders"].get(s)) for s in stages)] for row in rows]),
     ]
 
 
@@ -258,16 +258,16 @@ def _stage(own: Row | None) -> str:
 
 
 def _crossover(rows: list[Row], picture: str) -> list[str]:
-    tables = []
+    by_sweep = []
     for title, size, own in sweeps(rows):
         found = labels(own)
         cells = [[f"{size.upper()} = {row[size]}", *(_ratio(row, c) for c in found)] for row in own]
-        tables.append(records.markdown([title, *found.values()], cells))
+        by_sweep.append(tables.markdown([title, *found.values()], cells))
     return [
         "### Where int8 starts to win",
         f"![Times as fast as F.linear in bfloat16, against M and against K = N]({picture})",
         "Times as fast as `F.linear` in bfloat16; int8 wins above 1.",
-        *tables,
+        *by_sweep,
     ]
 
 
@@ -280,5 +280,5 @@ def _detection(rows: list[Row], picture: str) -> list[str]:
         "Percent of the layer's time by what each step adds to it, round by round. Detection is what a threshold costs where it finds "
         "nothing: the layer on an X without outlier columns, less the layer with threshold None. The outlier product is what outlier "
         "columns cost beyond that. A step that the layer hides behind another can come out near zero or below.",
-        records.markdown(["M x K, N = K", *steps], cells),
+        tables.markdown(["M x K, N = K", *steps], cells),
     ]

@@ -49,7 +49,7 @@ class Llama:
         arrays: embedding (vocabulary, D) and gains (D,).
         linears: "layers.0.self_attn.q_proj" and so on, and "lm_head"; what is put here is what runs.
         blocks, heads, kv_heads: counts; `heads // kv_heads` query heads share a key and value head.
-        frequencies: (d / 2,) radians a position, by which the rotary embedding turns each pair of a head's entries.
+        frequencies: (d / 2,) radians per position, by which the rotary embedding turns each pair of a head's entries.
         eps: what RMSNorm adds to the mean square.
     """
 

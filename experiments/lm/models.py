@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from .command import InputError, first_line, positive
+from ..command import InputError, first_line, positive
 
 EMBEDDED = "SmolLM2-135M-Instruct"
 EMBEDDED_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -26,7 +26,7 @@ EMBEDDED_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 #: The environment variable that names the model's folder where its package is not installed.
 FOLDER = "LLM_INT8_MODEL"
 
-#: Topics of Python's documentation, a passage a row: compound statements, strings, classes, data types, the debugger, expressions.
+#: Topics of Python's documentation, one passage per row: compound statements, strings, classes, data types, the debugger, expressions.
 PASSAGES = (
     ("assert", "class", "exprlists", "import", "with"),
     ("string-methods",),
@@ -207,7 +207,7 @@ def add_options(parser: argparse.ArgumentParser, passages: int = 1, windows: int
         default=passages,
         help=f"how many passages of Python's documentation, at most {len(PASSAGES)} (default %(default)s)",
     )
-    parser.add_argument("--windows", type=positive, default=windows, help="at most so many windows a passage (default %(default)s)")
+    parser.add_argument("--windows", type=positive, default=windows, help="at most this many windows per passage (default %(default)s)")
     parser.add_argument("--tokens", type=positive, default=512, help="tokens in a window (default %(default)s)")
     parser.add_argument("--out", metavar="FILE.json", help="the record, its picture beside it (default in experiments/results/)")
 

@@ -1,11 +1,11 @@
 """Faults in the machine code: one at a time is put into the PTX of a kernel, and the emulator must find it.
 
-    python -m tests.machine_faults                              a sample of every kind, every kernel, every architecture
-    python -m tests.machine_faults --arch sm_90 --kernel decode_kernel --sample 0      all places of all kinds
-    python -m tests.machine_faults --out experiments/results/machine_faults.json
+    python -m tests.tools.machine_faults                              a sample of every kind, every kernel, every architecture
+    python -m tests.tools.machine_faults --arch sm_90 --kernel decode_kernel --sample 0      all places of all kinds
+    make machine-faults                                         and keeps the record that the verification page shows
 
 A fault is caught if the sanitizer stops the program or its result differs from the reference. The record has each survivor with its
-line; why it is one, where that is known, stands in tests/surviving_faults.toml.
+line; why it is one, where that is known, stands in tests/tools/surviving_faults.toml.
 """
 
 import argparse
@@ -23,7 +23,6 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
-ROOT = Path(__file__).resolve().parents[1]
 EXPLAINED = Path(__file__).parent / "surviving_faults.toml"
 #: Kernel -> the beginning of the name of the case (tests/compiled_cases.py) that it runs in.
 CASES = {
@@ -74,11 +73,9 @@ def sites(ptx: str) -> Iterator[FaultSite]:
             yield FaultSite("turn a predicate", number, turned)
         elif found := re.search(r"\bsetp\.(lt|le|gt|ge|eq|ne)\.", code):
             yield FaultSite("turn a comparison", number, code[: found.start(1)] + OPPOSITE[found[1]] + code[found.end(1) :])
-        elif found := re.search(r"\[[%\w]+\+?(\d*)\]", code):
-            # Not a parameter's offset.
-            if "ld.param" not in code and re.search(r"\b(ld|st|ldmatrix|stmatrix)\b", code):
-                inner = found[0][1:-1].split("+")[0]
-                shifted = f"[{inner}+{int(found[1] or 0) + 16}]"
+        elif found := re.search(r"\[\s*(%\w+)(?:\s*\+\s*(\d+))?\s*\]", code):
+            if re.search(r"\b(ld|st|ldmatrix|stmatrix)\b", code):
+                shifted = f"[{found[1]}+{int(found[2] or 0) + 16}]"
                 yield FaultSite("shift an address", number, code[: found.start()] + shifted + code[found.end() :])
         elif found := re.search(r"\b(shl|shr)\.\w+\s+(\S+), (\S+), (\d+);", code):
             yield FaultSite("shift a shift", number, code[: found.start(4)] + str(int(found[4]) + 1) + code[found.end(4) :])
@@ -176,6 +173,7 @@ def campaign(arch: str, kernel: str, sample: int, seed: int) -> dict[str, Any]:
             how[result or "survived"] += 1
             if not result:
                 i = places[site.line]
+                print(f"survived: {arch} {kernel} {kind}: {i.place}: {i.text}  ->  {' '.join(site.text.split())}", flush=True)
                 survivors.append({"kind": kind, "line": str(i.place), "ptx": i.text, "instead": " ".join(site.text.split())})
     print(f"{arch} {kernel}: {caught.total()} of {tried.total()} caught, {time.perf_counter() - begin:.0f} s", flush=True)
     return {
@@ -185,7 +183,7 @@ def campaign(arch: str, kernel: str, sample: int, seed: int) -> dict[str, Any]:
 
 
 def explanation(survivor: dict[str, str]) -> str | None:
-    """Why a survivor is one, from tests/surviving_faults.toml: the first entry whose kind and pattern fit."""
+    """Why a survivor is one, from tests/tools/surviving_faults.toml: the first entry whose kind and pattern fit."""
     for entry in tomllib.loads(EXPLAINED.read_text())["fault"]:
         if (
             entry["kind"] == survivor["kind"]
@@ -220,13 +218,14 @@ def main() -> None:
         for s in r["survivors"]:
             s["why"] = explanation(s)
             unexplained += s["why"] is None
-            print(f"survived: {r['arch']} {r['kernel']} {s['kind']}: {s['line']}: {s['ptx']}  ->  {s['instead']}  ({s['why']})")
+            if s["why"] is None:
+                print(f"not explained: {r['arch']} {r['kernel']} {s['kind']}: {s['ptx']}")
     print(f"{caught} of {tried} caught ({caught / max(1, tried):.1%}), {unexplained} survivors without an explanation")
     if options.out:
-        from experiments import records
+        from experiments import machine
 
-        record = records.heading("machine_faults", {"sample": options.sample, "seed": options.seed})
-        record["command"] = "python -m tests.machine_faults " + " ".join(sys.argv[1:])
+        record = machine.heading("machine_faults", {"sample": options.sample, "seed": options.seed})
+        record["command"] = "python -m tests.tools.machine_faults " + " ".join(sys.argv[1:])
         Path(options.out).write_text(json.dumps(record | {"rows": rows}, indent=1) + "\n")
 
 

@@ -1,0 +1,136 @@
+"""The generated part of docs/verification.md, and the picture of docs/bounds.md."""
+
+from pathlib import Path
+from typing import Any
+
+from ..command import InputError
+from . import style
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "verification.md"
+
+BEGIN, END = "<!-- begin: made by python -m experiments.verification -->", "<!-- end -->"
+
+
+def picture(errors: dict[str, Any]) -> Any:
+    """Both series of `measure_errors`, bounds dashed."""
+    with style.figure(9, 3.8, columns=2) as (figure, (left, right)):
+        by_k = errors["by_k"]
+        ks = [row["k"] for row in by_k]
+        left.plot(ks, [row["bound"] for row in by_k], "--", color=style.GREY, label="bound")
+        left.plot(ks, [row["worst"] for row in by_k], "x", color=style.RED, label="the worst input")
+        left.plot(ks, [row["normal"] for row in by_k], "o-", markersize=4, label="normal input")
+        left.set(xscale="log", yscale="log", xlabel="K", ylabel="largest error, in steps of both scales", title="a quantized product")
+        by_size = errors["by_size"]
+        sizes = [row["size"] for row in by_size]
+        for name, label, color in (("vectorwise", "vector-wise", style.ORANGE), ("llm_int8", "LLM.int8()", style.GREEN)):
+            right.plot(sizes, [row[f"{name}_bound"] for row in by_size], "--", color=color, label=f"{label}, bound")
+            right.plot(sizes, [row[name] for row in by_size], "o-", markersize=4, color=color, label=label)
+        right.set(xscale="log", yscale="log", xlabel="size of one outlier column", ylabel="largest error of Y", title="one outlier column")
+        for axes in (left, right):
+            axes.legend(fontsize=9)
+        return figure
+
+
+def page_text(record: dict[str, Any], mutants: dict[str, Any] | None, faults: dict[str, Any] | None) -> str:
+    """The generated part of docs/verification.md, in Markdown."""
+    files = record["files"]
+    total = {key: sum(row[key] for row in files.values()) for key in ("laws", "tests", "cases")}
+    patterns = max((row["bit_patterns"] for row in files.values()), default=0)
+    dates = sorted(row["date"] for row in files.values())
+    lines = [
+        f"Made by `{record['command']}`, {record['date']}, on {record['device']['cpu']}, Python {record['versions']['python']}, "
+        f"Torch {record['versions']['torch']}. The tests ran between {dates[0]} and {dates[-1]}.",
+        "",
+        "| | |",
+        "| --- | --- |",
+        f"| laws | {total['laws']:,} test functions, {total['tests']:,} with their parameters |",
+        f"| cases tried | {total['cases']:,} |",
+        f"| bit patterns | {f'up to {patterns:,} of the 65,536 that 16 bits have, in one test' if patterns else 'not counted'} |",
+        f"| mutants | {mutants_text(mutants)} |",
+        *faults_lines(faults),
+        f"| compiled for | {', '.join(row['arch'] for row in record['compiled']) or 'not recorded'} |",
+        f"| run on a GPU | {gpu_text(files)} |",
+        "",
+        "### Errors against their bounds",
+        "",
+        "The largest ratio of error and bound that was found. Above 1 a test fails; a ratio near 1 says that the bound is not slack.",
+        "",
+        "| bound | largest ratio |",
+        "| --- | --- |",
+        *(f"| {name} | {ratio:.4f} |" for name, ratio in sorted(merged_ratios(files).items())),
+        "",
+        "### What the kernels compile to",
+        "",
+        "| architecture | kernels | specializations | that spill registers | matrix instructions |",
+        "| --- | --- | --- | --- | --- |",
+        *(
+            f"| {row['arch']} | {row['kernels']} | {row['specializations']} | {row['spilling']} | {', '.join(row['matrix'])} |"
+            for row in record["compiled"]
+        ),
+        "",
+        "### By file",
+        "",
+        "| file | laws | tests | cases | date |",
+        "| --- | --- | --- | --- | --- |",
+        *(
+            f"| `{name}` | {row['laws']} | {row['tests']} | {row['cases']:,} | {row['date']} |"
+            for name, row in sorted(files.items())
+            if row["tests"]
+        ),
+    ]
+    return "\n".join(lines)
+
+
+def merged_ratios(files: dict[str, Any]) -> dict[str, float]:
+    """The largest ratio over all files, by name."""
+    ratios: dict[str, float] = {}
+    for row in files.values():
+        for name, ratio in row["ratios"].items():
+            ratios[name] = max(ratio, ratios.get(name, 0.0))
+    return ratios
+
+
+def faults_lines(faults: dict[str, Any] | None) -> list[str]:
+    """What the record of tests/tools/machine_faults.py says, in one line; none without a record."""
+    if faults is None:
+        return []
+    rows = faults["rows"]
+    tried, caught = (sum(sum(row[what].values()) for row in rows) for what in ("tried", "caught"))
+    places = sum(sum(row["places"].values()) for row in rows)
+    unexplained = sum(survivor["why"] is None for row in rows for survivor in row["survivors"])
+    architectures = ", ".join(dict.fromkeys(row["arch"] for row in rows))
+    return [
+        f"| faults in the machine code | {tried:,} of {places:,} places tried on {architectures}: {caught:,} caught, "
+        f"{caught / tried:.1%}, {tried - caught - unexplained} survivors explained, {unexplained} not ({faults['date']}) |"
+    ]
+
+
+def mutants_text(mutants: dict[str, Any] | None) -> str:
+    """What the record of tests/tools/mutants.py says, in one line."""
+    if mutants is None:
+        return "no record: run `make mutants`"
+    return (
+        f"{mutants['made']:,} of {mutants['possible']:,} made: {mutants['killed']:,} killed, {mutants['equivalent']} equivalent, "
+        f"{mutants['survived']} survived, a score of {mutants['score']:.1%} ({mutants['date']})"
+    )
+
+
+def gpu_text(files: dict[str, Any]) -> str:
+    """Which files ran on which GPU; the others ran in Triton's interpreter."""
+    on_gpu = {name: row["gpu"] for name, row in files.items() if row["gpu"]}
+    if not on_gpu:
+        return "nothing: the kernels ran in Triton's interpreter; for GPUs they were compiled, not run"
+    return "; ".join(f"{', '.join(f'`{n}`' for n, g in on_gpu.items() if g == gpu)} on {gpu}" for gpu in sorted(set(on_gpu.values())))
+
+
+def with_part(page: str, part: str) -> str:
+    """The page with its generated part replaced.
+
+    Raises:
+        InputError: the page has no such part.
+    """
+    before, begin, rest = page.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not (begin and end):
+        raise InputError(f"{PAGE} must hold the lines {BEGIN} and {END}")
+    return f"{before}{BEGIN}\n\n{part}\n\n{END}{after}"
