@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.guarded import guarded, guarded_buffers
+from tests.tools.guarded import guarded, guarded_buffers
 from torch import nn
 from torch.autograd import forward_ad
 from torch.overrides import TorchFunctionMode
