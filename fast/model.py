@@ -9,8 +9,8 @@ from torch import nn
 
 from . import arguments
 from .linear import Int8Linear, weight_and_bias
-from .placeholders import check_weights_are_here
 from .selection import Summary, choose_layers, named_in, size_of
+from .selection.placeholders import check_weights_are_here
 from .transformers_traits import heads, transformers_is_loaded
 
 logger = logging.getLogger(__name__)
