@@ -40,7 +40,7 @@ class Driven:
     @functools.cached_property
     def _process(self) -> subprocess.Popen:
         process = subprocess.Popen(self._start(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-        weakref.finalize(self, process.kill)
+        weakref.finalize(self, ended, process)
         assert process.stdout is not None
         name, size = struct.unpack("32sq", process.stdout.read(40))
         assert (name.rstrip(b"\0").decode(), size) == (self._name, CALL.size)
@@ -74,6 +74,11 @@ class Driven:
     def _fail(self) -> None:
         assert self._process.stderr is not None
         raise AssertionError(f"the driver ended: {self._process.stderr.read().decode(errors='replace')[-4000:]}")
+
+
+def ended(process: subprocess.Popen) -> None:
+    """Ends a driver: it has no more calls to read."""
+    process.communicate()
 
 
 def sizes_of(function: int, fields: tuple) -> list[int]:

@@ -27,6 +27,6 @@ def zero_points(lo: Tensor, inverse: Tensor) -> Tensor:
 
 
 def encode(slices: Tensor, inverse: Tensor, finite: bool) -> Tensor:
-    """rint(x * inverse), in place, as float32; 0 in slices with an inverse of 0, also where they are not finite."""
-    codes = slices.mul_(inverse).round_()
+    """rint(x * inverse) as float32; 0 in slices with an inverse of 0, also where they are not finite."""
+    codes = torch.mul(slices, inverse).round_()
     return codes if finite else codes.masked_fill_(inverse == 0.0, 0.0)

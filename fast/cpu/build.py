@@ -50,13 +50,13 @@ def library(name: str, flags: tuple[str, ...]) -> ctypes.CDLL:
     made = folder / file_name
     if not made.exists():
         try:
-            _compile(command, made)
+            compile_library(command, made)
         except OSError:  # no space, or made read-only since
             return _load_from_a_temporary_folder(command, file_name)
     try:
         return ctypes.CDLL(str(made))
     except OSError:  # cut off by a full disk, or of another system that shares this home: made anew
-        _compile(command, made)
+        compile_library(command, made)
         return _loaded(made)
 
 
@@ -112,7 +112,7 @@ def _key(command: list[str]) -> str:
     return hashlib.sha256(b"\0".join(p if isinstance(p, bytes) else p.encode() for p in parts)).hexdigest()[:20]
 
 
-def _compile(command: list[str], target: Path) -> None:
+def compile_library(command: list[str], target: Path) -> None:
     """Compiles to `target`, which appears complete: another process may do the same at the same time."""
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".compiling-") as private:
         made = Path(private) / "native.so"
@@ -133,7 +133,7 @@ def _load_from_a_temporary_folder(command: list[str], file_name: str) -> ctypes.
     try:
         with tempfile.TemporaryDirectory(prefix="llm-int8-") as folder:  # of this user, 0700
             made = Path(folder) / file_name
-            _compile(command, made)
+            compile_library(command, made)
             return _loaded(made)
     except OSError as error:
         raise BuildError(f"there is no folder to compile native.c in: {error}") from error

@@ -65,7 +65,7 @@ class Engine(NamedTuple):
 
 def cpu_engine() -> Engine:
     """Says what computes layers on the CPU, and why. Compiles the native engine if that has not been done yet."""
-    return _choose()[0]
+    return chosen()[0]
 
 
 def implementation(choice: str, rows: int) -> Any:
@@ -78,12 +78,12 @@ def implementation(choice: str, rows: int) -> Any:
         RuntimeError: the engine cannot run here; says why.
     """
     if choice == "cpu":
-        native = _choose()[1]
+        native = chosen()[1]
         return cpu if native is None or (rows > AMX_ROWS and _has_amx()) else native
     if choice == TORCH:
         return cpu
     if choice == NATIVE:
-        engine, native = _choose()
+        engine, native = chosen()
         if native is None:
             raise RuntimeError(f"the native engine cannot run here: {engine.reason}")
         return native
@@ -95,7 +95,7 @@ def implementation(choice: str, rows: int) -> Any:
 
 def for_all_rows() -> Native | None:
     """The native engine, if it is what computes for any number of rows."""
-    return None if _has_amx() else _choose()[1]
+    return None if _has_amx() else chosen()[1]
 
 
 def _has_amx() -> bool:
@@ -104,7 +104,8 @@ def _has_amx() -> bool:
 
 
 @cache
-def _choose() -> tuple[Engine, Native | None]:
+def chosen() -> tuple[Engine, Native | None]:
+    """The engine of the CPU; with it the native one, or None where Torch operations compute."""
     if os.environ.get("LLM_INT8_NATIVE") == "0":
         return Engine(TORCH, "LLM_INT8_NATIVE=0"), None
     reasons = []
@@ -128,7 +129,7 @@ def available() -> list[str]:
 
 
 _lock = threading.Lock()
-_forced: dict[str, Native] = {}
+made_engines: dict[str, Native] = {}
 
 
 def forced(name: str) -> Native:
@@ -139,20 +140,20 @@ def forced(name: str) -> Native:
         ValueError: this processor does not have the instructions.
     """
     with _lock:
-        if name not in _forced:
+        if name not in made_engines:
             if name not in available():
                 raise ValueError(f"this processor does not have the instructions {name}; it has {', '.join(available())}")
             native = Native(build.library(name, INSTRUCTIONS[name].flags))
             if native.name != name or not is_exact(native):
                 raise build.BuildError(f"the library with the instructions {name} multiplies wrongly")
-            _forced[name] = native
-        return _forced[name]
+            made_engines[name] = native
+        return made_engines[name]
 
 
 def put(native: Native) -> None:
     """Makes `native` the engine that is forced by its name: one that runs elsewhere, or was compiled differently, for tests."""
     with _lock:
-        _forced[native.name] = native
+        made_engines[native.name] = native
 
 
 def is_exact(native: Native) -> bool:

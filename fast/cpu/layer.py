@@ -30,7 +30,7 @@ def linear(x: Tensor, weight: QuantizedWeight, bias: Tensor | None, threshold: f
     bias, w_scale = None if bias is None else bias.float(), weight.scale.T
 
     def finish(acc: Tensor, scale: Tensor, x_outliers: Tensor | None) -> Tensor:
-        y = acc.float().mul_(scale).mul_(w_scale)
+        y = torch.mul(acc, scale).mul_(w_scale)  # an int32 is rounded to float32 on the way
         if x_outliers is not None and w_outliers is not None:
             y += x_outliers @ w_outliers
         if bias is not None:

@@ -141,7 +141,7 @@ INLINE vf from_half(vh h) {
 INLINE vh to_half(vf f) {
     vi bits = (vi)f, sign = (vi)((vu)bits >> 16) & 0x8000, magnitude = bits & 0x7fffffff;
     /* Halfway between two numbers the even one: 0xfff and the last bit that stays carry upwards where they have to. */
-    vi normal = (magnitude - (112 << 23) + 0xfff + ((magnitude >> 13) & 1)) >> 13;
+    vi normal = (vi)(((vu)magnitude - (112u << 23) + 0xfff + (((vu)magnitude >> 13) & 1)) >> 13);
     vi subnormal = (vi)((vf)magnitude + 0.5f) - 0x3f000000; /* the last place of 0.5 is 2**-24, that of a subnormal number */
     vi small = magnitude < 113 << 23, large = magnitude >= 0x477ff000, nan = magnitude > 0x7f800000;
     vi half = (subnormal & small) | (normal & ~small & ~large) | (0x7c00 & large) | (0x200 & nan);

@@ -78,7 +78,7 @@ class Native:
             0 if floats is None else floats.data_ptr(),
             0 if bias is None else bias.data_ptr(),
             y.data_ptr(),
-            *(0, 0, 0, 0, _pool),
+            *(0, 0, 0, 0, pool),
             math.prod(shape[:-1]),
             k,
             n,
@@ -105,7 +105,7 @@ class Native:
         codes = torch.empty((m, k), dtype=torch.int8)
         scale = torch.empty((m if per_row else 1, 1))
         zero_point = torch.empty(scale.shape, dtype=torch.int32) if quantizer == "zeropoint" else None
-        addresses = (codes.data_ptr(), scale.data_ptr(), 0 if zero_point is None else zero_point.data_ptr(), 0, _pool)
+        addresses = (codes.data_ptr(), scale.data_ptr(), 0 if zero_point is None else zero_point.data_ptr(), 0, pool)
         flags = (DTYPES[x.dtype], 0, 0, per_row, False, zero_point is not None, torch.get_num_threads())
         packed = CALL.pack(x.data_ptr(), *[0] * 7, *addresses, m, k, 0, stride, 0, 0, math.inf, *flags)
         if self._quantize(packed):
@@ -118,7 +118,7 @@ class Native:
         x, stride = rows_of(x, k)
         columns = torch.empty(k, dtype=torch.bool)
         flags = (DTYPES[x.dtype], 0, 0, True, False, False, torch.get_num_threads())
-        packed = CALL.pack(x.data_ptr(), *[0] * 10, columns.data_ptr(), _pool, m, k, 0, stride, 0, 0, limit, *flags)
+        packed = CALL.pack(x.data_ptr(), *[0] * 10, columns.data_ptr(), pool, m, k, 0, stride, 0, 0, limit, *flags)
         if self._outlier_columns(packed):
             raise MemoryError(f"no memory to look for outliers in {tuple(x.shape)}")
         return columns
@@ -130,7 +130,7 @@ class Native:
         acc = torch.empty((m, n), dtype=torch.int32)
         flags = (INT8, 0, 0, True, False, False, torch.get_num_threads())
         packed = CALL.pack(
-            a.data_ptr(), b.data_ptr(), *[0] * 5, acc.data_ptr(), *[0] * 4, _pool, m, k, n, a_stride, b_stride, 0, math.inf, *flags
+            a.data_ptr(), b.data_ptr(), *[0] * 5, acc.data_ptr(), *[0] * 4, pool, m, k, n, a_stride, b_stride, 0, math.inf, *flags
         )
         if self._matmul(packed):
             raise MemoryError(f"no memory for a product of {tuple(a.shape)} and {tuple(b.shape)}")
@@ -154,7 +154,7 @@ def _ready(t: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 @functools.cache
-def _openmp() -> int:
+def find_pool() -> int:
     """Address of the function that runs a region on Torch's own pool of threads; 0 where Torch has none.
 
     Every OpenMP library has it under this name. Asked of libtorch, so that it is the one that Torch itself uses.
@@ -166,13 +166,13 @@ def _openmp() -> int:
         return 0
 
 
-_pool = _openmp()
+pool = find_pool()
 
 
 def _without_a_pool() -> None:
     """After fork the pool's threads are not there, but its library believes so and would wait for them."""
-    global _pool
-    _pool = 0
+    global pool
+    pool = 0
 
 
 if hasattr(os, "register_at_fork"):
