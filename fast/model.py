@@ -63,8 +63,7 @@ def quantize_model(
     chosen = choose_layers(model, skipped, summary)
     for module in chosen:
         arguments.accumulator_fits(weight_and_bias(module)[0].shape[1], quantizer)
-
-    pending = [(module, names) for module, names in chosen.items()]
+    pending = list(chosen.items())
     chosen.clear()
     with _progress_bar(len(pending), progress) as advance:
         model = _replace_layers(model, pending, (threshold, outlier_weight, quantizer, granularity), summary, advance)
