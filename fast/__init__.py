@@ -1,8 +1,10 @@
-"""LLM.int8(), fast: Triton kernels on a GPU, oneDNN on a CPU, under the same contract as `reference` (docs/contract.md).
+"""LLM.int8(), fast: Triton kernels on a GPU, one C file or oneDNN on a CPU, under the same contract as `reference` (docs/contract.md).
 
 The files have the names of their twins in `reference`, the functions their names and arguments. What only a fast path
 needs has a file of its own: `dispatch.py` chooses between `cpu/` and `kernels/`, whose files have the same names;
-`operators.py` makes the layer known to torch.compile; `weights.py` holds a quantized weight.
+`operators.py` makes the layer known to torch.compile, `eager.py` goes past it where nobody listens; `weights.py` holds a quantized
+weight. Around a layer: `guard.py` keeps its codes from being taken for floats, `adapters.py` lets PEFT read and write a weight,
+`attachments.py` carries over what hangs on it. Around a model: `model.py`, `selection/`, `huggingface/`, `distributed.py`.
 """
 
 from .absmax import absmax_dequantize, absmax_quantize

@@ -9,8 +9,8 @@ from torch import nn
 
 from . import arguments
 from .linear import Int8Linear, weight_and_bias
-from .placeholders import check_weights_are_here
 from .selection import Summary, choose_layers, named_in, size_of
+from .selection.placeholders import check_weights_are_here
 from .transformers_traits import heads, transformers_is_loaded
 
 logger = logging.getLogger(__name__)
@@ -63,8 +63,7 @@ def quantize_model(
     chosen = choose_layers(model, skipped, summary)
     for module in chosen:
         arguments.accumulator_fits(weight_and_bias(module)[0].shape[1], quantizer)
-
-    pending = [(module, names) for module, names in chosen.items()]
+    pending = list(chosen.items())
     chosen.clear()
     with _progress_bar(len(pending), progress) as advance:
         model = _replace_layers(model, pending, (threshold, outlier_weight, quantizer, granularity), summary, advance)

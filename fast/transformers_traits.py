@@ -1,4 +1,4 @@
-"""What the models of transformers are like, as far as it can be told without importing transformers; `huggingface.py` imports it."""
+"""What the models of transformers are like, as far as it can be told without importing transformers; `huggingface/` imports it."""
 
 import sys
 from typing import TypeVar

@@ -13,8 +13,8 @@ from torch.nn.utils import parametrizations, parametrize, prune, spectral_norm, 
 
 import fast
 from fast import Int8Linear
-from fast.float_layers import computes_as_linear
-from fast.readers import weight_readers
+from fast.selection.float_layers import computes_as_linear
+from fast.selection.readers import weight_readers
 from tests.comparison import assert_same
 
 SIZES = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2}

@@ -105,8 +105,8 @@ def section(record: dict[str, Any]) -> str:
         "![Bytes by part, in percent of the model in 16 bits, for 16 bits and for int8 with either source of the outlier columns' "
         "weights](results/memory.png)",
         "\n".join(f"- {part}: {text}" for part, text in PARTS.items()),
-        "Predicted from the shape, measured on the model itself. The workspace's prediction is the least that a layer needs; what the CPU's "
-        "engine of Torch operations holds beyond it are float32 copies of input and accumulators.",
+        "Predicted from the shape, measured on the model itself. The workspace's prediction is the least that a layer needs; what the "
+        "CPU's engine of Torch operations holds beyond it are float32 copies of input and accumulators.",
         tables.markdown(*measured_cells(record)),
         "### Larger models, by calculation",
         f"From published shapes, for one sequence of {settings['context']} positions; nothing here was run.",

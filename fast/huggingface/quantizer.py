@@ -1,10 +1,4 @@
-"""`import fast.huggingface` makes transformers know LLM.int8() of this package, for `from_pretrained` and `save_pretrained`.
-
-    AutoModelForCausalLM.from_pretrained(path, quantization_config=fast.huggingface.Int8Config())
-
-Before transformers reads any weight, the linear layers of the (still empty) model are replaced by `Int8Linear`; each weight is
-quantized as it is read. A saved model loads back with plain `from_pretrained(path)`, as long as this module is imported.
-"""
+"""What transformers calls while it loads or saves a model in int8; see the package for how it is used."""
 
 import copy
 import inspect
@@ -21,17 +15,15 @@ from transformers import AutoConfig, BitsAndBytesConfig, PretrainedConfig, PreTr
 from transformers.core_model_loading import ConversionOps, WeightConverter
 from transformers.quantizers import HfQuantizer, register_quantizer
 
+from ..bitsandbytes_checkpoint import check_layout, to_bitsandbytes
+from ..linear import Int8Linear
+from ..selection import Summary, choose_layers, size_of
+from ..selection.float_layers import computes_as_linear, is_float_linear
+from ..transformers_traits import heads, is_conv1d
 from . import stored
-from .bitsandbytes_checkpoint import check_layout, to_bitsandbytes
-from .declaration import declaration, declare, mark
-from .float_layers import computes_as_linear, is_float_linear
-from .int8_config import METHOD, Int8Config
-from .linear import Int8Linear
+from .config import METHOD, Int8Config
+from .declarations import declaration, mark
 from .parallel_plan import use_int8_styles
-from .selection import Summary, choose_layers, size_of
-from .transformers_traits import heads, is_conv1d
-
-__all__ = ["METHOD", "Int8Config", "Int8Quantizer", "bitsandbytes_config", "declaration", "declare", "save_bitsandbytes"]
 
 logger = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ from typing import Any
 from transformers.quantizers import register_quantization_config
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from . import arguments
+from .. import arguments
 
 #: What a layer in int8 is made with, beside its weight.
 SETTINGS = ("threshold", "outlier_weight", "quantizer", "granularity")

@@ -6,12 +6,12 @@ from dataclasses import dataclass, field
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from . import attachments
-from .adapters import parts_of_adapters
+from .. import attachments
+from ..adapters import parts_of_adapters
+from ..linear import Int8Linear
+from ..transformers_traits import float32_names, is_conv1d, tied_names
 from .float_layers import is_float_linear, obstacle
-from .linear import Int8Linear
 from .readers import weight_readers
-from .transformers_traits import float32_names, is_conv1d, tied_names
 
 #: Modules of torch that read the weights of their linear layers themselves, instead of calling them.
 READS_WEIGHTS = (nn.MultiheadAttention, nn.TransformerEncoderLayer)

@@ -8,7 +8,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.distributed.tensor_parallel import ALL_PARALLEL_STYLES, TensorParallelLayer, replace_layer_number_by_wildcard
 
-from .linear import Int8Linear
+from ..linear import Int8Linear
 
 
 class _TensorParallel(TensorParallelLayer):
@@ -40,7 +40,7 @@ class _TensorParallel(TensorParallelLayer):
 
 def use_int8_styles(model: PreTrainedModel, layers: Iterable[str]) -> None:
     """Puts "int8_colwise" for "colwise" and so on into the model's tensor-parallel plan, for the layers in int8."""
-    from .distributed import Int8ColwiseParallel, Int8RowwiseParallel
+    from ..distributed import Int8ColwiseParallel, Int8RowwiseParallel
 
     styles = {
         "colwise": Int8ColwiseParallel(),

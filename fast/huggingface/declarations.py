@@ -17,10 +17,10 @@ from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.quantizers.auto import AutoHfQuantizer
 
-from . import arguments
-from .float_layers import is_float_linear
-from .int8_config import METHOD, SETTINGS, Int8Config
-from .linear import SCALES, Int8Linear
+from .. import arguments
+from ..linear import SCALES, Int8Linear
+from ..selection.float_layers import is_float_linear
+from .config import METHOD, SETTINGS, Int8Config
 
 MARKS = ("is_quantized", "quantization_method", "hf_quantizer")
 

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from . import arguments
-from .linear import Int8Linear
-from .transformers_traits import is_conv1d
+from .. import arguments
+from ..linear import Int8Linear
+from ..transformers_traits import is_conv1d
 
 
 def is_float_linear(module: nn.Module) -> bool:
