@@ -48,6 +48,7 @@ def variants() -> dict[str, Model]:
         BASELINE: Model("bfloat16", lambda model: copy.deepcopy(model).to(torch.bfloat16)),
         "int8-fp32": Model("fast, float32 activations", lambda model: quantized(model, torch.float32)),
         "int8-bf16": Model("fast, bfloat16 activations", lambda model: quantized(model, torch.bfloat16)),
+        "int8-bf16-head": Model("fast, bfloat16 activations, int8 output head", lambda model: with_int8_head(model, torch.bfloat16)),
     }
     if contenders.installed("bitsandbytes"):
         found["bitsandbytes"] = Model("bitsandbytes, bfloat16 activations", bitsandbytes_model)
@@ -57,6 +58,14 @@ def variants() -> dict[str, Model]:
 def quantized(model: nn.Module, dtype: torch.dtype) -> nn.Module:
     """A copy in `dtype` whose linear layers, but the output head, are ours; quantized from the float32 weights."""
     return fast.quantize_model(copy.deepcopy(model), progress=False).to(dtype)
+
+
+def with_int8_head(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """As `quantized`, with the output head in int8, too; the embedding whose weight it may share stays as it is."""
+    made = quantized(model, dtype)
+    head: Any = model.get_output_embeddings()
+    made.set_output_embeddings(fast.Int8Linear.from_float(head))
+    return made
 
 
 def bitsandbytes_model(model: nn.Module) -> nn.Module:

@@ -18,16 +18,14 @@ def engine_for(x: Tensor, weight: QuantizedWeight, bias: Tensor | None) -> Nativ
     """The native engine, if nothing but this call sees `x` (..., K), the weight and the bias; else None."""
     if torch.compiler.is_compiling():  # the first question: torch.compile traces the others
         return None
-    if (
-        type(x) is not Tensor
-        or x.dtype not in DTYPES
-        or not x.ndim
-        or _keys(x) not in _plain_keys
-        or not all(p is None or (type(p) is Parameter and p.device.type == "cpu") for p in (*weight, bias))
-        or (torch.is_grad_enabled() and (x.requires_grad or any(p is not None and p.requires_grad for p in (*weight, bias))))
-        or _somebody_listens()
-    ):
+    if type(x) is not Tensor or x.dtype not in DTYPES or not x.ndim or _keys(x) not in _plain_keys:
         return None
+    gradients = torch.is_grad_enabled()
+    if (gradients and x.requires_grad) or _somebody_listens():
+        return None
+    for parameter in (*weight, bias):
+        if parameter is not None and (type(parameter) is not Parameter or not parameter.is_cpu or (gradients and parameter.requires_grad)):
+            return None
     return native_engine()
 
 

@@ -49,7 +49,7 @@ def linear_layers(model: torch.nn.Module, layers: str = "all") -> dict[str, torc
     """
     head = model.get_output_embeddings()
     found = {n: m for n, m in model.named_modules() if (isinstance(m, torch.nn.Linear) or is_conv1d(m)) and m is not head}
-    chosen = {n: m for n, m in found.items() if layers in ("all", kind(n))}
+    chosen = {n: m for n, m in found.items() if layers in ("all", "all-and-head", kind(n))}
     if not chosen:
         raise InputError(f"the model has no linear layer of the kind {layers!r}")
     return chosen
@@ -63,7 +63,7 @@ def quantized(model: torch.nn.Module, setting: Setting) -> torch.nn.Module:
         return shared
     chosen = linear_layers(model, setting.layers)
     others = tuple(n for n, m in model.named_modules() if (isinstance(m, torch.nn.Linear) or is_conv1d(m)) and n not in chosen)
-    return fast.quantize_model(
+    made = fast.quantize_model(
         shared,
         threshold=setting.threshold,
         skip=others,
@@ -72,6 +72,12 @@ def quantized(model: torch.nn.Module, setting: Setting) -> torch.nn.Module:
         granularity=method.granularity,
         progress=False,
     )
+    if setting.layers == "all-and-head":
+        # Made of the weight, which an embedding may share: that stays as it is.
+        head = made.get_output_embeddings()
+        options = (setting.threshold, setting.outlier_weight, method.quantizer, method.granularity)
+        made.set_output_embeddings(fast.Int8Linear.from_float(head.weight, head.bias, *options))
+    return made
 
 
 class RotaryAngles(torch.nn.Module):
@@ -150,7 +156,10 @@ def reference_engine(
         return np.array([cross_entropy(llama.head(h[:-1]), t[1:]) for h, t in zip(llama.hidden(tokens), tokens, strict=True)])
 
     if method.quantizer is not None:
-        chosen = {n for n in linears if n != "lm_head" and setting.layers in ("all", kind(n))}
+        everywhere = setting.layers in ("all", "all-and-head")
+        chosen = {n for n in linears if n != "lm_head" and (everywhere or setting.layers == kind(n))}
+        if setting.layers == "all-and-head":
+            chosen.add("lm_head")
         llama.linears = {n: replaced(cast(numpy_llama.FloatLinear, layer)) if n in chosen else layer for n, layer in linears.items()}
     try:
         yield losses

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 ENGINES = ("reference", "fast")
 
-LAYERS = ("attention", "mlp", "all")
+#: "all" leaves the output head in float, as `fast.quantize_model` does; "all-and-head" takes it, too.
+LAYERS = ("attention", "mlp", "all", "all-and-head")
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,9 @@ class Setting:
     def label(self) -> str:
         """The row's name, with what differs from the default."""
         parts = [METHODS[self.method].label]
-        if self.layers != "all":
+        if self.layers == "all-and-head":
+            parts.append("the output head too")
+        elif self.layers != "all":
             parts.append(f"{self.layers} only")
         if METHODS[self.method].decomposition and self.threshold != 6.0:
             parts.append("threshold " + ("off" if self.threshold is None else f"{self.threshold:g}"))

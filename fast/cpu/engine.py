@@ -79,7 +79,7 @@ def implementation(choice: str, rows: int) -> Any:
     """
     if choice == "cpu":
         native = chosen()[1]
-        return cpu if native is None or (rows > AMX_ROWS and _has_amx()) else native
+        return cpu if native is None or (rows > AMX_ROWS and has_amx()) else native
     if choice == TORCH:
         return cpu
     if choice == NATIVE:
@@ -95,12 +95,13 @@ def implementation(choice: str, rows: int) -> Any:
 
 def for_all_rows() -> Native | None:
     """The native engine, if it is what computes for any number of rows."""
-    return None if _has_amx() else chosen()[1]
+    return None if has_amx() else chosen()[1]
 
 
-def _has_amx() -> bool:
+@cache
+def has_amx() -> bool:
     """Whether oneDNN multiplies int8 with AMX here."""
-    return product.has_instructions("amx_tile") and product.chosen_route() == "int8"
+    return product.has_instructions("amx_tile") and product.best_route() == "int8"
 
 
 @cache
