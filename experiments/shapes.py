@@ -70,6 +70,7 @@ def grid(device: str, names: Sequence[str]) -> list[Job]:
     if device == "cpu":
         shapes = [Shape(m, 4096, 4096, usual) for m in (1, 16, 256)]
         shapes += [Shape(m, k, n, usual) for k, n in SMOLLM2 for m in (1, 512)]
+        shapes += [Shape(m, k, n, usual) for k, n in (*NARROW, *WIDE) for m in CPU_ROWS]
         rows, widths, sweep_rows, wide = (1, 4, 16, 64, 256, 512), (256, 512, 1024, 2048, 4096), (1, 256), 4096
         detection = [(m, k) for m in (1, 16, 256, 1024) for k in (1024, 4096)]
     else:
@@ -102,9 +103,21 @@ class Aim(NamedTuple):
     least: float
 
 
+#: (K, N) of the aims on a CPU: SmolLM2-135M's layers; its output head, and layers of Llama 3.1 8B.
+NARROW = ((576, 192), *SMOLLM2)
+WIDE = ((576, 49152), *LLAMA[:3])
+CPU_ROWS = (1, 8, 64, 256)
+
+
+def cpu_aim(m: int, k: int, n: int) -> float:
+    """How many times as fast as bfloat16 a layer on a CPU is meant to be. Once arithmetic limits both, int8 has twice the rate."""
+    narrow = (k, n) in NARROW
+    return {1: 2.0 if narrow else 2.5, 8: 1.5, 64: 1.7}.get(m) or (1.8 if not narrow else 1.5 if n >= 576 else 1.25)
+
+
 AIMS = (
-    *(Aim("cpu", Shape(256, 4096, 4096, 0.005), other, x) for other, x in ((BASELINE, 1.5), ("linear-fp32", 8.0), ("bitsandbytes", 3.0))),
-    *(Aim("cpu", Shape(1, 4096, 4096, 0.005), other, x) for other, x in ((BASELINE, 2.0), ("bitsandbytes", 1.5))),
+    *(Aim("cpu", Shape(m, k, n, 0.005), BASELINE, cpu_aim(m, k, n)) for k, n in (*NARROW, *WIDE) for m in CPU_ROWS),
+    *(Aim("cpu", Shape(m, 4096, 4096, 0.005), "bitsandbytes", x) for m, x in ((1, 3.5), (64, 3.0), (256, 1.7))),
     *(
         Aim("cuda", Shape(4096, k, n, 0.001), other, x)
         for k, n in LARGE

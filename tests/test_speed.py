@@ -685,7 +685,7 @@ def test_a_model_that_computes_something_else_is_recorded_and_never_timed(
     with monkeypatch.context() as broken:
         broken.setattr(generation, "quantized", lambda model, dtype: models.tiny_llama(seed=1, blocks=2).to(dtype))
         wrong = failed()
-        assert set(wrong) == {"int8-fp32", "int8-bf16"}
+        assert set(wrong) == {"int8-fp32", "int8-bf16", "int8-bf16-head"}
         assert "fast, float32 activations: its predictions are" in wrong["int8-fp32"]
     with monkeypatch.context() as broken:
         decode = generation.decode
