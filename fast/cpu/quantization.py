@@ -32,7 +32,8 @@ def _quantize(x: Tensor, per_row: bool, quantizer: str, zeroed: Tensor | None) -
     slices = x if per_row else x.reshape(1, -1)
     if slices.shape[1] == 0:
         scale = x.new_zeros(slices.shape[0], 1, dtype=torch.float32)
-        return x.to(torch.int8), scale, None if quantizer == "absmax" else scale.int()
+        codes = torch.zeros(x.shape, dtype=torch.int8)
+        return codes, scale, None if quantizer == "absmax" else scale.int()
     if quantizer == "absmax" and (per_row or zeroed is None):
         return _absmax(slices, x.shape, zeroed)
     x = x.to(torch.float32, copy=True, memory_format=torch.contiguous_format)  # a copy, which everything below overwrites
