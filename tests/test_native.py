@@ -187,6 +187,17 @@ def test_no_compiler_is_named(cache, monkeypatch):
         build.library("small", ())
 
 
+@needs_a_compiler
+def test_a_file_has_its_name_when_it_is_complete_and_not_before(cache, monkeypatch):
+    def interrupted(*_):
+        raise OSError("interrupted")
+
+    monkeypatch.setattr(os, "replace", interrupted)
+    with pytest.raises(build.BuildError, match="interrupted"):
+        build.library("small", ())
+    assert made(cache) == []
+
+
 ALONE = """
 import importlib.util, sys
 spec = importlib.util.spec_from_file_location("build", sys.argv[1])
@@ -630,3 +641,9 @@ def test_printing_a_model_does_not_tell_of_engines():
 
 def test_the_suite_has_a_native_side_wherever_there_is_a_compiler():
     assert bool(NATIVE) == any(shutil.which(name) for name in ("cc", "gcc", "clang"))
+
+
+def test_the_source_is_installed_with_the_package():
+    # hatch takes every file of a package that git does not ignore.
+    assert build.SOURCE == ROOT / "fast" / "cpu" / "native.c"
+    assert subprocess.run(["git", "check-ignore", "-q", str(build.SOURCE)], cwd=ROOT).returncode != 0
