@@ -46,6 +46,10 @@ class Driven:
         assert (name.rstrip(b"\0").decode(), size) == (self._name, CALL.size)
         return process
 
+    def kill(self) -> None:
+        """Ends the process, also one that does not end by itself."""
+        self._process.kill()
+
     def _call(self, function: int, packed: bytes) -> int:
         fields = CALL.unpack(packed)
         addresses, sizes = fields[:13], sizes_of(function, fields)

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.tools.guarded import guarded, guarded_buffers
 from torch import nn
 from torch.autograd import forward_ad
 from torch.overrides import TorchFunctionMode

@@ -1,0 +1,174 @@
+"""Mutation testing of native.c: makes small faults in it, one at a time, and holds each against the reference.
+
+    python -m tests.tools.native_mutants                        a random sample of 60 mutants
+    python -m tests.tools.native_mutants --count 200 --seed 1
+    python -m tests.tools.native_mutants --instructions avx2
+
+Every mutant is compiled with sanitizers into a program of its own (tests/native_driver.c), so a read outside of an array or an endless
+loop is noticed, too. It survives if all cases come out as the contract asks. What survives is printed with its line.
+"""
+
+import argparse
+import random
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from itertools import product as combinations
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+import fast
+from fast.cpu import build, engine
+from fast.cpu.native import Native
+from fast.weights import QuantizedWeight
+from tests import native_driver
+from tests.comparison import DTYPES, OUTLIER_WEIGHTS, QUANTIZERS, REFERENCE, assert_product, assert_same
+from tests.strategies import Recipe
+
+#: What might have been written by mistake.
+SWAPS = {
+    "<": ("<=",), "<=": ("<",), ">": (">=",), ">=": (">",), "+": ("-",), "-": ("+",), "*": ("+",), "/": ("*",), "&": ("|",), "|": ("&",),
+    "&&": ("||",), "||": ("&&",), "==": ("!=",), "!=": ("==",), "+=": ("-=", "="), "-=": ("+=",), "<<": (">>",), ">>": ("<<",),
+    "++": ("--",), "^": ("&",), "%": ("/",),
+}  # fmt: skip
+TOKEN = re.compile(r"[ (](<<|>>|<=|>=|==|!=|\+=|-=|&&|\|\||[-+*/&|^%<>])[ ]|(\+\+)|(?<![\w.\"])(\d+)(?![\w.\"])")
+
+#: One mutant may take this many seconds; what takes longer does not end.
+SECONDS = 60
+
+
+class Mutant(NamedTuple):
+    """The text from `start` to `end`, replaced."""
+
+    start: int
+    end: int
+    replacement: str
+
+
+def mutants(source: str) -> list[Mutant]:
+    """Every mutant of the part that all processors share."""
+    first = source.index("/* ---- what a call is given")
+    code = re.sub(r"/\*.*?\*/", lambda comment: " " * len(comment.group()), source, flags=re.DOTALL)
+    found = []
+    for token in TOKEN.finditer(code, first):
+        group = token.lastindex or 0
+        text, (start, end) = token.group(group), token.span(group)
+        replacements = SWAPS.get(text) or (str(int(text) + 1), *([str(int(text) - 1)] if int(text) else []))
+        found += [Mutant(start, end, replacement) for replacement in replacements]
+    return found
+
+
+class Case(NamedTuple):
+    """A layer, an input, and what the reference makes of them."""
+
+    x: Tensor
+    weight: QuantizedWeight
+    bias: Tensor | None
+    threshold: float | None
+    per_row: bool
+    quantizer: str
+    y: Tensor
+    met: Tensor
+    outliers: Tensor
+    quantized: Any
+    acc: Tensor
+
+
+def cases() -> Iterator[Case]:
+    """Few rows and many, whole registers and not, every option; the awkward values among them."""
+    shapes = ((1, 70, 17), (3, 130, 9), (8, 64, 50), (9, 67, 5), (37, 70, 53), (70, 33, 7))
+    options = list(combinations(DTYPES, QUANTIZERS, OUTLIER_WEIGHTS, (True, False)))
+    for number, ((m, k, n), (dtype, quantizer, outlier_weight, per_row)) in enumerate(combinations(shapes, options)):
+        spoiled = ("nan", "inf") if number % 7 == 0 and m > 2 else ()
+        outliers = ("none", "some columns", "threshold", "last column")[number % 4]
+        pattern = ("normal", "zero rows", "positive", "equal")[number // 3 % 4]
+        layout = ("contiguous", "every other row")[number % 2]
+        x = Recipe((m, k), dtype, number, pattern=pattern, outliers=outliers, layout=layout, spoiled=spoiled).tensor()
+        w = Recipe((n, k), dtype, number + 1, exponent=-3).tensor()
+        bias = Recipe((n,), dtype, number + 2).tensor() if number % 3 else None
+        threshold = None if number % 5 == 4 else 6.0
+        granularity = "vector" if per_row else "tensor"
+        axis = -1 if per_row else None
+        codes = getattr(REFERENCE, f"{quantizer}_quantize")(w, axis)
+        met = w.float() if outlier_weight == "float" else getattr(REFERENCE, f"{quantizer}_dequantize")(*codes)
+        with fast.backend("torch"):
+            weight = QuantizedWeight.of_layer(fast.Int8Linear.from_float(w, None, threshold, outlier_weight, quantizer, granularity))
+        y = REFERENCE.layer(w, bias, threshold, outlier_weight, quantizer, granularity)(x)
+        acc = REFERENCE.int8_matmul(codes.codes[:m], codes.codes)
+        quantized = getattr(REFERENCE, f"{quantizer}_quantize")(x, axis)
+        yield Case(x, weight, bias, threshold, per_row, quantizer, y, met, REFERENCE.outlier_columns(x, threshold), quantized, acc)
+
+
+def check(native: Native, chosen: list[Case]) -> None:
+    """Raises `AssertionError` where the engine breaks the contract."""
+    for case in chosen:
+        y = native.linear(case.x, case.weight, case.bias, case.threshold, case.per_row)
+        assert_product(y, case.y, case.x, case.met, case.outliers, case.bias)
+        for actual, expected in zip(native.quantize(case.x, case.per_row, case.quantizer), case.quantized, strict=False):
+            if actual is not None:
+                assert_same(actual, expected)
+        if case.threshold is not None:
+            assert_same(native.outlier_columns(case.x, case.threshold), case.outliers)
+        codes = case.weight.codes
+        assert_same(native.int8_matmul(codes[: len(case.x)], codes), case.acc)
+
+
+def verdict(mutant: Mutant, source: str, name: str, chosen: list[Case], folder: Path) -> str:
+    """ "not C", "killed" or "survived"."""
+    (folder / "fast" / "cpu" / "native.c").write_text(source[: mutant.start] + mutant.replacement + source[mutant.end :])
+    made = folder / "driver"
+    flags = (*(flag for flag in build.FLAGS if flag not in ("-fPIC", "-shared", "-O3")), "-O1", "-w", *engine.INSTRUCTIONS[name].flags)
+    command = [build.find_compiler(), *flags, *native_driver.SANITIZERS, str(folder / "tests" / "native_driver.c"), "-o", str(made), "-lm"]
+    if subprocess.run(command, capture_output=True).returncode:
+        return "not C"
+    driven = native_driver.Driven(name, lambda: [str(made)])
+    timer = threading.Timer(SECONDS, driven.kill)
+    timer.start()
+    try:
+        check(Native(driven), chosen)  # type: ignore[arg-type]
+    except (AssertionError, RuntimeError, MemoryError, ValueError):
+        return "killed"
+    finally:
+        timer.cancel()
+        driven.kill()
+    return "survived"
+
+
+def main(arguments: list[str]) -> int:
+    """The command."""
+    parser = argparse.ArgumentParser(prog="python -m tests.tools.native_mutants", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--count", type=int, default=60, help="how many mutants (default 60)")
+    parser.add_argument("--seed", type=int, default=0, help="of the sample (default 0)")
+    parser.add_argument("--instructions", choices=engine.available(), default=engine.available()[0], help="default: the fastest")
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(2)  # threads of its own are a part of the file
+    source = build.SOURCE.read_text(encoding="utf-8")
+    everything, chosen = mutants(source), list(cases())
+    sample = random.Random(options.seed).sample(everything, min(options.count, len(everything)))
+    counts = dict.fromkeys(("killed", "survived", "not C"), 0)
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        (folder / "fast" / "cpu").mkdir(parents=True)
+        (folder / "tests").mkdir()
+        shutil.copy(native_driver.SOURCE, folder / "tests")
+        assert verdict(Mutant(0, 0, ""), source, options.instructions, chosen, folder) == "survived", "the file itself is wrong"
+        for mutant in sample:
+            said = verdict(mutant, source, options.instructions, chosen, folder)
+            counts[said] += 1
+            if said == "survived":
+                number = source.count("\n", 0, mutant.start) + 1
+                line = source.splitlines()[number - 1].strip()
+                print(f"native.c:{number}: {source[mutant.start : mutant.end]} -> {mutant.replacement}    {line}", flush=True)
+    print(f"{len(everything)} mutants, {len(sample)} tried: {', '.join(f'{count} {said}' for said, count in counts.items())}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
