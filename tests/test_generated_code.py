@@ -132,21 +132,22 @@ def test_the_assembler_of_triton_3_6_fuses_what_must_be_rounded_twice():
 
 
 @pytest.mark.parametrize(
-    ("version", "capability", "served"),
+    ("index", "version", "capability", "served"),
     [
-        ("3.6.0", (9, 0), "sm_90"), ("3.7.1", (10, 0), "sm_100"), ("3.10.0", (12, 0), "sm_89"), ("3.7.0+git1", (8, 9), "sm_89"),
-        ("3.6.0", (10, 0), None), ("3.6.1+git1", (12, 0), None),
+        (100, "3.6.0", (9, 0), "sm_90"), (101, "3.7.1", (10, 0), "sm_100"), (102, "3.10.0", (12, 0), "sm_89"),
+        (103, "3.7.0+git1", (8, 9), "sm_89"), (104, "3.6.0", (10, 0), None), (105, "3.6.1+git1", (12, 0), None),
     ],
 )  # fmt: skip
-def test_an_assembler_that_fuses_is_refused(version, capability, served, monkeypatch):
+def test_an_assembler_that_fuses_is_refused(index, version, capability, served, monkeypatch):
     monkeypatch.setattr(triton, "__version__", version)
     monkeypatch.setattr(torch.version, "hip", None)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    device = torch.device("cuda", index)  # another one each time: what is known of a device is kept
     if served:
-        assert configurations.architecture.__wrapped__(torch.device("cuda")) == served
+        assert configurations.architecture(device) == served
     else:
         with pytest.raises(RuntimeError, match=f"need Triton 3.7 or newer on compute capability 10.0 or newer, got Triton {version[:3]}"):
-            configurations.architecture.__wrapped__(torch.device("cuda"))
+            configurations.architecture(device)
 
 
 def test_the_quick_cases_reach_every_row_of_every_table_on_tensors_without_memory():

@@ -384,11 +384,14 @@ def test_lora_trains_on_top_and_leaves_the_int8_model_as_it_was(tmp_path):
 
 
 @PEFT_LAGS_BEHIND
-def test_a_lora_cannot_be_merged_into_codes(tmp_path):
+def test_a_lora_is_merged_into_the_weight_and_quantized_again(tmp_path):
     model = saved("llama", tmp_path).from_pretrained(tmp_path, quantization_config=Int8Config())
     adapted = get_peft_model(model, LoraConfig(r=4, target_modules=["q_proj"], init_lora_weights=False))
-    with pytest.raises(RuntimeError, match="can't be cast"):
-        adapted.merge_and_unload()
+    tuner = adapted.base_model.model.model.layers[0].self_attn.q_proj
+    sum_of_both = tuner.base_layer.dequantized_weight(torch.float32) + tuner.get_delta_weight("default")
+    merged = adapted.merge_and_unload().model.layers[0].self_attn.q_proj
+    assert type(merged) is Int8Linear
+    assert_same(merged.weight, Int8Linear.from_float(sum_of_both).weight)
 
 
 def test_disk_is_refused_while_quantizing(tmp_path):

@@ -10,7 +10,7 @@ One program owns a tile of Y, BLOCK_M x BLOCK_N:
 The second loop runs over the list that `compact` left in device memory: the trip count is read from device memory as well, so the
 host never synchronizes, and without outliers the loop costs one load of a zero. It reads the columns that `quantize_rows` has
 gathered; columns that did not fit in the buffer are read directly from X and W. An outlier weight is a float that the layer keeps, or
-its int8 code, widened in registers to X's 16-bit type, in which code / 128 is exact. With `outliers` None the loop is compiled out.
+its int8 code, widened in registers to X's 16-bit type, in which code / 128 is exact. Without `DECOMPOSE` the loop is compiled out.
 
 The accumulators are converted to float32 in place, and the outlier products are added to them: a tile of 128 x 256 fills half of
 the registers, and a second set of sums would not fit beside it.
@@ -48,6 +48,7 @@ def product_kernel(
     M,
     N,
     K,
+    DECOMPOSE: tl.constexpr,
     WIDE: tl.constexpr,
     EVEN_K: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -64,6 +65,7 @@ def product_kernel(
     float_weight: Matrix (N, K) of a floating dtype; None takes the outlier weights from the codes.
     bias: (N,) of a floating dtype.
     outliers: Outliers, x and w None where nothing was gathered; None where no column is an outlier.
+    DECOMPOSE: outliers is not None, which Triton 3.6 cannot tell of a record with an absent field.
     WIDE: the zeropoint correction needs 64 bits.
     EVEN_K: BLOCK_K divides K, so the int8 loop needs no mask.
     """
@@ -77,7 +79,7 @@ def product_kernel(
     tile_n = program % in_group // group_m
 
     # Load the count now, so that its latency is hidden by the int8 loop.
-    count = tl.load(outliers.columns + K) if outliers is not None else 0
+    count = tl.load(outliers.columns + K) if DECOMPOSE else 0
     acc = tl.zeros((BLOCK_M, BLOCK_N), tl.int32)
     if w_side.tiles is not None:
         # --8<-- [start:int8-loop]
@@ -126,7 +128,7 @@ def product_kernel(
             x_code_sum = tl.load(x_side.code_sum + rows, mask=in_m, other=0)
             w_code_sum = tl.load(w_side.code_sum + columns, mask=in_n, other=0)
             acc = corrected(acc, x_zero_point[:, None], w_zero_point[None, :], x_code_sum[:, None], w_code_sum[None, :], K, WIDE)  # type: ignore[index]
-        if outliers is None:
+        if not DECOMPOSE:
             result = (acc.to(tl.float32) * x_scale[:, None]) * w_scale[None, :]
         else:
             x_numbers = tl.minimum(rows, M - 1).to(tl.int64)
@@ -277,6 +279,7 @@ def launch_product(
             m,
             n,
             k,
+            DECOMPOSE=quantized.outliers is not None,
             WIDE=wide,
             EVEN_K=k % config.block_k == 0,
             BLOCK_M=config.block_m,
