@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fast
-from fast import Int8Linear, linear
+from fast import Int8Linear, cpu, linear
 from fast.cpu import build, engine, native, product
 from fast.weights import QuantizedWeight
 from tests import native_driver
@@ -333,15 +333,17 @@ def test_a_process_without_a_compiler_computes_all_the_same(tmp_path):
     assert "no C compiler" in done.stderr
 
 
-@pytest.mark.parametrize(("amx", "rows", "is_native"), [(False, 100, True), (True, 8, True), (True, 9, False)])
-def test_many_rows_are_onednns_where_it_has_amx(amx, rows, is_native, monkeypatch):
+@pytest.mark.parametrize(("name", "amx"), [("avx512_vnni", False), ("avx512_vnni", True), ("portable", False)])
+@pytest.mark.parametrize("rows", [1, 8, 9, 100])
+def test_many_rows_are_torchs_where_it_has_amx_or_the_engine_no_instructions(name, amx, rows, monkeypatch):
     computes = object()
-    monkeypatch.setattr(engine, "chosen", lambda: (None, computes))
+    monkeypatch.setattr(engine, "chosen", lambda: (engine.Engine(name, ""), computes))
     monkeypatch.setattr(product, "has_instructions", lambda name: amx and name == "amx_tile")
     monkeypatch.setattr(product, "best_route", lambda: "int8")
     monkeypatch.setattr(engine, "has_amx", engine.has_amx.__wrapped__)
-    assert (engine.implementation("cpu", rows) is computes) == is_native
-    assert engine.for_all_rows() is (None if amx else computes)
+    everywhere = name != "portable" and not amx
+    assert engine.implementation("cpu", rows) is (computes if rows <= 8 or everywhere else cpu)
+    assert engine.for_all_rows() is (computes if everywhere else None)
 
 
 def test_an_engine_that_cannot_run_here_is_named(monkeypatch):

@@ -47,8 +47,8 @@ TORCH, NATIVE = "torch", "native"
 #: What `fast.backend` can force.
 CHOICES = (TORCH, NATIVE, *INSTRUCTIONS)
 
-#: Where the processor has AMX, oneDNN multiplies more rows than this faster: its unit holds 16 rows.
-AMX_ROWS = 8
+#: Up to so many rows reading the weight is what takes the time, and the native engine reads it fastest.
+FEW_ROWS = 8
 
 
 class Engine(NamedTuple):
@@ -79,7 +79,7 @@ def implementation(choice: str, rows: int) -> Any:
     """
     if choice == "cpu":
         native = chosen()[1]
-        return cpu if native is None or (rows > AMX_ROWS and has_amx()) else native
+        return cpu if native is None or (rows > FEW_ROWS and torch_takes_many()) else native
     if choice == TORCH:
         return cpu
     if choice == NATIVE:
@@ -95,7 +95,12 @@ def implementation(choice: str, rows: int) -> Any:
 
 def for_all_rows() -> Native | None:
     """The native engine, if it is what computes for any number of rows."""
-    return None if has_amx() else chosen()[1]
+    return None if torch_takes_many() else chosen()[1]
+
+
+def torch_takes_many() -> bool:
+    """Whether more rows than FEW_ROWS are left to Torch operations: a product in plain C is slower than one of floats, AMX faster."""
+    return has_amx() or chosen()[0].name == "portable"
 
 
 @cache
