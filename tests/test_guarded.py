@@ -9,9 +9,9 @@ import torch
 
 pytest.importorskip("triton")
 
-from fast import kernels, weights
-from fast.kernels import configurations, decode, quantization
-from fast.weights import QuantizedWeight
+from fast import kernels
+from fast.kernels import configurations, decode, product, quantization
+from fast.weights import QuantizedWeight, absolute_maximum
 from tests.comparison import DEVICE, ROUTES, assert_same
 from tests.tools.guarded import guarded, guarded_buffers
 
@@ -70,8 +70,9 @@ def test_a_layer_touches_its_tensors_only(at, m, case, threshold, monkeypatch):
     codes, scale, zero_point = kernels.quantize(w, True, quantizer)
     zeros = None if zero_point is None else guarded(zero_point, at)
     floats = None if w_dtype is None else guarded(w.to(w_dtype), at)
-    weight = QuantizedWeight(guarded(codes, at), None, guarded(scale, at), zeros, floats)
-    monkeypatch.setattr(weights, "code_sum_of", lambda codes: guarded(codes.sum(1, dtype=torch.int32), at))
+    stored = {"kept_scale": guarded(scale, at)} if quantizer == "zeropoint" else {"absmax": guarded(absolute_maximum(w, True), at)}
+    weight = QuantizedWeight(guarded(codes, at), zero_point=zeros, float_weight=floats, **stored)
+    monkeypatch.setattr(product, "code_sums", lambda codes: guarded(codes.sum(1, dtype=torch.int32), at))
     with guarded_buffers(at):
         y = kernels.linear(guarded(x, at), weight, guarded(normal((41,), x_dtype), at), threshold, True)
     assert y.isfinite().all()

@@ -297,9 +297,12 @@ def launch_product(
 def _weight_side(weight: QuantizedWeight | Quantized, tiles: Any) -> Side:
     if isinstance(weight, Quantized):
         return Side.of(weight, tiles)
-    # Summed in every call, since codes may have been written to since the last: N * K bytes read, of the M * K + N * K of the product.
-    code_sum = None if weight.zero_point is None else weight.codes.sum(-1, dtype=torch.int32)
-    return Side.of_weight(weight, tiles, code_sum)
+    return Side.of_weight(weight, tiles, None if weight.zero_point is None else code_sums(weight.codes))
+
+
+def code_sums(codes: Tensor) -> Tensor:
+    """(rows,) int32, the sums of the rows of codes; taken in every call, since W may have been written to since the last."""
+    return codes.sum(-1, dtype=torch.int32)
 
 
 def quantized_product(
