@@ -100,9 +100,9 @@ def decode_kernel(
     w_codes = w_side.codes.pointer + columns[:, None] * w_side.codes.stride_row + ks.to(tl.int64)[None, :] * w_side.codes.stride_column
     acc = tl.zeros((TILE_M, BLOCK_N), tl.int32)
     part = tl.zeros((TILE_M, BLOCK_N), tl.float32)
-    code_sums = tl.zeros((TILE_M, BLOCK_K), tl.int32)
-    # The sums of W's rows, as a product with ones, in every row alike: the blocks of W are at hand, and the matrix unit is idle.
-    ones = tl.full((TILE_M, BLOCK_K), 1, tl.int8)
+    # The sums of the codes of X and of W, as products with ones: the blocks are at hand, the matrix unit is idle, and two accumulators of
+    # the product's shape take fewer registers than sums of whole blocks.
+    x_code_sums = tl.zeros((TILE_M, BLOCK_N), tl.int32)
     w_code_sums = tl.zeros((TILE_M, BLOCK_N), tl.int32)
     for k in range(0, K, BLOCK_K):
         in_k = k + ks < K
@@ -116,8 +116,9 @@ def decode_kernel(
             regular = tl.where(outlier[None, :], 0.0, regular)
         code = encode(regular, inverse[:, None], x_zero_point[:, None], ZEROPOINT)
         if ZEROPOINT:
-            code_sums += tl.where(inside, code.to(tl.int32), 0)
-            w_code_sums = tl.dot(ones, w_block.T, w_code_sums, out_dtype=tl.int32)
+            code = tl.where(in_k[None, :], code, 0)  # what lies outside has the code of zero
+            x_code_sums = tl.dot(code, tl.full((BLOCK_K, BLOCK_N), 1, tl.int8), x_code_sums, out_dtype=tl.int32)
+            w_code_sums = tl.dot(tl.full((TILE_M, BLOCK_K), 1, tl.int8), w_block.T, w_code_sums, out_dtype=tl.int32)
         acc = tl.dot(code, w_block.T, acc, out_dtype=tl.int32)
         if DETECT:  # noqa: SIM102 (the compiler evaluates this test, the program the next)
             if tl.max(outlier.to(tl.int32), axis=0) > 0:
@@ -131,8 +132,7 @@ def decode_kernel(
                     part = outlier_product(x_o, w_block, part, w_zero_point)
 
     if ZEROPOINT:
-        x_code_sum = tl.sum(code_sums, axis=1)
-        acc = corrected(acc, x_zero_point[:, None], w_zero_point[None, :], x_code_sum[:, None], w_code_sums, K, WIDE)  # type: ignore[index]
+        acc = corrected(acc, x_zero_point[:, None], w_zero_point[None, :], x_code_sums, w_code_sums, K, WIDE)  # type: ignore[index]
     result = (acc.to(tl.float32) * x_scale[:, None]) * w_scale[None, :]
     if DETECT:
         result += part if float_weight is not None else from_code_units(part, w_scale)
