@@ -30,7 +30,7 @@ PROSE = [ROOT / path for path in sorted(FILES) if path.endswith((".py", ".md", "
 RUNNABLE = [ROOT / "README.md", ROOT / "docs" / "index.md"]
 NAMED_FILE = re.compile(r"(?<![\w/.*{<}-])((?:\.\./)*(?:[\w-]+/)*[\w-]+\.(?:py|md|toml|yml|ipynb|json|css|js))\b(?![\w(])")
 #: A placeholder, a record that a command will write, a file of a saved model, the file that a reader of a how-to makes.
-FOREIGN = re.compile(r"\b[A-Z]{2,}[_.]|-cuda\.json|\b(?:config|day)\.json|\b(?:softmax|check)\.py")
+FOREIGN = re.compile(r"\b[A-Z]{2,}[_.]|^build/|-cuda\.json|\b(?:config|day)\.json|\b(?:softmax|check)\.py")
 NAMED_COMMAND = re.compile(r"python -m (\w+)\.([\w.]+\w)")
 
 
