@@ -165,9 +165,9 @@ recorded.say(
 )
 
 # %% [markdown]
-# ## Why are small models slower?
+# ## What do small models gain?
 #
-# Because their layers are narrow: the cost of the extra steps is the same, and the saving is small. SmolLM2's own
+# Less than large ones, since their layers are narrow: the fixed cost is the same, the saving is small. SmolLM2's own
 # layers, and the whole model:
 
 # %%
@@ -499,7 +499,7 @@ recorded.say(
 # | --- | --- |
 # | Where do the 16-bit weights come from? | [05](05_decomposition.ipynb), error and bytes; above, time and memory |
 # | Isn't it expensive to look for outliers every time? | above, by M and K |
-# | Why are small models slower? | above, crossover |
+# | What do small models gain? | above, crossover |
 # | Why 6.0? | [05](05_decomposition.ipynb), error; above, perplexity |
 # | Absmax or zeropoint? | [02](02_zeropoint.ipynb), steps; [05](05_decomposition.ipynb), error; above, perplexity |
 # | What does the batch do to my tokens? | [05](05_decomposition.ipynb) |
