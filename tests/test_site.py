@@ -93,7 +93,7 @@ def test_a_page_without_formulae_errors_would_be_noticed(open_page, address):
 def test_search_finds_a_word_of_the_contract(open_page):
     page = open_page("")
     page.keyboard.press("s")
-    page.keyboard.type("accumulator", delay=20)
+    page.keyboard.type("numerics", delay=20)
     page.wait_for_selector(".md-search-result__link[href*='contract/']")
 
 
