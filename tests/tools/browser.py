@@ -80,7 +80,8 @@ class Listener:
         note = self.complaints.append
         page.on("console", lambda message: note(f"console: {message.text}") if message.type in ("error", "warning") else None)
         page.on("pageerror", lambda error: note(f"page error: {error}"))
-        page.on("requestfailed", lambda request: note(f"failed: {request.url}"))
+        # A page that is left while it still loads aborts what it asked for: the reader's doing, not the page's.
+        page.on("requestfailed", lambda request: note(f"failed: {request.url}") if request.failure != "net::ERR_ABORTED" else None)
         page.on("response", lambda response: note(f"status {response.status}: {response.url}") if response.status >= 400 else None)
         page.on(
             "request",
