@@ -30,6 +30,8 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from emulator.parse import Instruction
 from tests.tools import replay
 from tests.tools.fault_sites import ORDERING, FaultSite, signature, sites, written
@@ -66,7 +68,7 @@ def chosen(kernel: str, every: list[list[replay.Noted]], sample: int, seed: int)
     others: dict[str, list[list[tuple[list[replay.Noted], FaultSite]]]] = defaultdict(list)
     for launches in every:
         code = launches[0].kernel
-        reached = sum(launch.reached for launch in launches)
+        reached = np.sum([launch.reached for launch in launches], axis=0)
         groups: dict[Any, list[tuple[list[replay.Noted], FaultSite]]] = defaultdict(list)
         for site in sites(code):
             if reached[site.at]:
@@ -143,7 +145,8 @@ def campaign(arch: str, kernels: Sequence[str], sample: int, seed: int) -> list[
                 continue
             i = launches[0].kernel.code[site.at]
             entry = {
-                "kind": site.kind, "line": str(i.place), "source": source(i), "ptx": i.text, "instead": written(site), "case": launches[0].case,
+                "kind": site.kind, "line": str(i.place), "source": source(i), "ptx": i.text, "instead": written(site),
+                "case": launches[0].case,
             }  # fmt: skip
             with_it, found = twin(arch, calls, launches, site) if site.kind in ORDERING else ([], "")
             if found:

@@ -82,7 +82,7 @@ class Noted:
         """One program after the other, each compared: most faults show in the first."""
         for number in range(int(np.prod(self.grid))):
             m.run(self.grid, [number])
-            now = hashlib.blake2b(m.memory.bytes, digest_size=16).digest()
+            now = hashlib.blake2b(m.memory.bytes.data, digest_size=16).digest()
             if note:
                 self.left.append(now)
             elif now != self.left[number]:
