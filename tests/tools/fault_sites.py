@@ -78,7 +78,7 @@ def _fragments(at: int, i: Instruction) -> Iterator[FaultSite]:
         for first in range(len(names) - 1):
             if names[first] != names[first + 1]:
                 swapped = (*names[:first], names[first + 1], names[first], *names[first + 2 :])
-                operands = (*i.operands[:number], swapped, *i.operands[number + 1 :])
+                operands: tuple[Operand, ...] = (*i.operands[:number], swapped, *i.operands[number + 1 :])
                 yield FaultSite("exchange operands of a product", at, i._replace(operands=operands), f"{'DABC'[number]}{first}")
 
 
