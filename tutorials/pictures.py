@@ -106,6 +106,7 @@ def movement(steps: Sequence[tuple[str, str, int] | str]) -> Figure:
     longest = max(len(line) for name, shape, size in boxes for line in (name, *shape.split("\n")))
     side = max(1.25, 0.065 * longest + 0.2)  # the width of a box, so that its text fits
     figure = plt.figure(figsize=(1.15 * ((side + 0.75) * len(boxes) - 0.55), 1.5), FigureClass=Drawing)
+    assert isinstance(figure, Drawing)
     figure.narrow = down
     ax = figure.subplots()
     for i, (name, shape, size) in enumerate(boxes):

@@ -153,8 +153,8 @@ def outputs(every: list[dict[str, Any]], stem: str) -> tuple[list[str], list[Pic
         return f"![{_alt(alt)}]({Path(path).name}.svg){{ .figure }}"
 
     def unfolded(match: re.Match[str]) -> str:
-        narrow, alt, wide = match.groups()
-        return picture(*(base64.b64decode(data).decode() for data in (wide, narrow)), html.unescape(alt))
+        narrow, wide = (base64.b64decode(data).decode() for data in match.group(1, 3))
+        return picture(wide, narrow, html.unescape(match[2]))
 
     for output in every:
         data = output.get("data", {})

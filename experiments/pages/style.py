@@ -82,13 +82,13 @@ def narrow(figure: "Figure") -> "Figure":
         rows, columns = grid.get_geometry()
         pairs = 2 if width / columns <= SMALL_PANEL_INCHES else 1
         lines = [panels[i : i + pairs] for i in range(0, len(panels), pairs)]
-        ratios = grid.get_width_ratios()
+        ratios: Any = grid.get_width_ratios()
         outer = figure.add_gridspec(len(lines), 1)
-        for line, spec in zip(lines, outer, strict=True):
-            inner = GridSpecFromSubplotSpec(1, len(line), spec, width_ratios=[ratios[panel % columns] for panel in line])
-            for panel, place in zip(line, inner, strict=True):
+        for row, line in enumerate(lines):
+            inner = GridSpecFromSubplotSpec(1, len(line), outer[row], width_ratios=[ratios[panel % columns] for panel in line])
+            for column, panel in enumerate(line):
                 for axes in (axes for old, axes in placed if old.num1 == panel):
-                    axes.set_subplotspec(place)
+                    axes.set_subplotspec(inner[column])
         height = height / rows * len(lines)
     figure.set_size_inches(PHONE_INCHES, height)
     return figure
