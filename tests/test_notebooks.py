@@ -203,6 +203,20 @@ def test_a_line_that_is_no_longer_there_is_noticed():
         source.statement(reference.absmax.encode, "kodes =")
 
 
+def test_a_part_of_a_kernel_is_shown_from_its_first_line_to_its_last(capsys):
+    source.part(reference.absmax.encode, "inverse, scale =", "return")
+    shown = capsys.readouterr().out.splitlines()
+    assert shown[0] == "# reference/absmax.py"
+    assert shown[1] == "inverse, scale = inverse_and_scale(absmax, INT8_MAX)"
+    assert [line.startswith("return") for line in shown] == [False] * 4 + [True]
+
+
+@pytest.mark.parametrize(("first", "last"), [("kodes =", "return"), ("return", "codes =")])
+def test_a_part_that_is_no_longer_there_is_noticed(first, last):
+    with pytest.raises(LookupError, match="encode has no line that begins with"):
+        source.part(reference.absmax.encode, first, last)
+
+
 def test_a_reader_works_on_copies_that_nothing_overwrites(tmp_path):
     names = [script.with_suffix(".ipynb").name for script in SCRIPTS]
     assert learn.copy(tmp_path) == (names, [])

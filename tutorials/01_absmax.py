@@ -16,12 +16,9 @@
 # **Question.** A weight or an activation is a real number, stored in 16 or 32 bits. Can 8 bits represent it, and how
 # wrong is the result?
 #
-# **You need** NumPy, and what a matrix product is. **Time:** 15 minutes. **You leave with** an int8 quantizer of your
-# own, and a bound on its error that you can prove in one line.
-#
-# > **Tip.** You can just read. To work along, clone the repository and run `make learn`: it sets up `.venv`, copies the
-# > notebooks to `work/`, where your answers are never overwritten, and opens them in JupyterLab. You need neither a GPU
-# > nor a download. Where the text says *Predict*, stop and write down a guess: you will remember what surprised you.
+# **You need** NumPy; [00, bits, tokens, layers](00_bits_and_layers.ipynb) if *token*, *feature* or *float16* is new to
+# you. **Time:** 15 minutes. **You leave with** an int8 quantizer of your own, and a bound on its error that you can
+# prove in one line.
 
 # %%
 import numpy as np
@@ -81,7 +78,7 @@ pictures.show(
 #
 # ## By hand
 #
-# Here is the matrix that we follow through all nine chapters: four tokens (rows), four features (columns).
+# Here is the matrix that we follow through the whole course: four tokens (rows), four features (columns).
 
 # %%
 print(X)
@@ -150,7 +147,7 @@ source.show(
 #
 # `fast` is an independent implementation in Torch and Triton. It has to produce the same codes and the same scale, *bit
 # for bit*: not close, equal. For integers nothing less is acceptable. (On CPU tensors `fast` uses its Torch path;
-# chapters 06 and 07 use the Triton kernels.)
+# chapters 07 to 09 use the Triton kernels.)
 
 # %%
 fast_codes, fast_scale = fast.absmax_quantize(torch.from_numpy(X))
@@ -194,16 +191,32 @@ right.bar(*np.unique(codes, return_counts=True), width=1, color=pictures.ORANGE)
 right.set(yscale="log", xlabel="code", ylabel="entries", title="after: int8")
 pictures.show(
     figure,
-    "Two histograms with logarithmic counts. Left: the entries of X crowd around zero, "
-    "with a thin tail "
-    f"up to {x.max():.0f}. Right: their codes; "
-    f"{within_five:.0%} of all entries share the eleven codes from -5 to 5, and the "
-    "tail has the rest to itself.",
+    "Two histograms with logarithmic counts. Left: the entries of X crowd around zero; "
+    "a second hump lies around 7, and a single entry "
+    f"at {x.max():.0f}. Right: their codes; "
+    f"{within_five:.0%} of all entries share the eleven codes from -5 to 5; the second "
+    "hump lies around code 30, and the single entry has code 127.",
 )
 
 # %% [markdown]
 # We store eight bits per entry. Yet half of the entries are rounded to zero, and nearly all of them share eleven codes,
 # for which three and a half bits would do.
+#
+# And there is the second hump of chapter 00 again, around 7 on the left and 30 on the right.
+#
+# > **Predict.** Two columns of the 576 hold all entries above 5. If they were not there, how large would a step be?
+
+# %%
+columns = np.flatnonzero((x > 5).any(axis=0))
+largest = np.abs(np.delete(x, columns, axis=1)).max()
+print(
+    f"without columns {columns.tolist()}: largest magnitude {largest:.2f}, one step "
+    f"{largest / 127:.3f}, {np.abs(x).max() / largest:.1f} times as fine"
+)
+
+# %% [markdown]
+# The hump is column 17, and one single entry of the other column sets the scale of all 294,912. What such columns are is
+# the mystery that chapter 04 solves.
 #
 # ## The law
 #

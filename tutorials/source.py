@@ -34,6 +34,26 @@ def _card(formula: str, *twins: tuple[Callable, str]) -> str:
     return "\n\n".join(['<div class="beside" markdown="1">', f"${formula}$", *codes, "</div>"])
 
 
+def part(function: Callable, first: str, last: str) -> None:
+    """Prints the lines of `function` from the one that begins with `first` to the next that begins with `last`.
+
+    Raises:
+        LookupError: there is no such line.
+    """
+    lines = [line for line in _source(function).splitlines() if not line.lstrip().startswith("# --8<--")]
+    start = _line(function, lines, first, 0)
+    end = _line(function, lines, last, start) + 1
+    print(f"# {_path(function)}\n" + textwrap.dedent("\n".join(lines[start:end])))
+
+
+def _line(function: Callable, lines: list[str], beginning: str, start: int) -> int:
+    found = (number for number, line in enumerate(lines) if number >= start and line.lstrip().startswith(beginning))
+    number = next(found, None)
+    if number is None:
+        raise LookupError(f"{_plain(function).__qualname__} has no line that begins with {beginning!r}")
+    return number
+
+
 def statement(function: Callable, beginning: str) -> str:
     """The first statement of `function` that begins with `beginning`, in one line.
 
