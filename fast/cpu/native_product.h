@@ -320,7 +320,8 @@ INLINE void turn_around(const Layer *l, vi (*tile)[WIDE], long group, int vector
                 else rows[i] = (vi)((rounded(tile[j + 2 * i][v], dtype) >> 16) | (rounded(tile[j + 2 * i + 1][v], dtype) & 0xffff0000));
             }
             transpose(rows);
-            if (bytes == WIDTH) for (long i = 0; i < count; i++, y += c->n * size) store(y, rows[i]);
+            if (bytes == WIDTH && !(((uintptr_t)y | (uintptr_t)(c->n*size)) & 63) && c->n*size > 65536) for (long i = 0; i < count; i++, y += c->n * size) _mm512_stream_si512((void*)y, (__m512i)rows[i]);
+ else if (bytes == WIDTH) for (long i = 0; i < count; i++, y += c->n * size) store(y, rows[i]);
             else for (long i = 0; i < count; i++, y += c->n * size) memcpy(y, &rows[i], bytes);
         }
     }

@@ -170,6 +170,15 @@ INLINE vf broadcast_float(float value) { return (vf)broadcast(*(int32_t *)memcpy
 INLINE long least(long a, long b) { return a < b ? a : b; }
 INLINE long round_up(long size, long step) { return (size + step - 1) / step * step; }
 
+/* A whole line of 64 bytes on its way past the caches: it need not be read before. Other threads see it after lines_done. */
+#if LANES == 16
+INLINE void store_line(void *at, vi v) { _mm512_stream_si512(at, (__m512i)v); }
+INLINE void lines_done(void) { _mm_sfence(); }
+#else
+INLINE void store_line(void *at, vi v) { store(at, v); }
+INLINE void lines_done(void) {}
+#endif
+
 /* The first `left` bytes, zeros after them; nothing is read beyond. */
 INLINE vi load_part(const void *at, long left) {
     if (left >= WIDTH) return load(at);
