@@ -73,13 +73,14 @@ def _fragments(at: int, i: Instruction) -> Iterator[FaultSite]:
     """Two registers side by side of A, of B and of C in each other's place."""
     for number in (1, 2, 3):
         names = i.operands[number]
-        if not isinstance(names, tuple):
+        if isinstance(names, str | Address):
             continue
         for first in range(len(names) - 1):
             if names[first] != names[first + 1]:
                 swapped = (*names[:first], names[first + 1], names[first], *names[first + 2 :])
-                operands: tuple[Operand, ...] = (*i.operands[:number], swapped, *i.operands[number + 1 :])
-                yield FaultSite("exchange operands of a product", at, i._replace(operands=operands), f"{'DABC'[number]}{first}")
+                changed: list[Operand] = list(i.operands)
+                changed[number] = swapped
+                yield FaultSite("exchange operands of a product", at, i._replace(operands=tuple(changed)), f"{'DABC'[number]}{first}")
 
 
 def signature(kernel: Kernel, site: FaultSite) -> tuple[str, str, str, str]:

@@ -4,9 +4,9 @@
     python -m tests.tools.machine_faults --arch sm_90 --kernel decode_kernel --sample 0      every place of every variant
     make machine-faults                                     and keeps the record that the verification page shows
 
-The kernels are those that the cases of tests/compiled_cases.py launch, in all their variants. Two places are the same fault if they have the
-kind, the line of source and the form of instruction in common. One is drawn, from the variant that runs quickest; where it survives, up to
-two more, from other variants. Of faults that take order away (barriers, waits, fences, commits) each place in that variant is tried.
+The kernels are those that the cases of tests/compiled_cases.py launch, in all their variants. Two places are the same fault if they have
+the kind, the line of source and the form of instruction in common. One is drawn, from the variant that runs quickest; where it survives,
+up to two more, from other variants. Of faults that take order away (barriers, waits, fences, commits) each place in that variant is tried.
 
 A fault is caught if the sanitizer stops the program or the result differs. Of the faults of order some change nothing, since the compiler
 puts two barriers where one suffices, and the sanitizer's vector clocks decide which: all that survive alone are removed together, one
@@ -180,11 +180,7 @@ def of_kernel(
         caught[kind] += bool(found)
         if not found:
             survivors.append(entry(*fault[-1]))
-            s = survivors[-1]
-            print(
-                f"survived: {arch} {kernel} {s['kind']}: {s['case']}, {s['line']}: {s['ptx']}  ->  {s['instead']}  # {s['source']}",
-                flush=True,
-            )
+            print(f"survived: {arch} {kernel} {described(survivors[-1])}", flush=True)
     seconds = time.perf_counter() - begin
     counts = f"{caught.total()} of {tried.total()} caught, {len(company)} in company, {len(redundant)} redundant, {len(survivors)} survive"
     print(f"{arch} {kernel}: {counts}, {seconds:.0f} s", flush=True)
@@ -192,6 +188,12 @@ def of_kernel(
         "arch": arch, "kernel": kernel, "variants": len(its_variants), "tried": dict(tried), "caught": dict(caught), "how": dict(how),
         "company": company, "redundant": redundant, "survivors": survivors, "seconds": round(seconds),
     }  # fmt: skip
+
+
+def described(survivor: dict[str, Any]) -> str:
+    """A survivor in one line."""
+    change = f"{survivor['ptx']}  ->  {survivor['instead']}"
+    return f"{survivor['kind']}: {survivor['case']}, {survivor['line']}: {change}  # {survivor['source']}"
 
 
 def source(instruction: Instruction) -> str:
@@ -246,7 +248,7 @@ def main() -> None:
         for s in r["survivors"]:
             s["why"] = explanation(s)
             if s["why"] is None:
-                print(f"not explained: {r['arch']} {r['kernel']} {s['kind']}: {s['line']}: {s['ptx']}  ->  {s['instead']}  # {s['source']}")
+                print(f"not explained: {r['arch']} {r['kernel']} {described(s)}")
     sums = summary(rows)
     found, counted = sums["caught"] + sums["company"], sums["tried"] - sums["redundant"]
     print(
