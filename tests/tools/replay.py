@@ -17,7 +17,8 @@ import numpy as np
 
 import emulator
 from emulator.global_memory import Buffer, GlobalMemory
-from emulator.machine import Machine, Step, smallest_access
+from emulator.machine import Machine, Step
+from emulator.memory import smallest_access
 from emulator.parse import Kernel
 from tests.tools.fault_sites import FaultSite
 
