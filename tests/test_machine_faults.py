@@ -83,10 +83,9 @@ def test_a_redundant_barrier_is_told_from_its_twin_and_from_one_that_is_needed()
 def test_a_replay_compares_with_the_launch_without_a_fault():
     launch = noted(BODY)
     assert launch.run([], note=True) == ""
-    add = next(
-        site for site in sites(launch.kernel) if site.kind == "shift an address" and "ld.shared" in launch.kernel.code[site.at].opcode
-    )
-    assert launch.run([add]) in ("difference", "bounds", "uninitialized")
+    code = launch.kernel.code
+    moved = next(site for site in sites(launch.kernel) if site.kind == "shift an address" and "ld.shared" in code[site.at].opcode)
+    assert launch.run([moved]) in ("difference", "bounds", "uninitialized")
     assert launch.run([]) == ""  # the fault is gone again
     store = next(n for n, i in enumerate(code) if i.opcode.startswith("st.global"))
     assert launch.run([FaultSite("remove", store, None)]) == "difference"
