@@ -97,3 +97,10 @@ def profiled_column(arch: str) -> emulator.Profile:
         strangers.copy_column[(1,)](x, y, 1024, BLOCK=128, num_warps=4)
     (found,) = profiler.profiles
     return found
+
+
+def profiled(arch: str, name: str) -> emulator.Profile:
+    """The profile of a kernel of experiments/profile.py."""
+    from experiments import profile
+
+    return profile.RUNS[name](arch)[0]

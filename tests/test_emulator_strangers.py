@@ -105,8 +105,10 @@ def test_the_how_to_page_does_what_it_says(tmp_path):
     race = run(check + broken)
     assert "race: a read of what another warp wrote, without a barrier between" in race.stderr
     counted = run(count).stdout
-    # Registers are ptxas' matter, which comes with Triton.
-    assert re.sub(r"\d+ registers|\d+ programs at once", "", counted) == re.sub(r"\d+ registers|\d+ programs at once", "", shown[1])
+    # Registers and machine code are ptxas' matter, which comes with Triton.
+    assemblers = r"\d+ registers|\d+ programs at once|machine instructions .*|issue .* xu \d+|bytes on their way to .*|outside of loops: .*"
+    assert re.sub(assemblers, "", counted) == re.sub(assemblers, "", shown[1])
+    assert [re.sub(r"[\d,]+", "", line) for line in counted.splitlines()] == [re.sub(r"[\d,]+", "", x) for x in shown[1].splitlines()]
 
 
 def test_the_page_names_every_rule():
