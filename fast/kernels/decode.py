@@ -22,8 +22,9 @@ from torch import Tensor
 from ..weights import QuantizedWeight
 from .arithmetic import INTERPRETED, NO_FUSION, absmax_scale, encode, larger, larger_or_nan, magnitude, masked, parameters, rounded, row_maximum, sides
 from .configurations import Decode, architecture, decode_configuration
+from .epilogue import corrected, from_code_units, outlier_product
 from .operands import Matrix, Side, aligned
-from .product import WIDE_FROM, corrected, from_code_units, outlier_product
+from .product import WIDE_FROM
 
 #: The first pass is bound by the latency of loading X; three blocks in flight hide it.
 SCAN_STAGES = tl.constexpr(3)
