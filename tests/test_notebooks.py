@@ -95,11 +95,11 @@ def test_a_committed_notebook_was_executed_in_order_and_without_error(script):
 def test_every_picture_of_a_notebook_has_a_description(script):
     stored = json.loads(script.with_suffix(".ipynb").read_text(encoding="utf-8"))
     outputs = [output for cell in stored["cells"] for output in cell.get("outputs", [])]
-    for output in outputs:
-        if "image/png" in output.get("data", {}):
-            alt = output["metadata"]["image/png"]["alt"]
-            assert len(alt) > 40
-            assert "<Figure" not in alt
+    shown = ["".join(output["data"]["text/plain"]) for output in outputs if "image/svg+xml" in output.get("data", {})]
+    folded = [alt for o in outputs for alt in re.findall(r'<img alt="([^"]*)"', "".join(o.get("data", {}).get("text/markdown", "")))]
+    for alt in shown + folded:
+        assert len(alt) > 40
+        assert "<Figure" not in alt
 
 
 @pytest.mark.parametrize(
