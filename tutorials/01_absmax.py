@@ -17,8 +17,7 @@
 # wrong is the result?
 #
 # **You need** NumPy; [00, bits, tokens, layers](00_bits_and_layers.ipynb) if *token*, *feature* or *float16* is new to
-# you. **Time:** 15 minutes. **You leave with** an int8 quantizer of your own, and a bound on its error that you can
-# prove in one line.
+# you. **You leave with** an int8 quantizer of your own, and a bound on its error that you can prove in one line.
 
 # %%
 import numpy as np
@@ -209,9 +208,10 @@ pictures.show(
 # %%
 columns = np.flatnonzero((x > 5).any(axis=0))
 largest = np.abs(np.delete(x, columns, axis=1)).max()
+predict.number("one step", largest / 127, ".3f")
 print(
-    f"without columns {columns.tolist()}: largest magnitude {largest:.2f}, one step "
-    f"{largest / 127:.3f}, {np.abs(x).max() / largest:.1f} times as fine"
+    f"without columns {columns.tolist()} the largest magnitude is {largest:.2f}: steps "
+    f"{np.abs(x).max() / largest:.1f} times as fine"
 )
 
 # %% [markdown]
