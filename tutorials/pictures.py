@@ -16,7 +16,7 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch, Rectangle
 
-from experiments.pages import style
+from experiments.pages import phone, style
 from experiments.pages.style import BLUE, GREEN, GREY, ORANGE, PURPLE, RED
 
 COLORS = (BLUE, ORANGE, GREEN, RED, PURPLE)
@@ -43,7 +43,7 @@ class Drawing(Figure):
 def show(figure: Figure, alt: str) -> None:
     """Puts the figure below the cell, with `alt` as its description for those who cannot see it."""
     wide = style.svg(figure)
-    narrow = figure.narrow() if isinstance(figure, Drawing) else style.narrow(figure)
+    narrow = figure.narrow() if isinstance(figure, Drawing) else phone.narrow(figure)
     display({WIDE: wide, NARROW: style.svg(narrow), "text/plain": alt}, raw=True)
     for drawn in (figure, narrow):
         plt.close(drawn)
@@ -71,9 +71,10 @@ def matrices(panels: Sequence[tuple], width: float = 2.4) -> Figure:
 
 def matrix(ax: Axes, values: np.ndarray, title: str, text: str = "{:.2f}", marked: np.ndarray | None = None) -> None:
     """One matrix with its entries; the fill grows with the magnitude, `marked` entries get an orange frame."""
-    top = np.abs(values).max() or 1
+    magnitudes = np.abs(values.astype(np.float64))  # of -128 in int8, too
+    fill = FULL * magnitudes / (magnitudes.max() or 1)
     for (i, j), value in np.ndenumerate(values):
-        ax.add_patch(Rectangle((j - 0.5, i - 0.5), 1, 1, facecolor=BLUE, alpha=FULL * float(abs(value) / top), linewidth=0))
+        ax.add_patch(Rectangle((j - 0.5, i - 0.5), 1, 1, facecolor=BLUE, alpha=fill[i, j], linewidth=0))
         ax.text(j, i, text.format(value), ha="center", va="center", fontsize=10.5)
         if marked is not None and np.broadcast_to(marked, values.shape)[i, j]:
             ax.add_patch(Rectangle((j - 0.46, i - 0.46), 0.92, 0.92, fill=False, edgecolor=ORANGE, linewidth=2))
@@ -94,7 +95,7 @@ def movement(steps: Sequence[tuple[str, str, int] | str]) -> Figure:
 
     def down() -> Figure:
         """Below each other, each operation beside its arrow."""
-        figure, ax = plt.subplots(figsize=(style.PHONE_INCHES, 1.15 * len(boxes)))
+        figure, ax = plt.subplots(figsize=(phone.INCHES, 1.15 * len(boxes)))
         for i, (name, shape, size) in enumerate(boxes):
             _step(ax, (0, -1.75 * i), 2.6, f"{name}\n{shape}\n{quantity(size)}", ends=i in (0, len(boxes) - 1))
         for i, operation in enumerate(operations):
