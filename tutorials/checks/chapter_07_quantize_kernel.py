@@ -6,10 +6,11 @@ from typing import Any
 import numpy as np
 
 import reference
+from tutorials.minitriton import next_power_of_2
 
 from .chapter_01_absmax import within_half_a_step
-from .engine import F32, SEEDS, Exercise, OutOfBounds, Verdict, array
-from .launches import SENTINEL_CODE, SENTINEL_SCALE, Memory, power_of_two
+from .engine import F32, SEEDS, SENTINEL_CODE, SENTINEL_SCALE, Exercise, OutOfBounds, Verdict, array
+from .launching import memory_for
 
 
 def _rows() -> Iterator[tuple]:
@@ -33,13 +34,13 @@ def _rows() -> Iterator[tuple]:
 def _launch_rows(kernel: Any) -> Callable:
     def run(x: np.ndarray) -> Any:
         m, k = x.shape
-        memory = Memory()
+        memory = memory_for(kernel)
         source = memory.rows("x", x, 3, 1e30)
         codes = memory.result("codes", (m, k), np.int8, SENTINEL_CODE)
         scale = memory.result("scale", (m,), np.float32, SENTINEL_SCALE)
         # Unfused, as the kernels of `fast` are launched: a fused multiply-add would round another way at ties.
-        memory.launch(kernel, (m,), source, codes, scale, k, source.stride(0), BLOCK_K=power_of_two(k), enable_fp_fusion=False)
-        results = codes.cpu().numpy(), scale.cpu().numpy()
+        memory.launch(kernel, (m,), source, codes, scale, k, source.stride(0), BLOCK_K=next_power_of_2(k), enable_fp_fusion=False)
+        results = memory.values(codes), memory.values(scale)
         if (results[0] == SENTINEL_CODE).all() and (results[1] == SENTINEL_SCALE).all():
             return NotImplemented
         return results
@@ -80,8 +81,8 @@ def _right_rows(x: np.ndarray) -> tuple:
 def _neighbours_read(x: np.ndarray) -> tuple:
     """Rows as an unmasked load reads them: the block continues into the next row of X."""
     m, k = x.shape
-    flat = np.append(np.pad(x, ((0, 0), (0, 3)), constant_values=1e30).ravel(), np.full(power_of_two(k), 1e30, F32))
-    block = np.stack([flat[i * (k + 3) : i * (k + 3) + power_of_two(k)] for i in range(m)])
+    flat = np.append(np.pad(x, ((0, 0), (0, 3)), constant_values=1e30).ravel(), np.full(next_power_of_2(k), 1e30, F32))
+    block = np.stack([flat[i * (k + 3) : i * (k + 3) + next_power_of_2(k)] for i in range(m)])
     codes, scale = _right_rows(block.astype(F32))
     return codes[:, :k], scale
 
@@ -146,7 +147,7 @@ rows_of_codes = Exercise(
             _neighbours_read,
         ),
         ("codes is packed: its rows are K apart, not stride: codes + row * K + columns.", _stops(lambda m, k: m > 1)),
-        ("the store of codes writes beyond column K: mask it with columns < K.", _stops(lambda m, k: k != power_of_two(k))),
+        ("the store of codes writes beyond column K: mask it with columns < K.", _stops(lambda m, k: k != next_power_of_2(k))),
         ("the scale is the value of one step, absmax / 127, not its reciprocal.", lambda x: _other_scale(x, lambda scale: 1 / scale)),
         ("the scale is the value of one step, absmax / 127.", lambda x: _other_scale(x, lambda scale: scale * F32(127))),
         ("rows of x are `stride` apart, not K: x + row * stride + columns. (codes is packed: row * K.)", _packed),

@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from .engine import F32, ROUNDOFF, Exercise, OutOfBounds, Verdict
-from .launches import SENTINEL_SCALE, Memory
+from .engine import F32, ROUNDOFF, SENTINEL_SCALE, Exercise, OutOfBounds, Verdict
+from .launching import memory_for
 
 
 def _codes() -> Iterator[tuple]:
@@ -50,14 +50,14 @@ def _bound(want: np.ndarray, args: tuple) -> np.ndarray:
 def _launch_product(kernel: Any) -> Callable:
     def run(a: np.ndarray, b: np.ndarray, scale_a: np.ndarray, scale_b: np.ndarray) -> Any:
         (m, k), n = a.shape, b.shape[0]
-        memory = Memory()
+        memory = memory_for(kernel)
         # 77 beyond the last code of each row: a forgotten mask multiplies it in.
         left, right = memory.rows("a", a, 31, 77), memory.rows("b", b, 31, 77)
         scales = [memory.rows(name, values) for name, values in (("scale_a", scale_a), ("scale_b", scale_b))]
         y = memory.result("y", (m, n), np.float32, SENTINEL_SCALE)
         grid = (-(-m // 16), -(-n // 16))
         memory.launch(kernel, grid, left, right, y, *scales, m, n, k, left.stride(0), right.stride(0), BLOCK=16, BLOCK_K=32)
-        result = y.cpu().numpy()
+        result = memory.values(y)
         return NotImplemented if (result == SENTINEL_SCALE).all() else result
 
     run.__name__ = getattr(kernel, "__name__", "the kernel")

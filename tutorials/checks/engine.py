@@ -12,12 +12,17 @@ from typing import Any
 
 import numpy as np
 
+from tutorials.guarding import OutOfBounds, Stopped
+
 from . import comparing, showing
 from .comparing import ROUNDOFF, Fault
 
 __all__ = ["F32", "ROUNDOFF", "SEEDS", "SHAPES", "Exercise", "OutOfBounds", "Stopped", "Verdict", "array", "call"]
 
 F32 = np.float32
+
+#: What the entries of a kernel's result are before the launch.
+SENTINEL_CODE, SENTINEL_SCALE = -99, -99.0
 
 #: Rows and columns of the generated inputs: single rows and columns, odd sizes, more columns than rows and the reverse.
 SHAPES = ((1, 1), (1, 7), (5, 1), (3, 5), (4, 4), (17, 9), (2, 129))
@@ -39,22 +44,6 @@ class Verdict:
 
     def __repr__(self) -> str:
         return self.message
-
-
-class Stopped(Exception):
-    """An answer was stopped; the text says where and why, without a name of an exception before it."""
-
-
-class OutOfBounds(Stopped):
-    """An answer was stopped because it would have loaded or stored outside of its buffers.
-
-    Attributes:
-        what: "loads a", "stores y": what it does to which buffer, by which two such answers are told apart.
-    """
-
-    def __init__(self, what: str, text: str = "") -> None:
-        super().__init__(text)
-        self.what = what
 
 
 @dataclass
