@@ -17,8 +17,7 @@
 # wrong is the result?
 #
 # **You need** NumPy; [00, bits, tokens, layers](00_bits_and_layers.ipynb) if *token*, *feature* or *float16* is new to
-# you. **Time:** 15 minutes. **You leave with** an int8 quantizer of your own, and a bound on its error that you can
-# prove in one line.
+# you. **You leave with** an int8 quantizer of your own, and a bound on its error that you can prove in one line.
 
 # %%
 import numpy as np

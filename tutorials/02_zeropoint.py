@@ -16,8 +16,8 @@
 # **Question.** Absmax gives as many codes to the negative side as to the positive one. What if the data has only one
 # side, or mostly one?
 #
-# **You need** [01, absmax](01_absmax.ipynb). **Time:** 15 minutes. **You leave with** the asymmetric quantizer, its
-# product, and a measured answer to "absmax or zeropoint?".
+# **You need** [01, absmax](01_absmax.ipynb). **You leave with** the asymmetric quantizer, its product, and a measured
+# answer to "absmax or zeropoint?".
 
 # %%
 import numpy as np

@@ -16,8 +16,8 @@
 # **Question.** In chapter 01 one large entry took precision from every other entry of the matrix. How many scales may a
 # matrix have, and which entries may share one, if the product is still to run in int8?
 #
-# **You need** [01](01_absmax.ipynb); [02](02_zeropoint.ipynb) helps. **Time:** 18 minutes. **You leave with**
-# vector-wise quantization, the product of LLM.int8().
+# **You need** [01](01_absmax.ipynb); [02](02_zeropoint.ipynb) helps. **You leave with** vector-wise quantization, the
+# product of LLM.int8().
 
 # %%
 import numpy as np

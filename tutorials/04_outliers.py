@@ -16,8 +16,8 @@
 # **Question.** Vector-wise quantization gives every token its own scale. Why does int8 still fail on large language
 # models?
 #
-# **You need** [03, granularity](03_granularity.ipynb). **Time:** 18 minutes. **You leave with** the outliers of a real
-# model found by the paper's criterion, a measurement of what they carry, and a dial that makes them larger.
+# **You need** [03, granularity](03_granularity.ipynb). **You leave with** the outliers of a real model found by the
+# paper's criterion, a measurement of what they carry, and a dial that makes them larger.
 
 # %%
 import copy

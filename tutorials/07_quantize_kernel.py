@@ -16,8 +16,8 @@
 # **Question.** NumPy quantizes a matrix in five steps, each of which reads and writes all of it. A GPU is fast at
 # arithmetic and slow at memory. How does one write the five steps as one?
 #
-# **You need** [01](01_absmax.ipynb) and [03](03_granularity.ipynb); nothing about GPUs. **Time:** 18 minutes. **You
-# leave with** a kernel of your own that agrees with the reference bit for bit.
+# **You need** [01](01_absmax.ipynb) and [03](03_granularity.ipynb); nothing about GPUs. **You leave with** a kernel of
+# your own that agrees with the reference bit for bit.
 #
 # No GPU is needed: with `TRITON_INTERPRET=1`, set *before* Triton is imported, Triton runs kernels on the CPU, one
 # program after the other, with NumPy. It is slow, but the results are the same.

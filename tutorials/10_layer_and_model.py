@@ -16,8 +16,8 @@
 # **Question.** From a product to a model that generates text: what is computed once, what at every token, and does the
 # model still give the same answers?
 #
-# **You need** [06, the weights and the batch](06_weights_and_batch.ipynb). **Time:** 18 minutes. **You leave with** a
-# language model whose linear layers run in int8, a checkpoint of it, and measurements of the effect.
+# **You need** [06, the weights and the batch](06_weights_and_batch.ipynb). **You leave with** a language model whose
+# linear layers run in int8, a checkpoint of it, and measurements of the effect.
 
 # %%
 import copy

@@ -16,9 +16,8 @@
 # **Question.** int8 halves the bytes of the weights. What does that save, what does it cost, and when is it better not
 # to use it?
 #
-# **You need** [06, the weights and the batch](06_weights_and_batch.ipynb); [10](10_layer_and_model.ipynb) helps.
-# **Time:** 18 minutes. **You leave with** a cost model that you can compute by hand, and measurements to base a
-# decision on.
+# **You need** [06, the weights and the batch](06_weights_and_batch.ipynb); [10](10_layer_and_model.ipynb) helps. **You
+# leave with** a cost model that you can compute by hand, and measurements to base a decision on.
 #
 # > **Careful.** Nothing is timed in this notebook. The times come from records written by the programs in
 # > `experiments/`, each with its command, date and device; so do the sentences with figures in them. Your machine will
