@@ -54,13 +54,13 @@ for y, name, low, high, color in (
         [low, high], [y, y], color=color, linewidth=9, alpha=0.35, solid_capstyle="butt"
     )
     codes = (-127, 127) if name == "absmax" else (-128, 127)
-    ax.text(low, y + 0.2, codes[0], ha="center")
+    ax.text(low, y + 0.2, codes[0], ha="right")
     ax.text(high, y + 0.2, codes[1], ha="center")
     ax.text(
         0,
         y + 0.2,
         0 if name == "absmax" else reference.zeropoint_quantize(X).zero_point.item(),
-        ha="center",
+        ha="left",
     )
     ax.plot(X.ravel(), np.full(X.size, y), "|", color=pictures.GREY, markersize=14)
 ax.set(

@@ -54,42 +54,37 @@ np.set_printoptions(precision=4, suppress=True)
 
 # %%
 m, k, n = 512, 576, 1536
-figure, ax = plt.subplots(figsize=(7.6, 3.1))
-pictures.box(ax, 0, 0, 2.2, 1.6, pictures.BLUE)
-ax.text(
-    1.1,
-    0.8,
-    f"X codes\n{m} x {k} int8\n{pictures.quantity(m * k)}",
-    ha="center",
-    va="center",
+x_codes = f"X codes\n{m} x {k} int8\n{pictures.quantity(m * k)}"
+w_codes = f"W codes, transposed\n{k} x {n} int8\n{pictures.quantity(k * n)}"
+sums = f"accumulators\n{m} x {n} int32\n{m * n * k:,}\nmultiply-adds"
+boxes = (
+    (0, 0, 2.2, 1.6, pictures.BLUE, x_codes),
+    (2.9, 2.0, 3.2, 1.3, pictures.ORANGE, w_codes),
+    (2.9, 0, 3.2, 1.6, pictures.GREEN, sums),
 )
-pictures.box(ax, 2.9, 2.0, 3.2, 1.3, pictures.ORANGE)
-ax.text(
-    4.5,
-    2.65,
-    f"W codes, transposed\n{k} x {n} int8, {pictures.quantity(k * n)}",
-    ha="center",
-    va="center",
-)
-pictures.box(ax, 2.9, 0, 3.2, 1.6, pictures.GREEN)
-ax.text(
-    4.5,
-    0.8,
-    f"accumulators\n{m} x {n} int32\n{m * n * k:,} multiply-adds",
-    ha="center",
-    va="center",
-)
-pictures.box(ax, 2.45, 0, 0.22, 1.6, pictures.BLUE, 0.5)
-pictures.box(ax, 2.9, 1.7, 3.2, 0.2, pictures.ORANGE, 0.5)
-ax.text(6.25, 1.8, f"{n} scales of W: one per column of Y", va="center")
-ax.text(
-    6.25,
-    0.8,
-    f"{m} scales of X: one per row of Y\n(the narrow bar at the left)\n\nY = "
-    "accumulator x both",
-    va="center",
-)
-pictures.blank(ax, (-0.1, 9.4), (-0.1, 3.4))
+of_w = f"{n} scales of W: one per column of Y"
+of_x = f"{m} scales of X: one per row of Y\n(the narrow bar at the left)"
+
+
+def draw(size, limits, notes):
+    figure, ax = plt.subplots(figsize=size)
+    for x, y, width, height, color, text in boxes:
+        pictures.box(ax, x, y, width, height, color)
+        at = x + width / 2, y + height / 2
+        ax.text(*at, text, ha="center", va="center", fontsize=9.5)
+    pictures.box(ax, 2.45, 0, 0.22, 1.6, pictures.BLUE, 0.5)
+    pictures.box(ax, 2.9, 1.7, 3.2, 0.2, pictures.ORANGE, 0.5)
+    for (x, y), text in notes:
+        ax.text(x, y, text, va="center", fontsize=9.5)
+    pictures.blank(ax, *limits)
+    return figure
+
+
+last = "Y = accumulator x both"
+beside = [((6.25, 1.8), of_w), ((6.25, 0.9), of_x), ((6.25, 0.1), last)]
+below = [((0, -0.4), of_w), ((0, -1.05), of_x), ((0, -1.7), last)]
+figure = draw((7.6, 3.1), ((-0.1, 9.4), (-0.1, 3.4)), beside)
+narrow = draw((3.9, 3.6), ((-0.1, 6.2), (-2.0, 3.4)), below)
 pictures.show(
     figure,
     f"X codes, {m} by {k}, times the transposed W codes, {k} by {n}, give {m} by {n} "
@@ -97,6 +92,7 @@ pictures.show(
     f"A column of {m} scales applies to the rows of the result, a row of {n} scales to "
     "its columns; each "
     "accumulator is multiplied by one of each.",
+    narrow,
 )
 
 # %% [markdown]
@@ -265,8 +261,8 @@ closest = alike if np.corrcoef(spread, gain)[0, 1] > 0 else unlike
 predict.choice("they lie closest where the tokens are", options, closest)
 predict.number("times as small vector-wise", mean["tensor"] / mean["vector"], ".2g")
 print("mean over the blocks:", {g: f"{error:.2%}" for g, error in mean.items()})
-print(f"largest row against the median row: {np.median(spread):.1f} times in the", end=" ")
-print(f"median block, {spread[-1]:.1f} times in the last")
+print(f"largest row against the median row: {np.median(spread):.1f} times in the median")
+print(f"block, {spread[-1]:.1f} times in the last")
 
 # %% [markdown]
 # The largest row is seldom much larger than the others, so scales for the rows of X alone gain little, except at the

@@ -70,33 +70,21 @@ separate = sum(r + w for _, r, w in steps)
 fused = steps[0][1] + steps[-1][2]  # the first step's input, the last one's output
 predict.number("bytes per entry, one kernel", fused)
 predict.number("bytes per entry, five steps", separate)
-figure, ax = plt.subplots(figsize=(8, 1.9))
+figure, ax = plt.subplots(figsize=(8, 2.4))
+bars = {"five steps": separate, "one kernel": fused}
+names = [
+    f"{name}: {entry} bytes per entry, {pictures.quantity(entry * m * k)}"
+    for name, entry in bars.items()
+]
 left = 0
 for (name, r, w), color in zip(steps, pictures.COLORS, strict=True):
-    ax.barh(1, r + w, left=left, color=color, alpha=0.6)
-    ax.text(left + (r + w) / 2, 1.45, name, ha="center", va="bottom", fontsize=8.5)
+    ax.barh(names[0], r + w, left=left, color=color, alpha=0.6, label=name)
     left += r + w
-ax.barh(0, fused, color=pictures.BLUE, alpha=0.6)
-ax.text(
-    fused + 0.3,
-    0,
-    f"{fused} bytes per entry: {pictures.quantity(fused * m * k)} for {m} x {k}",
-    va="center",
-)
-ax.text(
-    separate + 0.3,
-    1,
-    f"{separate} bytes:\n{pictures.quantity(separate * m * k)}",
-    va="center",
-)
-ax.set(
-    yticks=[0, 1],
-    yticklabels=["one kernel", "five steps"],
-    xlabel="bytes moved per entry",
-    xlim=(0, separate + 6),
-    ylim=(-0.6, 2),
-)
-ax.grid(False)
+ax.barh(names[1], fused, color=pictures.BLUE, alpha=0.6)
+ax.invert_yaxis()
+ax.set(xlabel=f"bytes moved per entry of {m} x {k}")
+ax.grid(axis="y")
+figure.legend(loc="outside lower center", ncols=5)
 pictures.show(
     figure,
     f"Bytes moved for each entry: five separate steps {separate}, one fused kernel "
@@ -120,8 +108,6 @@ pictures.show(
 #
 # The kernel below copies a matrix, one program per row. `tl.constexpr` marks what is known when the kernel is compiled;
 # a block's size has to be, and has to be a power of two.
-#
-# > **Predict.** In the 4 x 4 example, which program touches 8.89, and at which offset from the start of X?
 
 
 # %%
@@ -133,6 +119,10 @@ def copy_rows(x, y, K, stride, BLOCK_K: tl.constexpr):
     tl.store(y + row * K + columns, values)
 
 
+# %% [markdown]
+# > **Predict.** In the 4 x 4 example, which program touches 8.89, and at which offset from the start of X?
+
+# %%
 x = torch.from_numpy(X)
 y = torch.full_like(x, torch.nan)
 copy_rows[(4,)](x, y, 4, x.stride(0), BLOCK_K=4)  # in brackets: the grid, four programs
@@ -141,21 +131,9 @@ offset = int(np.flatnonzero(X.ravel() == np.float32(8.89))[0])
 predict.number("the program that touches 8.89", offset // x.stride(0))
 predict.number("its offset from the start of X", offset)
 
-figure, ax = plt.subplots(figsize=(8, 1.9))
-for i, value in enumerate(X.ravel()):
-    color = (pictures.BLUE, pictures.ORANGE, pictures.GREEN, pictures.PURPLE)[i // 4]
-    pictures.box(ax, i, 0, 0.94, 0.8, color)
-    ax.text(i + 0.47, 0.4, f"{value:g}", ha="center", va="center", fontsize=9)
-    ax.text(i + 0.47, -0.3, i, ha="center", va="center", fontsize=8)
-for program in range(4):
-    ax.text(
-        4 * program + 2,
-        1.1,
-        f"program {program}: x + {program} * 4 + (0, 1, 2, 3)",
-        ha="center",
-        fontsize=8,
-    )
-pictures.blank(ax, (-0.1, 16.1), (-0.5, 1.4))
+figure = pictures.memory(
+    X, [f"program {program}: x + {program} * 4 + (0 to 3)" for program in range(4)]
+)
 pictures.show(
     figure,
     "The 16 entries of X in a row, as they lie in memory, with their offsets 0 to 15 "

@@ -1,7 +1,6 @@
 """The second rendering of a figure: for a page as narrow as a phone.
 
-The panels go below each other, small ones in pairs; what is written beside them is wrapped, and marks on an axis that would overlap
-are left out.
+The panels go below each other; what is written beside them is wrapped, and marks on an axis that would overlap are left out.
 """
 
 import itertools
@@ -16,8 +15,6 @@ if TYPE_CHECKING:
 
 #: The width, in inches: 358 CSS pixels of a screen of 390 show 280 points, so that a label of 8 points has 10 pixels.
 INCHES = 3.9
-#: Two panels of up to this width stand side by side.
-SMALL_PANEL_INCHES = 2.6
 #: The size of the numbers and names along an axis, in points, and the height of a line of them in inches.
 LABEL, LINE = 8.5, 0.15
 #: After how many characters a name along the vertical axis, the label of an axis and a title are wrapped; the longest entry of a legend
@@ -42,25 +39,16 @@ def narrow(figure: "Figure") -> "Figure":
 
 def _stack(figure: "Figure") -> float:
     """Puts the panels below each other; returns the height that they then need, in inches."""
-    from matplotlib.gridspec import GridSpecFromSubplotSpec
-
-    width, height = figure.get_size_inches()
+    height = float(figure.get_size_inches()[1])
     placed = [(spec, axes) for axes in figure.axes if (spec := axes.get_subplotspec()) is not None]
     panels = sorted({spec.num1 for spec, _ in placed})
     if not panels:
-        return float(height)
-    grid = placed[0][0].get_gridspec()
-    rows, columns = grid.get_geometry()
-    pairs = 2 if width / columns <= SMALL_PANEL_INCHES else 1
-    lines = [panels[i : i + pairs] for i in range(0, len(panels), pairs)]
-    ratios: Any = grid.get_width_ratios()
-    outer = figure.add_gridspec(len(lines), 1)
-    for row, line in enumerate(lines):
-        inner = GridSpecFromSubplotSpec(1, len(line), outer[row], width_ratios=[ratios[panel % columns] for panel in line])
-        for column, panel in enumerate(line):
-            for axes in (axes for old, axes in placed if old.num1 == panel):
-                axes.set_subplotspec(inner[column])
-    return float(height / rows * len(lines))
+        return height
+    rows = placed[0][0].get_gridspec().nrows
+    grid = figure.add_gridspec(len(panels), 1)
+    for spec, axes in placed:
+        axes.set_subplotspec(grid[panels.index(spec.num1)])
+    return height / rows * len(panels)
 
 
 def _names(axes: "Axes") -> list[str]:
