@@ -125,7 +125,7 @@ def dial_html(dial: dict[str, Any]) -> str:
     shown = points[last]
     rows = "".join(
         f'<tr data-method="{name}"><th scope="row">{name}</th>'
-        + "".join(f'<td{" class=sixteen" if code == "16 bits" else ""}>{code}</td>' for code in shown["codes"][name])
+        + "".join(f"<td{' class=sixteen' if code == '16 bits' else ''}>{code}</td>" for code in shown["codes"][name])
         + "</tr>"
         for name in CURVES.values()
     )
@@ -138,7 +138,7 @@ def dial_html(dial: dict[str, Any]) -> str:
         f'aria-valuetext="{shown["factor"]} times">'
         f'<p class="readout" role="status" aria-live="polite"><span class="bad">int8 alone <b id="dial-int8">'
         f'{said(shown["perplexity"]["int8 alone"])}</b></span> <span class="good">LLM.int8() <b id="dial-decomposed">'
-        f'{said(shown["perplexity"]["LLM.int8()"])}</b></span> <span>no quantization <b>{said(dial["float"])}</b></span></p>'
+        f"{said(shown['perplexity']['LLM.int8()'])}</b></span> <span>no quantization <b>{said(dial['float'])}</b></span></p>"
         '<table class="codes"><caption>The codes of one token\'s row: its third feature is one of the six</caption>'
         f'<tr class="entries"><th scope="row">the row</th>{entries}</tr>{rows}</table></figure>'
     )

@@ -103,7 +103,9 @@ def page(notebook: Path) -> tuple[str, list[Picture]]:
     title, _, rest = "\n\n".join(parts).partition("\n")
     links = f"[Notebook]({notebook.name}){{ .md-button download }} [Script]({notebook.stem}.py){{ .md-button download }}"
     effort = times.of_page(rest)
-    taken = f"**{effort.reading} minutes** to read, **{effort.exercise}** for the [exercise](#exercise); [how this is counted](index.md#times)."
+    taken = (
+        f"**{effort.reading} minutes** to read, **{effort.exercise}** for the [exercise](#exercise); [how this is counted](index.md#times)."
+    )
     return f"{title}\n\n{links}\n{{ .downloads }}\n\n{taken}\n{{ .minutes }}\n{rest}", pictures
 
 
