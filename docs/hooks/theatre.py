@@ -6,20 +6,35 @@ sources that the playground has already are taken from there.
 
 import html
 import json
+import re
 import subprocess
+import textwrap
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import playground  # the hook beside this one
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
-from tutorials import stage_examples
+from tutorials import chapter_kernels, ladder, minitriton, stage_examples
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "docs" / "theatre"
 FIRST = "outliers"
+#: What the ladder needs beside what the playground serves, in the folder that Python reads there.
+SOURCES = [
+    path
+    for path in (
+        *(ROOT / "tutorials" / f"{name}.py" for name in ("blocks", "example", "ladder", "minitriton", "recording")),
+        *sorted(ROOT.glob("tutorials/checks/*.py")),
+    )
+    if path.name not in ("launches.py", "kernel_checks.py") and path not in playground.SOURCES
+]
+#: The heading of a kernel of the ladder: its title and its anchor.
+HEADING = re.compile(r"^## \d+\. (.*?) \{ #([\w-]+) \}$", re.MULTILINE)
 
 DRAW = """
 const [script, requests] = JSON.parse(require("fs").readFileSync(0, "utf8"));
@@ -42,17 +57,18 @@ def drawn(*requests: tuple[dict[str, Any], int]) -> list[str]:
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Adds the records."""
+    """Adds the records and the sources."""
     for name, record in records().items():
         files.append(File.generated(config, f"theatre/records/{name}.json", content=json.dumps(record)))
+    for path in SOURCES:
+        files.append(File.generated(config, f"playground/{path.relative_to(ROOT).as_posix()}", abs_src_path=str(path)))
     return files
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Fills in the first pictures."""
-    if page.file.src_uri == "theatre/index.md":
-        return watch(markdown)
-    return markdown
+    fill = FILLED.get(page.file.src_uri)
+    return fill(markdown) if fill else markdown
 
 
 def watch(markdown: str) -> str:
@@ -64,10 +80,44 @@ def watch(markdown: str) -> str:
     )
     (first,) = drawn((record, record["opening"]))
     filled = markdown.replace("{{ options }}", options).replace("{{ watch }}", first)
-    return f'{filled}\n\n{data(record=record, at=record["opening"])}\n<script type="module" src="watch.js"></script>\n'
+    return with_script(filled, "watch.js", record=record, at=record["opening"])
 
 
-def data(**values: Any) -> str:
-    """Values for a page's script."""
+def write(markdown: str) -> str:
+    """The page of the ladder: an editor, a verdict, a picture and a folded solution for each kernel."""
+    stubs = {name: chapter_kernels.stub(rung.function) for name, rung in ladder.RUNGS.items()}
+    begun = {name: rung.record(stubs[name], minitriton.compiled(stubs[name], rung.function)) for name, rung in ladder.RUNGS.items()}
+    pictures = dict(zip(begun, drawn(*((record, 0) for record in begun.values())), strict=True))
+    titles = {anchor: title for title, anchor in HEADING.findall(markdown)}
+    links = "".join(f'<li><a href="#{name}" data-title="{titles[name]}">{titles[name]}</a></li>' for name in ladder.RUNGS)
+    markdown = markdown.replace("{{ ladder }}", links)
+    markdown = markdown.replace("{{ quantize chapter }}", chapter_kernels.every()["quantize_rows"].chapter)
+    markdown = re.sub(r"^\{\{ rung ([\w-]+) \}\}$", lambda m: _rung(m[1], stubs[m[1]], pictures[m[1]]), markdown, flags=re.MULTILINE)
+    sources = [path.relative_to(ROOT).as_posix() for path in (*playground.SOURCES, *SOURCES)]
+    return with_script(markdown, "../write.js", records=begun, sources=sources)
+
+
+def _rung(name: str, stub: str, picture: str) -> str:
+    function = ladder.RUNGS[name].function
+    solution = textwrap.indent(f"```python\n{chapter_kernels.solution(function)}```", "    ")
+    return (
+        f'<section class="rung theatre exercise" data-name="{name}" markdown="0">'
+        f'<textarea aria-label="Your kernel: {function}" spellcheck="false" autocomplete="off" autocapitalize="off" '
+        f'rows="{stub.count(chr(10)) + 9}">{html.escape(stub)}</textarea>'
+        '<p><button class="md-button md-button--primary run" type="button">Run</button> '
+        '<button class="md-button reset" type="button">Start over</button></p>'
+        '<pre class="message" role="status" aria-live="polite"></pre>'
+        "<p><b>Your kernel on a small example</b></p>"
+        f'<div class="stage" role="group" aria-label="{function} on a small example">{picture}</div></section>\n\n'
+        f'??? success "Solution"\n\n{solution}\n'
+    )
+
+
+def with_script(markdown: str, script: str, **values: Any) -> str:
+    """A page with its script and the values that the script reads."""
     text = json.dumps(values).replace("</", "<\\/")
-    return f'<script type="application/json" id="theatre-data">{text}</script>'
+    data = f'<script type="application/json" id="theatre-data">{text}</script>'
+    return f'{markdown}\n\n{data}\n<script type="module" src="{script}"></script>\n'
+
+
+FILLED: dict[str, Callable[[str], str]] = {"theatre/index.md": watch, "theatre/write.md": write}

@@ -1,8 +1,10 @@
 // Draws one step of a recorded launch, and steps through it. `markup` is a function of the record alone: it also makes the first picture
 // when the site is built (docs/hooks/theatre.py), so that both are the same.
 
-/** Columns from which on a strip shows entries as squares, without their numbers. */
+/** Columns from which on a strip of rows shows entries as squares, without their numbers. */
 const WIDE = 13;
+/** Entries in a line of a vector. */
+const WRAPPED = 8;
 /** Lanes in a line of the picture of an access, where the block has one axis. */
 const LINE = 32;
 const RUN_MILLISECONDS = 600;
@@ -51,7 +53,7 @@ export function picture(record, at) {
 }
 
 function source(record, step) {
-  const [first, last] = step ? record.statements[step.line] : [0, 0];
+  const [first, last] = record.statements[step?.line] ?? [0, 0];
   const lines = record.source.map((line, n) => {
     const now = n + 1 >= first && n + 1 <= last;
     return `<span class="line${now ? " now" : ""}"${now ? ' aria-current="step"' : ""}><span class="number">${n + 1}</span>${escape(line) || " "}</span>`;
@@ -69,27 +71,44 @@ function strip(buffer, { values, touched }, accesses) {
       else if (active) marks.set(offset, access.stores ? "stores" : "loads");
       else if (!marks.has(offset)) marks.set(offset, "masked");
     });
-  const wide = buffer.stride >= WIDE;
+  const wide = buffer.rows > 1 && buffer.stride >= WIDE;
+  const length = buffer.rows > 1 ? buffer.stride : Math.min(WRAPPED, buffer.columns);
   const rows = [];
-  for (let start = 0; start < values.length; start += buffer.stride) {
-    const cells = values.slice(start, start + buffer.stride).map((value, n) => {
+  for (let start = 0; start < values.length; start += length) {
+    const cells = values.slice(start, start + length).map((value, n) => {
       const offset = start + n;
-      const kinds = [marks.get(offset), touched.has(offset) ? "seen" : "", n >= buffer.columns || offset >= buffer.rows * buffer.stride ? "padding" : ""];
+      const padding = buffer.rows > 1 ? n >= buffer.columns || offset >= buffer.rows * buffer.stride : offset >= buffer.columns;
+      const kinds = [marks.get(offset), touched.has(offset) ? "seen" : "", padding ? "padding" : ""];
       return `<i class="${["cell", ...kinds].filter(Boolean).join(" ")}">${wide ? "" : escape(value)}</i>`;
     });
-    rows.push(`<span class="row" style="--columns:${buffer.stride}">${cells.join("")}</span>`);
+    rows.push(`<span class="row" style="--columns:${length}">${cells.join("")}</span>`);
   }
+  const wanted = buffer.wanted ? target(buffer, values, length, wide) : "";
   const role = buffer.writable ? "result" : "input";
   const shape = buffer.rows > 1 ? `${buffer.rows} × ${buffer.columns}` : `${buffer.columns}`;
   const stride = buffer.stride > buffer.columns ? `, rows ${buffer.stride} apart` : "";
   const now = accesses.map((access) => happening(access, buffer)).join(" ");
   const beyond = outside ? ` ${plural(outside, "lane")} outside of ${buffer.name}, masked.` : "";
-  const label = `${buffer.name}, ${role}, ${shape} ${buffer.dtype}${stride}. ${now}${beyond}`;
+  const equal = buffer.wanted?.filter((value, n) => values[n] === value).length;
+  const reached = buffer.wanted ? ` ${equal} of ${buffer.wanted.length} entries are as wanted.` : "";
+  const label = `${buffer.name}, ${role}, ${shape} ${buffer.dtype}${stride}. ${now}${beyond}${reached}`;
   return (
     `<figure class="strip${wide ? " wide" : ""}${accesses.length ? " busy" : ""}" role="img" aria-label="${escape(label)}">` +
     `<figcaption><b>${escape(buffer.name)}</b> <small>${shape} ${buffer.dtype}${stride}${outside ? `; ${plural(outside, "masked lane")} outside` : ""}</small></figcaption>` +
-    `<span class="cells">${rows.join("")}</span></figure>`
+    `<span class="cells">${rows.join("")}</span>${wanted}</figure>`
   );
+}
+
+/** The right result of a buffer, beside what it holds. */
+function target(buffer, values, length, wide) {
+  const rows = [];
+  for (let start = 0; start < buffer.wanted.length; start += length) {
+    const cells = buffer.wanted.slice(start, start + length).map((value, n) => {
+      return `<i class="cell ${values[start + n] === value ? "reached" : "missing"}">${wide ? "" : escape(value)}</i>`;
+    });
+    rows.push(`<span class="row" style="--columns:${length}">${cells.join("")}</span>`);
+  }
+  return `<small class="wanted">wanted</small><span class="cells">${rows.join("")}</span>`;
 }
 
 const active = (access) => [...access.mask].filter((bit) => bit === "1").length;
@@ -136,7 +155,8 @@ function held(registers, step) {
     const fresh = step?.registers && name in step.registers;
     return `<table class="register${fresh ? " fresh" : ""}"><caption>${escape(name)} <small>${dtype}${shape.length ? `, ${shape.join(" × ")}` : ""}</small></caption><tbody>${rows}</tbody></table>`;
   });
-  return `<details${step ? " open" : ""}><summary>Registers of this program</summary><div class="cards">${cards.join("")}</div></details>`;
+  if (!cards.length) return "";
+  return `<details open><summary>Registers of this program</summary><div class="cards">${cards.join("")}</div></details>`;
 }
 
 /** One sentence on a step, for those who do not see the picture as well. */
@@ -159,7 +179,7 @@ export function markup(record, at) {
     button("step", "Step ▶", "One step on") +
     button("access", "Next access", "To the next load or store") +
     button("program", "Next program", "To the next program") +
-    button("run", "Run", "Run or pause") +
+    button("run", "Play", "Play or pause") +
     `<input type="range" min="0" max="${Math.max(0, record.steps.length - 1)}" value="${at}" aria-label="Step"></div>` +
     `<p class="stage-sentence" role="status" aria-live="polite">${escape(sentence(record, at))}</p>` +
     `<div class="stage-picture">${picture(record, at)}</div>`
@@ -199,7 +219,8 @@ export class Stage {
     this.root.querySelector("input[type=range]").value = this.at;
     this.root.querySelector(".stage-sentence").textContent = sentence(this.record, this.at);
     this.root.querySelector(".stage-picture").innerHTML = picture(this.record, this.at);
-    this.root.querySelector("details").open = open;
+    const details = this.root.querySelector("details");
+    if (details) details.open = open;
     if (focused) this.root.querySelector(".listing").focus({ preventScroll: true });
     this.reveal();
   }
@@ -240,6 +261,6 @@ export class Stage {
     clearInterval(this.timer);
     this.timer = null;
     const button = this.root.querySelector("[data-action=run]");
-    if (button) button.textContent = "Run";
+    if (button) button.textContent = "Play";
   }
 }
