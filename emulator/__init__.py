@@ -15,14 +15,16 @@ Read in this order:
 7. `asynchronous.py`, `tensor_map.py`               copies on their way, and what counts them
 8. `memory.py`, `global_memory.py`, `faults.py`     the sanitizer
 9. `launch.py`           between Triton and the machine
-10. `counters.py`, `profiler.py`                     what a profiler's counters would say
+10. `counters.py`, `sass.py`, `ceilings.py`, `profiler.py`    what a profiler's counters would say
 """
 
+from .ceilings import CEILINGS, Ceiling, ceiling_of
 from .faults import KINDS, Fault
 from .launch import ARCHITECTURES, Gpu, Launch, gpu
 from .parse import Unsupported
-from .profiler import CEILINGS, Ceiling, Profile, Profiler, profiling
+from .profiler import Profile, Profiler, profiling
 
 __all__ = [
-    "ARCHITECTURES", "CEILINGS", "KINDS", "Ceiling", "Fault", "Gpu", "Launch", "Profile", "Profiler", "Unsupported", "gpu", "profiling",
+    "ARCHITECTURES", "CEILINGS", "KINDS", "Ceiling", "Fault", "Gpu", "Launch", "Profile", "Profiler", "Unsupported", "ceiling_of",
+    "gpu", "profiling",
 ]  # fmt: skip

@@ -150,6 +150,18 @@ def test_an_assembler_that_fuses_is_refused(index, version, capability, served, 
             configurations.architecture(device)
 
 
+def test_a_tensor_descriptor_that_the_launcher_does_not_find_is_seen():
+    # Of a signature whose descriptor is the field of a record, Triton's own launcher makes nothing on a GPU.
+    code = """
+from tests.tools import generated_code as g
+maps, tiles = [{"block_size": [128, 128]}], "tensordesc<i8[128, 128]>"
+g.unpack({0: tiles, 1: ("*i8", "i32")}, maps)
+try: g.unpack({0: ("*i8", tiles), 1: "i32"}, maps)
+except AssertionError: print("seen")
+"""
+    assert program(code=code) == "seen\n"
+
+
 def test_the_quick_cases_reach_every_row_of_every_table_on_tensors_without_memory():
     # The launchers run on meta tensors: a launch that needed a value from the device, or a wait for it, would raise.
     code = """

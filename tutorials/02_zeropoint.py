@@ -242,7 +242,7 @@ pictures.show(
 # %% [markdown]
 # So the answer has two parts. Weights of a linear layer are nearly symmetric, and zeropoint gains little there. Inputs
 # often are not, and the reason is outliers: a few feature columns of one sign (chapter 04). Once these are removed
-# (chapter 05), there is less to gain; that chapter measures how much less. The paper's method uses absmax, which needs
+# (chapter 05), there is less to gain; chapter 06 measures how much less. The paper's method uses absmax, which needs
 # no corrections.
 #
 # ## The law

@@ -6,12 +6,14 @@ if TYPE_CHECKING:  # what only writes records does without matplotlib
     from matplotlib.figure import Figure
 
 import io
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-#: Of middle brightness, so that each stands out on a white page and on a near-black one.
-BLUE, ORANGE, GREEN, RED, PURPLE, GREY = "#4a90d9", "#e0862b", "#3fa36b", "#d9574e", "#9a72d0", "#7d828c"
+#: Of middle brightness, so that each stands out on a white page and on a near-black one. The site replaces them by a darker or a
+#: lighter one of each, for the page that it shows (docs/stylesheets/extra.css).
+BLUE, ORANGE, GREEN, RED, PURPLE, GREY = "#4a90d9", "#e0862b", "#3fa36b", "#d9574e", "#9a72d0", "#70757e"
 
 COLORS = (BLUE, ORANGE, GREEN, RED, PURPLE, GREY)
 
@@ -37,7 +39,14 @@ STYLE: dict[Any, Any] = {
     "font.size": 11,
     "figure.constrained_layout.use": True,
     "svg.hashsalt": "llm-int8",
+    "svg.fonttype": "none",
 }
+
+#: The width of a figure on a phone, in inches: 358 CSS pixels of a screen of 390 show 280 points, so that a label of 8 points has
+#: 10 pixels.
+PHONE_INCHES = 3.9
+#: Two panels of up to this width stand side by side on a phone.
+SMALL_PANEL_INCHES = 2.6
 
 
 def png(figure: "Figure") -> bytes:
@@ -45,6 +54,44 @@ def png(figure: "Figure") -> bytes:
     content = io.BytesIO()
     figure.savefig(content, format="png", dpi=120, transparent=True, metadata={"Software": None})
     return content.getvalue()
+
+
+def svg(figure: "Figure") -> str:
+    """The figure as SVG, its text as text, without the date; coordinates to a hundredth of a point."""
+    import matplotlib
+
+    content = io.StringIO()
+    with matplotlib.rc_context({"svg.hashsalt": STYLE["svg.hashsalt"], "svg.fonttype": "none"}):
+        figure.savefig(content, format="svg", transparent=True, metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+
+    def short(tag: re.Match[str]) -> str:
+        return re.sub(r"\d+\.\d{3,}", lambda digits: f"{float(digits[0]):.2f}".rstrip("0").rstrip("."), tag[0])
+
+    return re.sub(r"<[^>]*>", short, content.getvalue())  # in the elements, not in the text that they show
+
+
+def narrow(figure: "Figure") -> "Figure":
+    """The same figure for a phone: its panels below each other, small ones in pairs. Changes `figure` and returns it."""
+    from matplotlib.gridspec import GridSpecFromSubplotSpec
+
+    width, height = figure.get_size_inches()
+    placed = [(spec, axes) for axes in figure.axes if (spec := axes.get_subplotspec()) is not None]
+    panels = sorted({spec.num1 for spec, _ in placed})
+    if panels:
+        grid = placed[0][0].get_gridspec()
+        rows, columns = grid.get_geometry()
+        pairs = 2 if width / columns <= SMALL_PANEL_INCHES else 1
+        lines = [panels[i : i + pairs] for i in range(0, len(panels), pairs)]
+        ratios: Any = grid.get_width_ratios()
+        outer = figure.add_gridspec(len(lines), 1)
+        for row, line in enumerate(lines):
+            inner = GridSpecFromSubplotSpec(1, len(line), outer[row], width_ratios=[ratios[panel % columns] for panel in line])
+            for column, panel in enumerate(line):
+                for axes in (axes for old, axes in placed if old.num1 == panel):
+                    axes.set_subplotspec(inner[column])
+        height = height / rows * len(lines)
+    figure.set_size_inches(PHONE_INCHES, height)
+    return figure
 
 
 @contextmanager

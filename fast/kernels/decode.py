@@ -52,7 +52,7 @@ def decode_kernel(
     """Program p: all rows of Y, columns p * BLOCK_N onwards. Pass None for an absent operand; its code is compiled out.
 
     x: Matrix (M, K), float16, bfloat16 or float32, M <= ROWS.
-    w_side: Side (N, K), without tiles and code_sum.
+    w_side: Side (N, K), without code_sum.
     y: (M, N) of X's dtype, contiguous.
     float_weight: Matrix (N, K) of a floating dtype; None takes the outlier weights from the codes.
     bias: (N,) of a floating dtype.

@@ -19,8 +19,6 @@ Neighbouring programs own tiles of GROUP_M rows of tiles, column by column, so t
 distinct tiles of both operands, most of them from the second-level cache.
 """
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
@@ -38,6 +36,8 @@ WIDE_FROM = (2**31 - 1) // 255**2 + 1
 
 @triton.jit
 def product_kernel(
+    x_tiles,
+    w_tiles,
     x_side,
     w_side,
     y,
@@ -59,7 +59,9 @@ def product_kernel(
 ):
     """One program per tile of Y. Pass None for an absent operand; its code is compiled out.
 
-    x_side, w_side: Side (M, K) and (N, K); the tiles of both, with blocks (BLOCK_M, BLOCK_K) and (BLOCK_N, BLOCK_K), or of neither.
+    x_tiles, w_tiles: tensor descriptors of the codes, with blocks (BLOCK_M, BLOCK_K) and (BLOCK_N, BLOCK_K), by which the copy engine loads
+        them; None where the threads do.
+    x_side, w_side: Side (M, K) and (N, K).
     y: (M, N), contiguous: int32 to store the bare accumulators (no scale), else X's dtype.
     x: Matrix (M, K), float16, bfloat16 or float32; read in outlier columns only.
     float_weight: Matrix (N, K) of a floating dtype; None takes the outlier weights from the codes.
@@ -81,12 +83,12 @@ def product_kernel(
     # Load the count now, so that its latency is hidden by the int8 loop.
     count = tl.load(outliers.columns + K) if DECOMPOSE else 0
     acc = tl.zeros((BLOCK_M, BLOCK_N), tl.int32)
-    if w_side.tiles is not None:
+    if w_tiles is not None:
         # --8<-- [start:int8-loop]
         # The copy engine fills entries outside of the matrix with zeros.
         for k in range(0, K, BLOCK_K):
-            x_block = x_side.tiles.load([tile_m * BLOCK_M, k])
-            w_block = w_side.tiles.load([tile_n * BLOCK_N, k])
+            x_block = x_tiles.load([tile_m * BLOCK_M, k])
+            w_block = w_tiles.load([tile_n * BLOCK_N, k])
             acc = tl.dot(x_block, w_block.T, acc, out_dtype=tl.int32)
         # --8<-- [end:int8-loop]
     else:
@@ -269,8 +271,10 @@ def launch_product(
         w_tiles = TensorDescriptor.from_tensor(w, [config.block_n, config.block_k])
     with torch.cuda.device_of(codes):
         product_kernel[(triton.cdiv(m, config.block_m) * triton.cdiv(n, config.block_n),)](
-            Side.of(quantized, x_tiles),
-            _weight_side(weight, w_tiles),
+            x_tiles,
+            w_tiles,
+            Side.of(quantized),
+            _weight_side(weight),
             y,
             None if x is None else Matrix.of(x),
             None if float_weight is None else Matrix.of(float_weight),
@@ -294,10 +298,10 @@ def launch_product(
     return y
 
 
-def _weight_side(weight: QuantizedWeight | Quantized, tiles: Any) -> Side:
+def _weight_side(weight: QuantizedWeight | Quantized) -> Side:
     if isinstance(weight, Quantized):
-        return Side.of(weight, tiles)
-    return Side.of_weight(weight, tiles, None if weight.zero_point is None else code_sums(weight.codes))
+        return Side.of(weight)
+    return Side.of_weight(weight, None if weight.zero_point is None else code_sums(weight.codes))
 
 
 def code_sums(codes: Tensor) -> Tensor:

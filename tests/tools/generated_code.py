@@ -24,6 +24,7 @@ from unittest import mock
 import torch
 import triton
 from triton.backends.compiler import GPUTarget
+from triton.backends.nvidia import driver
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 from triton.tools.tensor_descriptor import TensorDescriptor
@@ -191,11 +192,21 @@ def compiled(launch: Launch) -> dict[str, Any]:
     divisible = {place: [["tt.divisibility", 16]] for place in launch.divisible}
     source = ASTSource(KERNELS[launch.kernel], dict(launch.signature), dict(launch.constants), divisible)
     built = triton.compile(source, target=TARGETS[launch.arch], options=dict(launch.options))
+    if launch.arch != "gfx942":
+        unpack(dict(enumerate(kind for _, kind in launch.signature)), built.metadata.tensordesc_meta)
     constants = {k: v for k, v in launch.named_constants().items() if isinstance(v, int | bool)}
     signature = {inner: value for name, kind in launch.signature for inner, value in flat(name, kind).items()}
     facts = {"arch": launch.arch, "case": launch.case, "kernel": launch.kernel, "shared": built.metadata.shared}
     facts |= {"signature": signature, "constants": constants, "options": dict(launch.options)}
     return facts | (read_amd(built.asm["amdgcn"]) if launch.arch == "gfx942" else read_nvidia(built.asm["cubin"]))
+
+
+def unpack(signature: dict[int, Any], tensor_maps: Any) -> None:
+    """Lets Triton's launcher take the arguments of a kernel apart; it raises where it does not find every tensor descriptor."""
+    if hasattr(driver, "expand_signature"):
+        driver.expand_signature(signature.values(), tensor_maps)
+    else:  # Triton 3.6
+        driver.make_launcher({}, signature, tensor_maps)
 
 
 def read_nvidia(cubin: bytes) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The exercise of chapter 09: the bytes of a layer."""
+"""The exercise of chapter 11: the bytes of a layer."""
 
 from collections.abc import Iterator
 

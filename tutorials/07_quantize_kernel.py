@@ -11,7 +11,7 @@
 # ---
 
 # %% [markdown]
-# # 06. A Triton kernel from nothing: quantizing rows
+# # 07. A Triton kernel from nothing: quantizing rows
 #
 # **Question.** NumPy quantizes a matrix in five steps, each of which reads and writes all of it. A GPU is fast at
 # arithmetic and slow at memory. How does one write the five steps as one?
@@ -402,7 +402,7 @@ source.show(quantization.quantize_blocks)
 # %% [markdown]
 # ## The same call on `fast`
 #
-# Chapters 01 to 05 ran the Torch path of `fast`. Here is its Triton path, on the same input:
+# Chapters 01 to 06 ran the Torch path of `fast`. Here is its Triton path, on the same input:
 
 # %%
 for quantizer in ("absmax", "zeropoint"):
@@ -489,7 +489,7 @@ for how in ("truncation", "sign", "mask", "stride"):
 # ## The running table
 #
 # No new line for the error: a kernel changes speed, not results, as the bit-for-bit comparison shows. It saves memory
-# traffic. The times are in chapter 09.
+# traffic. The times are in chapter 11.
 
 # %%
 print(f"{'quantizing X':<16} bytes moved per entry")
@@ -499,8 +499,8 @@ print(f"{'one kernel':<16} {fused:>5}   <- new")
 # %% [markdown]
 # ## Exercise
 #
-# A wrong kernel does no harm here: before it loads or stores outside of its buffers it is stopped, and you are told which
-# program, which buffer and which line it was.
+# A wrong kernel does no harm here: before it loads or stores outside of its buffers it is stopped, and you are told
+# which program, which buffer and which line it was.
 #
 # Write `my_quantize_rows`. It is launched with one program per row. `x`: (M, K) float32, rows `stride` apart; `codes`:
 # (M, K) int8, packed; `scale`: (M,) float32; `BLOCK_K` is a power of two, at least K. Try it without looking at step 4.
@@ -541,4 +541,4 @@ kernel_checks.quantize_rows(my_quantize_rows)
 # 2. Every load that may reach beyond the row has a mask and an `other`; every store has a mask.
 # 3. A kernel is right if it equals the reference on shapes, strides and data chosen to break it.
 #
-# **Read on:** [07, the product kernel](07_product_kernel.ipynb). The code: `fast/kernels/quantization.py`.
+# **Read on:** [08, the product kernel](08_product_kernel.ipynb). The code: `fast/kernels/quantization.py`.

@@ -11,13 +11,14 @@
 # ---
 
 # %% [markdown]
-# # 09. What it costs: time, memory, accuracy, and when not to use it
+# # 11. What it costs: time, memory, accuracy, and when not to use it
 #
 # **Question.** int8 halves the bytes of the weights. What does that save, what does it cost, and when is it better not
 # to use it?
 #
-# **You need** [05, decomposition](05_decomposition.ipynb); [08](08_layer_and_model.ipynb) helps. **Time:** 18 minutes.
-# **You leave with** a cost model that you can compute by hand, and measurements to base a decision on.
+# **You need** [06, the weights and the batch](06_weights_and_batch.ipynb); [10](10_layer_and_model.ipynb) helps.
+# **Time:** 18 minutes. **You leave with** a cost model that you can compute by hand, and measurements to base a
+# decision on.
 #
 # > **Careful.** Nothing is timed in this notebook. The times come from records written by the programs in
 # > `experiments/`, each with its command, date and device; so do the sentences with figures in them. Your machine will
@@ -238,7 +239,7 @@ recorded.say(
 # %% [markdown]
 # ## And the 16-bit weights?
 #
-# Chapter 05 compared the two policies in error and bytes. Their time:
+# Chapter 06 compared the two policies in error and bytes. Their time:
 
 # %%
 lines = [
@@ -256,7 +257,7 @@ for row in charts.rows_of(speed, "layers"):
 recorded.say("\n".join(lines))
 
 # %% [markdown]
-# Where they take the same time, memory decides; the price of less memory is the error measured in chapter 05.
+# Where they take the same time, memory decides; the price of less memory is the error measured in chapter 06.
 #
 # ## Memory
 #
@@ -305,7 +306,7 @@ recorded.say(
 # %% [markdown]
 # ## Accuracy
 #
-# Chapter 08 read 512 tokens. The record has more text, cut into windows, and compares each method with the float model
+# Chapter 10 read 512 tokens. The record has more text, cut into windows, and compares each method with the float model
 # *window by window*, which gives a 95 % confidence interval of the difference.
 #
 # > **Predict.** Of all the methods, which one is closest to float? Does decomposition help each of them?
@@ -463,7 +464,7 @@ seconds = {
 running_table.show(
     x,
     w,
-    chapter=9,
+    chapter=11,
     seconds={name: timed[key]["seconds"]["median"] for name, key in seconds.items()},
 )
 
@@ -478,7 +479,7 @@ running_table.show(
 # - **Memory is no concern, and there are many rows**: then only a higher multiplication rate helps; compare with your
 #   16-bit layer.
 # - **Most of the bytes are elsewhere.** Embeddings, the output head and the key-value cache stay in 16 bits.
-# - **Results must not depend on the rest of the batch** (chapter 05): fix the batch, or set the threshold to None.
+# - **Results must not depend on the rest of the batch** (chapter 06): fix the batch, or set the threshold to None.
 # - **Four bits are enough.** Weight-only formats save more memory; they do not multiply faster.
 #
 # And when to use it: wide layers, weights that do not fit in memory otherwise, no time to calibrate or retrain.
@@ -497,12 +498,12 @@ recorded.say(
 #
 # | question | measured in |
 # | --- | --- |
-# | Where do the 16-bit weights come from? | [05](05_decomposition.ipynb), error and bytes; above, time and memory |
+# | Where do the 16-bit weights come from? | [06](06_weights_and_batch.ipynb), error and bytes; above, time and memory |
 # | Isn't it expensive to look for outliers every time? | above, by M and K |
 # | What do small models gain? | above, crossover |
 # | Why 6.0? | [05](05_decomposition.ipynb), error; above, perplexity |
-# | Absmax or zeropoint? | [02](02_zeropoint.ipynb), steps; [05](05_decomposition.ipynb), error; above, perplexity |
-# | What does the batch do to my tokens? | [05](05_decomposition.ipynb) |
+# | Absmax or zeropoint? | [02](02_zeropoint.ipynb), steps; [06](06_weights_and_batch.ipynb), error; above, perplexity |
+# | What does the batch do to my tokens? | [06](06_weights_and_batch.ipynb) |
 #
 # ## Exercise
 #

@@ -11,13 +11,13 @@
 # ---
 
 # %% [markdown]
-# # 07. The product kernel: tiles, accumulators, epilogue, outliers
+# # 08. A product kernel of our own, in three steps
 #
 # **Question.** LLM.int8() is an int8 product, a float product, two sets of scales, a bias and a sum. How does one
 # kernel compute all of it, and why should it be one?
 #
-# **You need** [05](05_decomposition.ipynb) and [06](06_quantize_kernel.ipynb). **Time:** 19 minutes. **You leave with**
-# a product kernel built in three steps, and the ability to read the one in `fast/kernels/product.py`.
+# **You need** [06](06_weights_and_batch.ipynb) and [07](07_quantize_kernel.ipynb). **Time:** 19 minutes. **You leave
+# with** a kernel that computes all of LLM.int8() after quantization in one launch, step 2 of it written by yourself.
 
 # %%
 import os
@@ -30,10 +30,9 @@ import triton
 import triton.language as tl
 from matplotlib import pyplot as plt
 
-import fast
 import reference
-from fast.kernels import product
-from tutorials import model_data, pictures, source
+from fast.kernels import int8_matmul
+from tutorials import model_data, pictures
 from tutorials.checks import kernel_checks
 from tutorials.example import W, X
 
@@ -91,8 +90,8 @@ pictures.show(
 # %% [markdown]
 # ## The formula
 #
-# The formula of chapter 05, with the outlier weights taken from the codes; one program computes it for the rows $m$ and
-# columns $n$ of one tile:
+# The formula of chapter 05, with the outlier weights taken from the codes (chapter 06); one program computes it for the
+# rows $m$ and columns $n$ of one tile:
 #
 # $$ Y_{mn} = \underbrace{\Big( \textstyle\sum_k q^X_{mk} q^W_{nk} \Big)}_{\text{step 1, int32}} \cdot
 # \underbrace{s^X_m\, s^W_n}_{\text{step 2}} + \underbrace{\Big( \textstyle\sum_{k \in O} X_{mk}\, q^W_{nk} \Big) \cdot
@@ -155,7 +154,8 @@ for m, n, k in ((1, 1, 1), (17, 33, 100), (40, 5, 64)):
         torch.full((m, n), -99, dtype=torch.int32),
     )
     assert np.array_equal(got, reference.int8_matmul(a, b))
-print("awkward shapes: equal")
+    assert np.array_equal(got, int8_matmul(torch.from_numpy(a), torch.from_numpy(b)))
+print("awkward shapes: equal to the reference, and to the kernel of fast")
 
 # %% [markdown]
 # The 4 x 4 example takes one program, 12 of its 16 rows and columns masked. A tile of 4 x 4 would do for it, but matrix
@@ -210,7 +210,7 @@ print("the regular part: equal to the reference, bit for bit\n", y)
 # number, it would synchronize with the GPU at every layer. So their column numbers stay in device memory as a **list**,
 # with the count after it, and the product kernel loads the count as the trip count of a second loop.
 #
-# The weights of these columns come from the codes (chapter 05): a code is exact in 16 bits, so X's column times the
+# The weights of these columns come from the codes (chapter 06): a code is exact in 16 bits, so X's column times the
 # codes is accumulated in float32, and the scale of W is applied afterwards.
 
 
@@ -353,128 +353,28 @@ print(
 )
 
 # %% [markdown]
-# ## The order of the tiles
+# ## The law
 #
-# Programs start in the order of their ids; about as many run concurrently as the GPU has processors. Programs that run
-# concurrently share what they read through the L2 cache. If they own a *row* of tiles, they share one strip of X, and
-# each needs its own strip of W; if they own a compact *group*, they share both.
+# Step 1 is exact, so its accumulators are equal, bit for bit. Step 2 does the reference's roundings in the reference's
+# order, so Y is equal too: on a CPU bit for bit, and within one unit in the last place where a GPU fuses a
+# multiplication and an addition. Step 3 adds a float32 sum, which lies within a bound (chapter 05).
 #
-# > **Predict.** 32 x 32 tiles, 128 programs run concurrently. How many different strips do they read, row by row, and
-# > in groups of 8 rows of tiles?
-
-
-# %%
-def strips(order, together=128):
-    first = order[:together]
-    return len({m for m, _ in first}) + len({n for _, n in first})
-
-
-def grouped(tiles_m, tiles_n, group):
-    for start in range(0, tiles_m, group):
-        for n in range(tiles_n):
-            for m in range(start, min(start + group, tiles_m)):
-                yield m, n
-
-
-figure, axes = plt.subplots(1, 2, figsize=(7.2, 3.2))
-for ax, group in zip(axes, (1, 8), strict=True):
-    order = list(grouped(32, 32, group))
-    board = np.full((32, 32), np.nan)
-    for i, (m, n) in enumerate(order[:128]):
-        board[m, n] = 1 + i / 128
-    ax.imshow(board, cmap=pictures.MAGNITUDE_STRONG, vmin=0, vmax=2)
-    ax.set(
-        title=f"groups of {group}: {strips(order)} strips",
-        xlabel="tile of N",
-        ylabel="tile of M",
-    )
-    ax.grid(False)
-counts = {group: strips(list(grouped(32, 32, group))) for group in (1, 2, 4, 8, 16)}
-pictures.show(
-    figure,
-    "Two boards of 32 by 32 tiles, the first 128 programs coloured. One row of tiles "
-    "after the other "
-    f"fills four whole rows: {counts[1]} strips of X and W are "
-    f"read. Groups of eight rows fill a block of 8 by 16: {counts[8]} strips.",
-)
-print("strips read by the first 128 programs, by group:", counts)
-
-# %% [markdown]
-# ## The kernel of `fast`
-#
-# All of it, as in the repository. It also has strides for everything, bias, zeropoint, one scale in all (`per_row`
-# is 0), the order of tiles (`GROUP_M`), and an outlier product on the matrix unit where X has 16 bits, added
-# to the scaled accumulators in place, to save registers. From 1024 rows on, the kernel before it has gathered the
-# outlier columns of X and W into buffers (`outliers.x`, `outliers.w`), so that a tile loads 16 of them at once; columns
-# that did not fit in the buffers are read in place, as in our kernel.
-
-# %%
-source.show(product.product_kernel)
-
-# %%
-source.show(product.add_outlier_columns, product.outlier_product)
-
-# %% [markdown]
-# Formula, NumPy and Triton, side by side:
-
-# %%
-source.beside(
-    (
-        r"A = q^X q^{W\top}",
-        (reference.vectorwise.accumulate, "return"),
-        (product.product_kernel, "acc = tl.dot"),
-    ),
-    (
-        r"A \odot s^X s^{W\top}",
-        (reference.vectorwise.rescale, "return"),
-        (product.product_kernel, "result = (acc"),
-    ),
-    (
-        r"X_{:,O} W_{:,O}^\top",
-        (reference.decomposition.outlier_product, "return"),
-        (product.outlier_product, "return"),
-    ),
-)
-
-# %% [markdown]
-# ## The same call on `fast`
-#
-# > **Predict.** Which of these have to be equal, and which only lie within a bound?
+# > **Predict.** For which of these shapes is some program's tile not full?
 
 # %%
 rng = np.random.default_rng(0)
-for m, k, n, planted in ((1, 64, 16, 1), (20, 100, 40, 3), (33, 128, 65, 0)):
-    x = rng.normal(size=(m, k)).astype(np.float32)
-    x[rng.integers(m, size=planted), rng.choice(k, planted, replace=False)] = 30
-    w = rng.normal(size=(n, k)).astype(np.float32)
-    xt, wt = torch.from_numpy(x), torch.from_numpy(w)
-    with fast.backend("triton"):
-        assert np.array_equal(
-            fast.outlier_columns(xt).numpy(), reference.outlier_columns(x)
-        )
-        assert np.array_equal(
-            fast.quantized_matmul(xt, wt).numpy(), reference.quantized_matmul(x, w)
-        )
-        theirs = fast.llm_int8_matmul(xt, wt).numpy()
-    mine = reference.llm_int8_matmul(x, w)
-    o = reference.outlier_columns(x)
-    magnitudes = np.abs(x[:, o]).astype(np.float64) @ np.abs(w[:, o]).T
-    part = np.abs(reference.quantized_matmul(np.where(o, np.float32(0), x), w))
-    assert (
-        np.abs(mine - theirs) <= 2 * (o.sum() + 1) * 2.0**-24 * (magnitudes + part)
-    ).all()
-    print(
-        f"{m} x {k} x {n}, {int(o.sum())} outlier columns: mask and int8 product "
-        "equal, Y within its bound"
-    )
+for m, n, k in ((1, 1, 1), (16, 32, 64), (17, 33, 100), (40, 5, 64)):
+    xs = rng.normal(size=(m, k)).astype(np.float32)
+    ws = rng.normal(size=(n, k)).astype(np.float32)
+    (a, sa), (b, sb) = (reference.absmax_quantize(each, -1) for each in (xs, ws))
+    given = [torch.from_numpy(each) for each in (a, b, sa.ravel(), sb.ravel())]
+    y = torch.full((m, n), torch.nan)
+    y = launch(scaled_product, *given[:2], y, *given[2:])
+    assert np.array_equal(y, reference.quantized_matmul(xs, ws))
+    full = "full" if m % 16 == n % 16 == 0 else "cut"
+    print(f"{m:>2} x {k:>3} x {n:>2}: step 2 equal, bit for bit; tiles {full}")
 
 # %% [markdown]
-# ## The law
-#
-# The accumulators are equal, bit for bit. Without outlier columns Y is equal too, on a CPU, and within one unit in the
-# last place where a GPU fuses a multiplication and an addition. With them it lies within the bound of a float32 sum
-# (chapter 05).
-#
 # ## Break it
 #
 # > **Predict.** Each of these changes one thing in step 2. Which shapes reveal it?
@@ -610,5 +510,4 @@ kernel_checks.product(my_product)
 # 2. Everything after the product (scales, outliers, bias, cast) happens in registers, before the store.
 # 3. The outlier list and its length stay on the device: the host never synchronizes to read them.
 #
-# **Read on:** [08, a layer, a model](08_layer_and_model.ipynb). The code: `fast/kernels/product.py`, `decode.py` (one
-# launch for a few rows), `configurations.py`.
+# **Read on:** [09, reading the real one](09_reading_the_kernel.ipynb): `fast/kernels/product.py`, in ten stops.

@@ -11,13 +11,13 @@
 # ---
 
 # %% [markdown]
-# # 08. A layer, a model: load once, infer often, generate text
+# # 10. A layer, a model: load once, infer often, generate text
 #
 # **Question.** From a product to a model that generates text: what is computed once, what at every token, and does the
 # model still give the same answers?
 #
-# **You need** [05, decomposition](05_decomposition.ipynb). **Time:** 18 minutes. **You leave with** a language model
-# whose linear layers run in int8, a checkpoint of it, and measurements of the effect.
+# **You need** [06, the weights and the batch](06_weights_and_batch.ipynb). **Time:** 18 minutes. **You leave with** a
+# language model whose linear layers run in int8, a checkpoint of it, and measurements of the effect.
 
 # %%
 import copy
@@ -78,7 +78,7 @@ pictures.show(
 # > weights promise, if the memory is the bottleneck? And what if the arithmetic is?
 #
 # In the first case twice the speed at best, if the work of quantizing is hidden. In the second case the int8 units have
-# to be faster than the 16-bit ones. Which of the two holds depends on the number of rows of X; chapter 09 measures it.
+# to be faster than the 16-bit ones. Which of the two holds depends on the number of rows of X; chapter 11 measures it.
 #
 # ## The formula
 #
@@ -129,7 +129,7 @@ pictures.show(
 # %% [markdown]
 # The framed column of codes, 40, -75, 127 and 10, multiplies the outliers. Times the scales, these codes are 0.04,
 # -0.15, 0.508 and 0.05: exactly the weights, by the choice of the example, so both policies give the same result here.
-# On a real layer they differ by a tenth (chapter 05).
+# On a real layer they differ by a tenth (chapter 06).
 #
 # ## The same call on `fast`
 #
@@ -240,7 +240,7 @@ pictures.show(
 )
 
 # %% [markdown]
-# 512 tokens are few, and another text may exchange the last two; the record in chapter 09 has more text, with
+# 512 tokens are few, and another text may exchange the last two; the record in chapter 11 has more text, with
 # confidence intervals. The order is the same as in the paper.
 #
 # ## Text
@@ -468,6 +468,6 @@ checks.layer(my_layer)
 # 2. A loaded layer keeps one byte per weight and four bytes per row.
 # 3. Judge a quantized model by its loss and its choices on the same text, not by one generated sentence.
 #
-# **Read on:** [09, what it costs](09_costs.ipynb). For your own model:
+# **Read on:** [11, what it costs](11_costs.ipynb). For your own model:
 # [quantize a model](../docs/howto/quantize_a_model.md). To compare your own model with float:
 # `python -m experiments.generate`. The two phases in code: `reference/linear.py`, `fast/linear.py`, `fast/model.py`.

@@ -1,4 +1,4 @@
-"""The exercise of chapter 06: a kernel that quantizes rows."""
+"""The exercise of chapter 07: a kernel that quantizes rows."""
 
 from collections.abc import Callable, Iterator
 from typing import Any

@@ -1,4 +1,4 @@
-"""The exercise of chapter 08: a layer's two phases, loading and inference."""
+"""The exercise of chapter 10: a layer's two phases, loading and inference."""
 
 from collections.abc import Callable, Iterator
 from typing import Any

@@ -1,4 +1,4 @@
-"""The exercise of chapter 07: a kernel that multiplies codes and scales the result."""
+"""The exercise of chapter 08: a kernel that multiplies codes and scales the result."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
