@@ -15,7 +15,7 @@ import numpy as np
 import reference
 
 from . import minitriton, recording
-from .checks import chapter_06_quantize_kernel, chapter_07_product_kernel, ladder_products, ladder_rows
+from .checks import chapter_07_quantize_kernel, chapter_08_product_kernel, ladder_products, ladder_rows
 from .checks.engine import Exercise, Verdict
 from .checks.launching import Memory, Prepare, launched
 from .example import W, X
@@ -110,9 +110,9 @@ RUNGS = {
     "masked-copy": Rung("my_masked_copy", ladder_rows.masked_copy, ladder_rows.prepare_masked_copy, _narrow),
     "row-maximum": Rung("my_row_absmax", ladder_rows.row_maximum, ladder_rows.prepare_row_maximum, _narrow),
     "rounding": Rung("my_round", ladder_rows.rounding, ladder_rows.prepare_rounding, _ties),
-    "quantize-rows": Rung("my_quantize_rows", chapter_06_quantize_kernel.rows_of_codes, chapter_06_quantize_kernel.prepare_rows, _narrow),
+    "quantize-rows": Rung("my_quantize_rows", chapter_07_quantize_kernel.rows_of_codes, chapter_07_quantize_kernel.prepare_rows, _narrow),
     "tile": Rung("my_tile", ladder_products.tile, ladder_products.prepare_tile, lambda: (_codes(16, 32, 0), _codes(16, 32, 1))),
     "k-loop": Rung("my_int8_product", ladder_products.k_loop, ladder_products.prepare_k_loop, _operands),
-    "epilogue": Rung("my_product", chapter_07_product_kernel.scaled_product, chapter_07_product_kernel.prepare_product, _with_scales),
+    "epilogue": Rung("my_product", chapter_08_product_kernel.scaled_product, chapter_08_product_kernel.prepare_product, _with_scales),
     "outlier-loop": Rung("my_llm_int8", ladder_products.outlier_loop, ladder_products.prepare_outliers, _outliers),
 }

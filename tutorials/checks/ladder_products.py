@@ -7,7 +7,7 @@ import numpy as np
 
 import reference
 
-from . import chapter_07_product_kernel as epilogue
+from . import chapter_08_product_kernel as epilogue
 from .engine import F32, ROUNDOFF, Exercise, OutOfBounds
 from .launching import Launch
 from .poisoning import NOTHING_STORED, SENTINEL_CODE, SENTINEL_SCALE
