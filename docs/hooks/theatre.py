@@ -39,8 +39,10 @@ HEADING = re.compile(r"^## \d+\. (.*?) \{ #([\w-]+) \}$", re.MULTILINE)
 DRAW = """
 const [script, requests] = JSON.parse(require("fs").readFileSync(0, "utf8"));
 import("data:text/javascript," + encodeURIComponent(script)).then(({ markup }) =>
-  console.log(JSON.stringify(requests.map(([record, at]) => markup(record, at)))));
+  console.log(JSON.stringify(requests.map((request) => markup(...request)))));
 """
+#: The thread that "Look inside" follows first.
+THREAD = 37
 
 
 @cache
@@ -49,10 +51,10 @@ def records() -> dict[str, dict[str, Any]]:
     return {name: stage_examples.recorded(example) for name, example in stage_examples.EXAMPLES.items()}
 
 
-def drawn(*requests: tuple[dict[str, Any], int]) -> list[str]:
-    """The HTML that docs/theatre/stage.js makes of (record, step)."""
-    script = (FOLDER / "stage.js").read_text(encoding="utf-8")
-    done = subprocess.run(["node", "-e", DRAW], input=json.dumps([script, requests]), capture_output=True, text=True, check=True)
+def drawn(*requests: tuple, script: str = "stage.js") -> list[str]:
+    """The HTML that `markup` of a script in docs/theatre makes of (record, step, ...)."""
+    text = (FOLDER / script).read_text(encoding="utf-8")
+    done = subprocess.run(["node", "-e", DRAW], input=json.dumps([text, requests]), capture_output=True, text=True, check=True)
     return json.loads(done.stdout)
 
 
@@ -113,6 +115,21 @@ def _rung(name: str, stub: str, picture: str) -> str:
     )
 
 
+def inside(markdown: str) -> str:
+    """The page of what the compiler made, from its record."""
+    record = json.loads((FOLDER / "inside.json").read_text(encoding="utf-8"))
+    opening = next(n for n, step in enumerate(record["tile"]["steps"]) if step["kind"] == "multiply")
+    row, tile = drawn((record["row"], 0, "row", THREAD), (record["tile"], opening, "tile", THREAD), script="inside_pictures.js")
+    count = record["tile"]["owners"].count(THREAD)
+    values = {"row": row, "tile": tile, "thread": THREAD, "arch": record["arch"], "triton": record["triton"]}
+    values["owned"] = f"Thread {THREAD} holds {count} entries of the tile."
+    for part in ("row", "tile"):
+        chapter = record[part]["chapter"]
+        values |= {f"{part} chapter": chapter, f"{part} number": chapter[:2]}
+    markdown = re.sub(r"\{\{ ([\w ]+) \}\}", lambda match: str(values[match[1]]), markdown)
+    return with_script(markdown, "../inside.js", record=record, opening=opening, thread=THREAD)
+
+
 def with_script(markdown: str, script: str, **values: Any) -> str:
     """A page with its script and the values that the script reads."""
     text = json.dumps(values).replace("</", "<\\/")
@@ -120,4 +137,4 @@ def with_script(markdown: str, script: str, **values: Any) -> str:
     return f'{markdown}\n\n{data}\n<script type="module" src="{script}"></script>\n'
 
 
-FILLED: dict[str, Callable[[str], str]] = {"theatre/index.md": watch, "theatre/write.md": write}
+FILLED: dict[str, Callable[[str], str]] = {"theatre/index.md": watch, "theatre/write.md": write, "theatre/inside.md": inside}

@@ -13,7 +13,7 @@ async function start({ sources, module }) {
     const response = await fetch(path);
     if (!response.ok) throw new Error(`${path}: ${response.status}`);
     pyodide.FS.mkdirTree(`/repository/${path}`.replace(/\/[^/]*$/, ""));
-    pyodide.FS.writeFile(`/repository/${path}`, await response.text());
+    pyodide.FS.writeFile(`/repository/${path}`, new Uint8Array(await response.arrayBuffer()));
   }
   pyodide.globals.set("module", module);
   return pyodide.runPython(`
