@@ -16,6 +16,7 @@ Read in this order:
 8. `memory.py`, `global_memory.py`, `faults.py`     the sanitizer
 9. `launch.py`           between Triton and the machine
 10. `counters.py`, `sass.py`, `ceilings.py`, `profiler.py`    what a profiler's counters would say
+11. `tracing.py`         what each instruction did, for pictures
 """
 
 from .ceilings import CEILINGS, Ceiling, ceiling_of
