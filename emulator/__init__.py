@@ -17,6 +17,7 @@ Read in this order:
 9. `memory.py`, `global_memory.py`, `faults.py`     the sanitizer
 10. `launch.py`, `parameters.py`    between Triton and the machine
 11. `counters.py`, `sass.py`, `ceilings.py`, `profiler.py`    what a profiler's counters would say
+12. `tracing.py`         what each instruction did, for pictures
 """
 
 from .ceilings import CEILINGS, Ceiling, ceiling_of
