@@ -132,8 +132,10 @@ def entry(launches: list[replay.Noted], site: FaultSite) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def campaign(arch: str, kernels: Sequence[str], sample: int, seed: int, done: Sequence[str], lines: Path | None) -> list[dict[str, Any]]:
-    """Tries the faults of the kernels on one architecture but those that are done; each row also becomes a line of a file."""
+def campaign(
+    arch: str, kernels: Sequence[str], sample: int, seed: int, done: Sequence[str], lines: Path | None, own: str
+) -> list[dict[str, Any]]:
+    """Tries the faults of the kernels on one architecture but those that are done; each row also becomes a line of a file, with `own`."""
     os.environ["EMULATE"] = arch
     import torch
 
@@ -149,7 +151,7 @@ def campaign(arch: str, kernels: Sequence[str], sample: int, seed: int, done: Se
         rows.append(of_kernel(arch, calls, kernel, its_variants, sample, seed))
         if lines:
             with lines.open("a") as file:
-                file.write(json.dumps([digest(sample, seed), rows[-1]]) + "\n")
+                file.write(json.dumps([own, rows[-1]]) + "\n")
     return rows
 
 
@@ -272,19 +274,20 @@ def main() -> None:
     options = parser.parse_args()
     if os.environ.get("TRITON_INTERPRET") == "1":
         parser.error("TRITON_INTERPRET=1 replaces the compiler: unset it")
+    own = digest(options.sample, options.seed)
     lines = Path(options.out + ".rows") if options.out else None
     rows: list[dict[str, Any]] = []
     if lines and lines.exists():
         if options.resume:
             held = [json.loads(line) for line in lines.read_text().splitlines()]
-            rows = [row for own, row in held if own == digest(options.sample, options.seed)]
+            rows = [row for theirs, row in held if theirs == own]
         else:
             lines.unlink()
     with ProcessPoolExecutor(options.jobs) as pool:
         futures = []
         for arch in options.arch or ARCHITECTURES:
             done = [row["kernel"] for row in rows if row["arch"] == arch]
-            futures.append(pool.submit(campaign, arch, options.kernel, options.sample, options.seed, done, lines))
+            futures.append(pool.submit(campaign, arch, options.kernel, options.sample, options.seed, done, lines, own))
         rows += [row for future in futures for row in future.result()]
     report(rows)
     if options.out:

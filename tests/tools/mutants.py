@@ -60,7 +60,7 @@ BACKBONE = ("worked_examples", "errors", "edges", "exhaustive", "pairs", "laws")
 KERNELS = ("worked_examples", "guarded", "exhaustive", "edges", "kernels", "pairs")
 
 #: Tests of the emulator on PTX by hand.
-BY_HAND = ("emulator_instructions", "emulator_matrix", "emulator_asynchronous", "emulator_transfers", "emulator")
+BY_HAND = ("emulator", "emulator_asynchronous", "emulator_transfers", "emulator_matrix", "emulator_instructions")
 
 #: Which tests run for which files, the quick ones first, which of the three sides (tests/comparison.py) they run on, and which of them
 #: do (pytest's -k): a layer of few rows has one kernel, another has others (ROUTES of tests/comparison.py).
