@@ -144,11 +144,11 @@ def campaign(
 
     calls = compiled_cases.cases(arch)
     begin = time.perf_counter()
-    every = {name: found for name, found in variants(arch, kernels).items() if name not in done}
+    every = variants(arch, kernels)
     print(f"{arch}: {sum(map(len, every.values()))} variants of {len(every)} kernels, {time.perf_counter() - begin:.0f} s", flush=True)
     rows = []
-    for kernel, its_variants in every.items():
-        rows.append(of_kernel(arch, calls, kernel, its_variants, sample, seed))
+    for kernel in [name for name in every if name not in done]:
+        rows.append(of_kernel(arch, calls, kernel, every[kernel], sample, seed) | {"kernels": list(every)})
         if lines:
             with lines.open("a") as file:
                 file.write(json.dumps([own, rows[-1]]) + "\n")
@@ -157,8 +157,9 @@ def campaign(
 
 def digest(sample: int, seed: int) -> str:
     """Names what a row depends on: the kernels, the cases, the emulator, and the settings."""
-    files = [path for folder in ("fast/kernels", "emulator", "tests/tools") for path in sorted((ROOT / folder).glob("*.py"))]
-    text = b"".join(path.read_bytes() for path in [*files, ROOT / "tests" / "compiled_cases.py"])
+    files = [path for folder in ("fast/kernels", "emulator") for path in sorted((ROOT / folder).glob("*.py"))]
+    files += [ROOT / "tests" / name for name in ("compiled_cases.py", "tools/fault_sites.py", "tools/replay.py")]
+    text = b"".join(path.read_bytes() for path in files)
     return hashlib.sha256(text + f"{sample} {seed}".encode()).hexdigest()[:16]
 
 
@@ -286,7 +287,10 @@ def main() -> None:
     with ProcessPoolExecutor(options.jobs) as pool:
         futures = []
         for arch in options.arch or ARCHITECTURES:
-            done = [row["kernel"] for row in rows if row["arch"] == arch]
+            held_rows = [row for row in rows if row["arch"] == arch]
+            done = [row["kernel"] for row in held_rows]
+            if held_rows and set(done) >= set(held_rows[0]["kernels"]):
+                continue
             futures.append(pool.submit(campaign, arch, options.kernel, options.sample, options.seed, done, lines, own))
         rows += [row for future in futures for row in future.result()]
     report(rows)
