@@ -83,6 +83,9 @@ def relinquish(i: Instruction, machine: "Machine", found: re.Match[str]) -> Run:
 def free(i: Instruction, machine: "Machine", found: re.Match[str]) -> Run:
     def run(m: "Machine") -> None:
         memory = allocated(m)
+        whole_warps(m)
+        if len(m.lanes()) != 32:
+            raise Fault("divergence", "tensor memory is given back by one warp")
         if memory.products or memory.loaded or memory.stored.any() or memory.words.coming.any():
             raise Fault("pending", "tensor memory is given back while it is in use")
         m.tensor_memory = None

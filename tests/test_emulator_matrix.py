@@ -421,6 +421,7 @@ def test_tensor_memory_has_bounds_and_an_owner():
         == "bounds"
     )
     assert fault(**(options | {"body": body.replace("@%p1 tcgen05.dealloc.cta_group::1.sync.aligned.b32 %r14, 32;", "")})).kind == "pending"
+    assert fault(**(options | {"body": body.replace("@%p1 tcgen05.dealloc", "tcgen05.dealloc")})).kind == "divergence"
     assert fault(**blackwell(store="")[0]).kind == "uninitialized"
     assert fault(**blackwell(proxy="")[0]).kind == "fence"
 
