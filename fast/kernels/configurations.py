@@ -33,6 +33,7 @@ class Scan(NamedTuple):
     block_k: int
     splits: int
     warps: int
+    stages: int
 
 
 class Rows(NamedTuple):
@@ -145,9 +146,9 @@ GENERAL = {
 DECODE: Table = (
     Row(Decode(tile_m=1, block_n=16, block_k=256, scan=4096, warps=4, stages=6), up_to_m=1, up_to_n=2048),
     Row(Decode(tile_m=1, block_n=32, block_k=256, scan=4096, warps=4, stages=5), up_to_m=1),
-    Row(Decode(tile_m=16, block_n=16, block_k=256, scan=4096, warps=4, stages=6), up_to_m=16, up_to_n=2048),
-    Row(Decode(tile_m=16, block_n=32, block_k=256, scan=8192, warps=8, stages=5), up_to_m=16, up_to_n=4096),
-    Row(Decode(tile_m=16, block_n=64, block_k=128, scan=8192, warps=4, stages=6), up_to_m=16),
+    Row(Decode(tile_m=1, block_n=16, block_k=256, scan=4096, warps=4, stages=6), up_to_m=16, up_to_n=2048),
+    Row(Decode(tile_m=1, block_n=32, block_k=256, scan=8192, warps=4, stages=5), up_to_m=16, up_to_n=4096),
+    Row(Decode(tile_m=1, block_n=64, block_k=256, scan=8192, warps=4, stages=4), up_to_m=16),
 )
 # Its matrix instructions have no tile of one row, and wider blocks spill.
 DECODE_CDNA3: Table = (Row(Decode(tile_m=16, block_n=16, block_k=256, scan=4096, warps=4, stages=2)),)
@@ -186,13 +187,17 @@ def _gpu_architecture(device: torch.device) -> str:
 
 
 def scan_configuration(arch: str, m: int, k: int) -> Scan:
-    """64 columns are a line of 128 bytes (16-bit X), and 64 rows give each thread 4 loads of 16 bytes at once."""
+    """64 columns are a line of 128 bytes (16-bit X), and 64 rows give each thread 4 copies of 16 bytes at once, 8 KB per program.
+
+    So many stages that each multiprocessor has 24 KB on their way: three programs with one further block, or one with three.
+    """
     if arch == "interpreter":
-        return Scan(block_m=16, block_k=32, splits=3, warps=4)
+        return Scan(block_m=16, block_k=32, splits=3, warps=4, stages=2)
     # As many programs as fill a large GPU four times, but at most 4 splits: `quantize_rows` reads a line of flags for each.
     programs = triton.cdiv(k, 64)
     splits = max(1, min(4, triton.cdiv(512, programs), triton.cdiv(m, 256)))
-    return Scan(block_m=64, block_k=64, splits=splits, warps=4)
+    stages = 2 if programs * splits >= 3 * 132 else 4
+    return Scan(block_m=64, block_k=64, splits=splits, warps=4, stages=stages)
 
 
 def rows_configuration(arch: str, m: int, k: int) -> Rows:
