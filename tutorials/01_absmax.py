@@ -208,11 +208,9 @@ pictures.show(
 # %%
 columns = np.flatnonzero((x > 5).any(axis=0))
 largest = np.abs(np.delete(x, columns, axis=1)).max()
-predict.number("one step", largest / 127, ".3f")
-print(
-    f"without columns {columns.tolist()} the largest magnitude is {largest:.2f}: steps "
-    f"{np.abs(x).max() / largest:.1f} times as fine"
-)
+predict.number("one step without them", largest / 127, ".3f")
+print(f"without columns {columns.tolist()}: largest magnitude {largest:.2f}, ", end="")
+print(f"steps {np.abs(x).max() / largest:.1f} times as fine")
 
 # %% [markdown]
 # The hump is column 17, and one single entry of the other column sets the scale of all 294,912. What such columns are is
