@@ -13,6 +13,7 @@ tutorial does not use is refused by name. `tests/test_minitriton.py` holds it ag
 
 import builtins
 import contextlib
+import linecache
 import sys
 import types
 from collections.abc import Callable, Iterator
@@ -24,6 +25,8 @@ import numpy as np
 from . import blocks, guarding
 from .blocks import Array, Block, DType
 
+#: The name of the file that `compiled` takes a text for.
+TEXT = "kernel"
 #: Options of a launch that say how a kernel is compiled.
 COMPILER_OPTIONS = ("num_warps", "num_stages", "num_ctas", "maxnreg", "enable_fp_fusion")
 
@@ -150,6 +153,11 @@ def _now() -> _Running:
     if not _running:
         raise RuntimeError("tl.program_id, tl.load and tl.store work inside of a kernel that is launched: kernel[grid](...)")
     return _running[-1]
+
+
+def current_program() -> tuple[int, ...]:
+    """The ids of the program that runs now."""
+    return _now().program
 
 
 # ---- Memory -------------------------------------------------------------------------------------------------------------------
@@ -413,6 +421,14 @@ class Kernel:
 def jit(function: Callable) -> Kernel:
     """Makes a kernel of a function."""
     return Kernel(function)
+
+
+def compiled(text: str, name: str) -> Any:
+    """What a text, compiled with this module as Triton, calls `name`; None if nothing. Its lines are found in what is said of errors."""
+    linecache.cache[TEXT] = len(text), None, text.splitlines(keepends=True), TEXT
+    scope: dict[str, Any] = {"triton": sys.modules[__name__], "tl": language, "__name__": TEXT}
+    exec(compile(text, TEXT, "exec"), scope)
+    return scope.get(name)
 
 
 def cdiv(x: int, y: int) -> int:

@@ -29,7 +29,7 @@ NUMPY_SHA256 = "ebb61241d962b98b21597d7ce43b67668a6d5bab3acec4fbe958657320d7cd08
 CHECKERS = [
     path
     for path in sorted(ROOT.glob("tutorials/checks/*.py"))
-    if not path.stem.endswith("kernel") and path.stem not in ("kernel_checks", "launches", "launching")
+    if not path.stem.endswith("kernel") and path.stem not in ("kernel_checks", "launches", "launching", "poisoning")
 ]
 
 #: The Python files that the browser runs, unmodified.

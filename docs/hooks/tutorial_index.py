@@ -59,7 +59,7 @@ def _chapter(notebook: Path) -> Chapter:
     parts = re.split(r"[;.] ", needed)
     needs = tuple(n for part in parts if not re.search(r"\bhelps\b|\bif\b", part) for n in re.findall(r"\]\((\d\d)_", part))
     question = re.split(r"(?<=[.?]) ", asked)[-1]
-    return Chapter(notebook.stem[:2], notebook.stem, title, question, needs, times.of_page(notebooks.page(notebook)[0]))
+    return Chapter(notebook.stem[:2], notebook.stem, title, question, needs, notebooks.effort(notebook))
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:

@@ -9,8 +9,9 @@ import reference
 from tutorials.minitriton import next_power_of_2
 
 from .chapter_01_absmax import within_half_a_step
-from .engine import F32, SEEDS, SENTINEL_CODE, SENTINEL_SCALE, Exercise, OutOfBounds, Verdict, array
-from .launching import memory_for
+from .engine import F32, SEEDS, Exercise, OutOfBounds, Verdict, array
+from .launching import Launch, launched
+from .poisoning import NOTHING_STORED, SENTINEL_CODE, SENTINEL_SCALE
 
 
 def _rows() -> Iterator[tuple]:
@@ -31,22 +32,14 @@ def _rows() -> Iterator[tuple]:
             yield (np.random.default_rng(seed).normal(size=shape).astype(F32),)
 
 
-def _launch_rows(kernel: Any) -> Callable:
-    def run(x: np.ndarray) -> Any:
-        m, k = x.shape
-        memory = memory_for(kernel)
-        source = memory.rows("x", x, 3, 1e30)
-        codes = memory.result("codes", (m, k), np.int8, SENTINEL_CODE)
-        scale = memory.result("scale", (m,), np.float32, SENTINEL_SCALE)
-        # Unfused, as the kernels of `fast` are launched: a fused multiply-add would round another way at ties.
-        memory.launch(kernel, (m,), source, codes, scale, k, source.stride(0), BLOCK_K=next_power_of_2(k), enable_fp_fusion=False)
-        results = memory.values(codes), memory.values(scale)
-        if (results[0] == SENTINEL_CODE).all() and (results[1] == SENTINEL_SCALE).all():
-            return NotImplemented
-        return results
-
-    run.__name__ = getattr(kernel, "__name__", "the kernel")
-    return run
+def prepare_rows(memory: Any, x: np.ndarray) -> Launch:
+    """One program per row; beyond K lies 1e30."""
+    m, k = x.shape
+    source = memory.rows("x", x, 3, 1e30)
+    results = memory.result("codes", (m, k), np.int8, SENTINEL_CODE), memory.result("scale", (m,), np.float32, SENTINEL_SCALE)
+    # Unfused, as the kernels of `fast` are launched: a fused multiply-add would round another way at ties.
+    options = {"BLOCK_K": next_power_of_2(k), "enable_fp_fusion": False}
+    return Launch((m,), (source, *results, k, k + 3), options, results)
 
 
 def _by_rows(encode: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> Callable:
@@ -120,6 +113,7 @@ rows_of_codes = Exercise(
     inputs=("x",),
     outputs=("codes", "scale"),
     cases=_rows,
+    unwritten=NOTHING_STORED,
     shared_axes=([(0, 0)], [(0, 1)]),
     idea=("within half a step", lambda results, wanted, args: within_half_a_step(_columns(results), _columns(wanted), args)),
     mistakes=(
@@ -161,4 +155,4 @@ def quantize_rows(kernel: Any) -> Verdict:
     x: (M, K) float32, rows `stride` apart. codes: (M, K) int8, packed. scale: (M,) float32. BLOCK_K: a power of two, at
     least K.
     """
-    return rows_of_codes(_launch_rows(kernel))
+    return rows_of_codes(launched(kernel, prepare_rows))

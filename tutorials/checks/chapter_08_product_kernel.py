@@ -5,11 +5,13 @@ from typing import Any
 
 import numpy as np
 
-from .engine import F32, ROUNDOFF, SENTINEL_SCALE, Exercise, OutOfBounds, Verdict
-from .launching import memory_for
+from .comparing import up_to_float_sums
+from .engine import F32, ROUNDOFF, Exercise, OutOfBounds, Verdict
+from .launching import Launch, launched
+from .poisoning import NOTHING_STORED, SENTINEL_SCALE
 
 
-def _codes() -> Iterator[tuple]:
+def coded_cases() -> Iterator[tuple]:
     def ones(m: int, n: int, k: int) -> tuple:
         rng = np.random.default_rng(m + n + k)
         return (
@@ -47,39 +49,38 @@ def _bound(want: np.ndarray, args: tuple) -> np.ndarray:
     return (0 if exact else 6) * ROUNDOFF * np.abs(want.astype(np.float64))
 
 
-def _launch_product(kernel: Any) -> Callable:
-    def run(a: np.ndarray, b: np.ndarray, scale_a: np.ndarray, scale_b: np.ndarray) -> Any:
-        (m, k), n = a.shape, b.shape[0]
-        memory = memory_for(kernel)
-        # 77 beyond the last code of each row: a forgotten mask multiplies it in.
-        left, right = memory.rows("a", a, 31, 77), memory.rows("b", b, 31, 77)
-        scales = [memory.rows(name, values) for name, values in (("scale_a", scale_a), ("scale_b", scale_b))]
-        y = memory.result("y", (m, n), np.float32, SENTINEL_SCALE)
-        grid = (-(-m // 16), -(-n // 16))
-        memory.launch(kernel, grid, left, right, y, *scales, m, n, k, left.stride(0), right.stride(0), BLOCK=16, BLOCK_K=32)
-        result = memory.values(y)
-        return NotImplemented if (result == SENTINEL_SCALE).all() else result
+def _float_sums(results: tuple, wanted: tuple, args: tuple) -> bool:
+    """Whether y is right but for the roundings of a float32 accumulator."""
+    a, b, scale_a, scale_b = (np.abs(arg.astype(np.float64)) for arg in args)
+    return up_to_float_sums(results[0], wanted[0], a.shape[1], (a @ b.T) * scale_a[:, None] * scale_b)
 
-    run.__name__ = getattr(kernel, "__name__", "the kernel")
-    return run
+
+def prepare_product(memory: Any, a: np.ndarray, b: np.ndarray, scale_a: np.ndarray, scale_b: np.ndarray) -> Launch:
+    """One program per tile; 77 beyond the last code of each row: a forgotten mask multiplies it in."""
+    (m, k), n = a.shape, len(b)
+    left, right = memory.rows("a", a, 31, 77), memory.rows("b", b, 31, 77)
+    scales = [memory.rows(name, values) for name, values in (("scale_a", scale_a), ("scale_b", scale_b))]
+    y = memory.result("y", (m, n), np.float32, SENTINEL_SCALE)
+    sizes = m, n, k, k + 31, k + 31
+    return Launch((-(-m // 16), -(-n // 16)), (left, right, y, *scales, *sizes), {"BLOCK": 16, "BLOCK_K": 32}, (y,))
 
 
 def _scaled(product: Callable) -> Callable:
     return lambda a, b, sa, sb: product(a.astype(np.int64), b.astype(np.int64), sa, sb).astype(F32)
 
 
-def _overrun(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+def overrun(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """What the codes give if the last block of K is read without a mask."""
     extra = -a.shape[1] % 32
     wide = [np.pad(c, ((0, 0), (0, extra)), constant_values=77) for c in (a, b)]
     return wide[0] @ wide[1].T
 
 
-def _last_block(a: np.ndarray) -> int:
+def last_block(a: np.ndarray) -> int:
     return (a.shape[1] - 1) // 32 * 32
 
 
-def _blockwise(a: np.ndarray, b: np.ndarray, dtype: type) -> np.ndarray:
+def blockwise(a: np.ndarray, b: np.ndarray, dtype: type) -> np.ndarray:
     """The sums over blocks of 32, added up in `dtype`."""
     acc: np.ndarray = np.zeros((len(a), len(b)), dtype)
     for k in range(0, a.shape[1], 32):
@@ -102,21 +103,21 @@ def _stride_m(a: np.ndarray, b: np.ndarray, scale_a: np.ndarray, scale_b: np.nda
     return flat.reshape(m, n)
 
 
-def _ragged_m(m: int, n: int) -> bool:
+def ragged_m(m: int, n: int) -> bool:
     return m % 16 != 0
 
 
-def _ragged_n(m: int, n: int) -> bool:
+def ragged_n(m: int, n: int) -> bool:
     return n % 16 != 0
 
 
-def _stops_where(what: str, outside: Callable[[int, int], bool]) -> Callable:
+def stops_where(what: str, outside: Callable[[int, int], bool], right: Callable | None = None) -> Callable:
     """What a load or store outside of a buffer gives: the launch is stopped wherever `outside(M, N)`."""
 
-    def mistaken(a: np.ndarray, b: np.ndarray, scale_a: np.ndarray, scale_b: np.ndarray) -> np.ndarray:
-        if outside(len(a), len(b)):
+    def mistaken(*args: np.ndarray) -> np.ndarray:
+        if outside(len(args[0]), len(args[1])):
             raise OutOfBounds(what)
-        return _right_product(a, b, scale_a, scale_b)
+        return (right or _right_product)(*args)
 
     return mistaken
 
@@ -130,49 +131,51 @@ def _swapped(a: np.ndarray, b: np.ndarray, scale_a: np.ndarray, scale_b: np.ndar
     m, n = len(a), len(b)
     down, along = np.zeros(max(m, n), F32), np.zeros(max(m, n), F32)
     down[:n], along[:m] = scale_b, scale_a
-    return (_blockwise(a, b, np.int64).astype(F32) * down[:m, None]) * along[:n]
+    return (blockwise(a, b, np.int64).astype(F32) * down[:m, None]) * along[:n]
 
 
 scaled_product = Exercise(
     right=_right_product,
     inputs=("a", "b", "scale_a", "scale_b"),
     outputs=("y",),
-    cases=_codes,
+    cases=coded_cases,
+    unwritten=NOTHING_STORED,
     shared_axes=([(0, 0), (2, 0)], [(1, 0), (3, 0)], [(0, 1), (1, 1)]),
     bound=_bound,
+    idea=("equal up to the roundings of float32 sums", _float_sums),
     mistakes=(
         (
             "the last block of K reads past the row: mask the loads with k + ks < K, other=0.",
-            _scaled(lambda a, b, sa, sb: _overrun(a, b) * sa[:, None] * sb),
+            _scaled(lambda a, b, sa, sb: overrun(a, b) * sa[:, None] * sb),
         ),
         (
             "the accumulator is float32, which is exact only up to 2**24: keep it in int32, tl.dot(left, right.T, acc, out_dtype=tl.int32) "
             "on int8 blocks, and convert after the loop.",
-            lambda a, b, sa, sb: (_blockwise(a, b, F32) * sa[:, None]) * sb,
+            lambda a, b, sa, sb: (blockwise(a, b, F32) * sa[:, None]) * sb,
         ),
         (
             "the accumulator is int16, which wraps around at 32,768: keep it in int32.",
-            lambda a, b, sa, sb: (_blockwise(a, b, np.int16).astype(F32) * sa[:, None]) * sb,
+            lambda a, b, sa, sb: (blockwise(a, b, np.int16).astype(F32) * sa[:, None]) * sb,
         ),
         ("rows of y are N apart, its number of columns: y + rows[:, None] * N + columns[None, :].", _stride_m),
         (
             "the store of y writes beyond column N: mask it with columns < N as well as rows < M.",
-            _stops_where("stores y", _ragged_n),
+            stops_where("stores y", ragged_n),
         ),
         (
             "the store of y writes beyond row M: mask it with rows < M as well as columns < N.",
-            _stops_where("stores y", _ragged_m),
+            stops_where("stores y", ragged_m),
         ),
         (
             "the load of a reads beyond row M: mask it with rows < M as well as the columns of K.",
-            _stops_where("loads a", _ragged_m),
+            stops_where("loads a", ragged_m),
         ),
         (
             "the load of b reads beyond row N: mask it with columns < N as well as the columns of K.",
-            _stops_where("loads b", _ragged_n),
+            stops_where("loads b", ragged_n),
         ),
-        ("the load of scale_a reads beyond row M: mask it with rows < M.", _stops_where("loads scale_a", _ragged_m)),
-        ("the load of scale_b reads beyond row N: mask it with columns < N.", _stops_where("loads scale_b", _ragged_n)),
+        ("the load of scale_a reads beyond row M: mask it with rows < M.", stops_where("loads scale_a", ragged_m)),
+        ("the load of scale_b reads beyond row N: mask it with columns < N.", stops_where("loads scale_b", ragged_n)),
         ("scale_a belongs to the rows of y, scale_b to its columns: scale_a[:, None], scale_b[None, :].", _swapped),
         ("the epilogue is missing: multiply by both scales.", _scaled(lambda a, b, sa, sb: a @ b.T)),
         ("scale_b is missing.", _scaled(lambda a, b, sa, sb: (a @ b.T) * sa[:, None])),
@@ -183,7 +186,7 @@ scaled_product = Exercise(
         ),
         (
             "only the last block of K is left: acc = tl.dot(a, b, acc) adds to it, acc = tl.dot(a, b) replaces it.",
-            _scaled(lambda a, b, sa, sb: (a[:, _last_block(a) :] @ b[:, _last_block(a) :].T) * sa[:, None] * sb),
+            _scaled(lambda a, b, sa, sb: (a[:, last_block(a) :] @ b[:, last_block(a) :].T) * sa[:, None] * sb),
         ),
     ),
 )
@@ -195,4 +198,4 @@ def product(kernel: Any) -> Verdict:
     a: (M, K), b: (N, K) int8, rows stride_a and stride_b apart. y: (M, N) float32, packed. scale_a: (M,), scale_b: (N,) float32.
     BLOCK = 16, BLOCK_K = 32. The grid is (tiles of rows, tiles of columns).
     """
-    return scaled_product(_launch_product(kernel))
+    return scaled_product(launched(kernel, prepare_product))

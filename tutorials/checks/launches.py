@@ -21,9 +21,8 @@ import numpy as np
 import torch
 
 from tutorials import guarding
-from tutorials.minitriton import next_power_of_2
 
-from .engine import SENTINEL_CODE
+from .poisoning import SENTINEL_CODE, padded
 
 DEVICE = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"
 
@@ -63,15 +62,15 @@ class Memory:
     def __init__(self) -> None:
         self.buffers: list[Buffer] = []
 
-    def rows(self, name: str, values: np.ndarray, extra: int = 0, fill: float = 0) -> torch.Tensor:
-        """An input: `values` (rows, K) or (rows,), as rows that are `extra` longer; `fill` there, and in a block beyond the last row."""
+    def rows(self, name: str, values: np.ndarray, extra: int = 0, fill: float = 0, tail: bool = True) -> torch.Tensor:
+        """An input: `values` (rows, K) or (rows,), as rows that are `extra` longer; `fill` there, and in a block beyond the last row.
+
+        tail: False for memory that ends with the last entry.
+        """
         if values.ndim == 1:
             return self._buffer(name, values, writable=False)
-        count, k = values.shape
-        flat = np.full(count * (k + extra) + next_power_of_2(k), fill, values.dtype)
-        wide = flat[: count * (k + extra)].reshape(count, k + extra)
-        wide[:, :k] = values
-        return self._buffer(name, flat, writable=False)[: wide.size].view(wide.shape)[:, :k]
+        flat, stride = padded(values, extra, fill, tail)
+        return torch.as_strided(self._buffer(name, flat, writable=False), values.shape, (stride, 1))
 
     def result(self, name: str, shape: tuple[int, ...], dtype: type, sentinel: float) -> torch.Tensor:
         """A result, every entry of it the sentinel."""

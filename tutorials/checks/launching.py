@@ -4,11 +4,14 @@ Both memories are laid out alike, so that the same mistake is seen in both: rows
 starts as a sentinel, and an access outside of a buffer is stopped.
 """
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from tutorials import minitriton
+
+from .poisoning import SENTINEL_CODE, padded
 
 
 def memory_for(kernel: Any) -> Any:
@@ -20,20 +23,50 @@ def memory_for(kernel: Any) -> Any:
     return launches.Memory()
 
 
+class Launch(NamedTuple):
+    """A launch that is prepared: the grid, the kernel's arguments in order, its constexpr arguments, and which buffers are results."""
+
+    grid: tuple[int, ...]
+    arguments: tuple
+    options: dict[str, Any]
+    results: tuple
+
+
+#: Lays out the buffers of one launch: (memory, *arrays) -> Launch.
+Prepare = Callable[..., Launch]
+
+
+def launched(kernel: Any, prepare: Prepare) -> Callable:
+    """The kernel as a function of arrays; NotImplemented if it has stored nothing."""
+
+    def run(*arrays: np.ndarray) -> Any:
+        memory = memory_for(kernel)
+        launch = prepare(memory, *arrays)
+        memory.launch(kernel, launch.grid, *launch.arguments, **launch.options)
+        values = tuple(memory.values(result) for result in launch.results)
+        if all((value == SENTINEL_CODE).all() for value in values):
+            return NotImplemented
+        return values if len(values) > 1 else values[0]
+
+    run.__name__ = getattr(kernel, "__name__", "the kernel")
+    return run
+
+
 class Memory:
     """The buffers of one launch on `minitriton`; `launches.Memory` is the same for Triton."""
 
     def __init__(self) -> None:
         self.buffers: list[minitriton.Buffer] = []
 
-    def rows(self, name: str, values: np.ndarray, extra: int = 0, fill: float = 0) -> minitriton.Buffer:
-        """An input: `values` (rows, K) or (rows,), as rows that are `extra` longer; `fill` there, and in a block beyond the last row."""
+    def rows(self, name: str, values: np.ndarray, extra: int = 0, fill: float = 0, tail: bool = True) -> minitriton.Buffer:
+        """An input: `values` (rows, K) or (rows,), as rows that are `extra` longer; `fill` there, and in a block beyond the last row.
+
+        tail: False for memory that ends with the last entry.
+        """
         if values.ndim == 1:
             return self._buffer(minitriton.Buffer(name, values.copy(), values.shape, writable=False))
-        count, k = values.shape
-        flat = np.full(count * (k + extra) + minitriton.next_power_of_2(k), fill, values.dtype)
-        flat[: count * (k + extra)].reshape(count, k + extra)[:, :k] = values
-        return self._buffer(minitriton.Buffer(name, flat, (count, k), k + extra, writable=False))
+        flat, stride = padded(values, extra, fill, tail)
+        return self._buffer(minitriton.Buffer(name, flat, values.shape, stride, writable=False))
 
     def result(self, name: str, shape: tuple[int, ...], dtype: type, sentinel: float) -> minitriton.Buffer:
         """A result, every entry of it the sentinel."""
