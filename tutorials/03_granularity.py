@@ -264,7 +264,7 @@ predict.choice("they lie closest where the tokens are", options, closest)
 predict.number("times as small vector-wise", mean["tensor"] / mean["vector"], ".2g")
 print("mean over the blocks:", {g: f"{error:.2%}" for g, error in mean.items()})
 times = [f"{factor:.1f}" for factor in (np.median(spread), spread[-1])]
-print(f"largest row over median row: {times[0]} in the median block, {times[1]} in the last")
+print("largest row over median row, in the median block and in the last:", *times)
 
 # %% [markdown]
 # The largest row is seldom much larger than the others, so scales for the rows of X alone gain little, except at the
