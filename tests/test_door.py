@@ -173,6 +173,10 @@ def test_the_dial_shows_the_record_and_the_codes_of_the_reference():
         codes = reference.absmax_quantize(row, axis=-1).codes[0]
         assert point["codes"]["int8 alone"] == [str(code).replace("-", "−") for code in codes]
         assert (point["codes"]["LLM.int8()"][2] == "16 bits") == (row[0, 2] >= 6)
+        if row[0, 2] >= 6:  # the others are coded as if it were not there
+            others = reference.absmax_quantize(np.delete(row, 2, axis=1), axis=-1).codes[0]
+            shown = [code for code in point["codes"]["LLM.int8()"] if code != "16 bits"]
+            assert shown == [str(code).replace("-", "−") for code in others]
 
 
 def test_the_first_picture_of_the_dial_makes_the_point():

@@ -86,7 +86,11 @@ def routes(every: list[Chapter]) -> str:
     lines = []
     for name, text in (
         ("models", "**Models**: what int8 does to a language model, and how the outliers are kept out of it."),
-        ("kernels", "**Kernels**: how a GPU computes it, written in Triton; after chapters 01 and 03, and 06 for the product."),
+        (
+            "kernels",
+            "**Kernels**: how a GPU computes it, written in Triton; after chapters 01 and 03, and 06 for the product. "
+            "[Watch](../theatre/index.md) the kernels step by step, [write](../theatre/write.md) a ladder of ten in the browser.",
+        ),
     ):
         own = [chapter for chapter in every if chapter.number in ROUTES[name]]
         reading, exercises = (sum(getattr(chapter.effort, part) for chapter in own) for part in ("reading", "exercise"))
