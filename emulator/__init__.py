@@ -8,7 +8,7 @@ Read in this order:
 
 1. `parse.py`            PTX text to a list of instructions
 2. `machine.py`          threads, registers, branches, barriers
-3. `rules.py`            the table of instructions that are known
+3. `rules.py`, `manual.py`    the table of instructions that are known, and where the manual defines them
 4. `values.py`, `instructions.py`, `floats.py`      arithmetic
 5. `transfers.py`, `exchange.py`, `atomics.py`      memory and the lanes of a warp
 6. `matrix.py`, `warpgroup.py`, `tensor_memory.py`  products: mma, wgmma, tcgen05

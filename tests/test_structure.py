@@ -123,7 +123,7 @@ def functions(package):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.FunctionDef):
                 arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
-                compiled = any(ast.unparse(decorator) == "triton.jit" for decorator in node.decorator_list)
+                compiled = any(ast.unparse(decorator) in ("triton.jit", "gluon.jit") for decorator in node.decorator_list)
                 yield f"{path.name}: {node.name}", node.end_lineno - node.lineno + 1, len(arguments), compiled
 
 

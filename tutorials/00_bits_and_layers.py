@@ -16,8 +16,8 @@
 # **Question.** A language model is a few hundred matrices of numbers. What is one such number, in bits? And which
 # numbers are multiplied with which when the model reads a sentence?
 #
-# **You need** Python, and what a matrix product is. **Time:** 15 minutes. **You leave with** the bits of a float16 read
-# by yourself, the three words *token*, *feature* and *projection*, and a mystery.
+# **You need** Python, and what a matrix product is. **You leave with** the bits of a float16 read by yourself, the
+# three words *token*, *feature* and *projection*, and a mystery.
 #
 # > **Tip.** You can just read. To work along, clone the repository and run `make learn`: it sets up `.venv`, copies the
 # > notebooks to `work/`, where your answers are never overwritten, and opens them in JupyterLab. You need neither a GPU

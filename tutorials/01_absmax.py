@@ -17,8 +17,7 @@
 # wrong is the result?
 #
 # **You need** NumPy; [00, bits, tokens, layers](00_bits_and_layers.ipynb) if *token*, *feature* or *float16* is new to
-# you. **Time:** 15 minutes. **You leave with** an int8 quantizer of your own, and a bound on its error that you can
-# prove in one line.
+# you. **You leave with** an int8 quantizer of your own, and a bound on its error that you can prove in one line.
 
 # %%
 import numpy as np
@@ -209,10 +208,9 @@ pictures.show(
 # %%
 columns = np.flatnonzero((x > 5).any(axis=0))
 largest = np.abs(np.delete(x, columns, axis=1)).max()
-print(
-    f"without columns {columns.tolist()}: largest magnitude {largest:.2f}, one step "
-    f"{largest / 127:.3f}, {np.abs(x).max() / largest:.1f} times as fine"
-)
+predict.number("one step without them", largest / 127, ".3f")
+print(f"without columns {columns.tolist()}: largest magnitude {largest:.2f}, ", end="")
+print(f"steps {np.abs(x).max() / largest:.1f} times as fine")
 
 # %% [markdown]
 # The hump is column 17, and one single entry of the other column sets the scale of all 294,912. What such columns are is

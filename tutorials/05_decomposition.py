@@ -16,8 +16,8 @@
 # **Question.** Outliers must be computed precisely, and they occur in a few columns. Can the product be split so that
 # int8 does nearly all the work and the outliers do no harm?
 #
-# **You need** [03](03_granularity.ipynb) and [04](04_outliers.ipynb). **Time:** 18 minutes. **You leave with** the
-# method of the paper, its bound, and an answer to: why 6.0?
+# **You need** [03](03_granularity.ipynb) and [04](04_outliers.ipynb). **You leave with** the method of the paper, its
+# bound, and an answer to: why 6.0?
 
 # %%
 import copy

@@ -17,8 +17,8 @@
 # codes. And the outlier columns are those of the whole batch. Where do the weights come from, and what does the rest of
 # the batch do to my tokens?
 #
-# **You need** [05, decomposition](05_decomposition.ipynb). **Time:** 18 minutes. **You leave with** a layer of one byte
-# per weight, a bound on what that costs, and the reason why a result may change with the batch.
+# **You need** [05, decomposition](05_decomposition.ipynb). **You leave with** a layer of one byte per weight, a bound
+# on what that costs, and the reason why a result may change with the batch.
 
 # %%
 import copy

@@ -16,8 +16,8 @@
 # **Question.** NumPy quantizes a matrix in five steps, each of which reads and writes all of it. A GPU is fast at
 # arithmetic and slow at memory. How does one write the five steps as one?
 #
-# **You need** [01](01_absmax.ipynb) and [03](03_granularity.ipynb); nothing about GPUs. **Time:** 18 minutes. **You
-# leave with** a kernel of your own that agrees with the reference bit for bit.
+# **You need** [01](01_absmax.ipynb) and [03](03_granularity.ipynb); nothing about GPUs. **You leave with** a kernel of
+# your own that agrees with the reference bit for bit.
 #
 # No GPU is needed: with `TRITON_INTERPRET=1`, set *before* Triton is imported, Triton runs kernels on the CPU, one
 # program after the other, with NumPy. It is slow, but the results are the same.
@@ -36,7 +36,7 @@ from matplotlib import pyplot as plt
 import fast
 import reference
 from fast.kernels import arithmetic, quantization
-from tutorials import model_data, pictures, source
+from tutorials import model_data, pictures, predict, source
 from tutorials.checks import kernel_checks
 from tutorials.example import X
 
@@ -67,34 +67,24 @@ steps = [  # bytes read and written per entry; intermediate results are float32
     ("to int8", 4, 1),
 ]
 separate = sum(r + w for _, r, w in steps)
-fused = 2 + 1
-figure, ax = plt.subplots(figsize=(8, 1.9))
+fused = steps[0][1] + steps[-1][2]  # the first step's input, the last one's output
+predict.number("bytes per entry, one kernel", fused)
+predict.number("bytes per entry, five steps", separate)
+figure, ax = plt.subplots(figsize=(8, 2.4))
+bars = {"five steps": separate, "one kernel": fused}
+names = [
+    f"{name}: {entry} bytes per entry, {pictures.quantity(entry * m * k)}"
+    for name, entry in bars.items()
+]
 left = 0
 for (name, r, w), color in zip(steps, pictures.COLORS, strict=True):
-    ax.barh(1, r + w, left=left, color=color, alpha=0.6)
-    ax.text(left + (r + w) / 2, 1.45, name, ha="center", va="bottom", fontsize=8.5)
+    ax.barh(names[0], r + w, left=left, color=color, alpha=0.6, label=name)
     left += r + w
-ax.barh(0, fused, color=pictures.BLUE, alpha=0.6)
-ax.text(
-    fused + 0.3,
-    0,
-    f"{fused} bytes per entry: {pictures.quantity(fused * m * k)} for {m} x {k}",
-    va="center",
-)
-ax.text(
-    separate + 0.3,
-    1,
-    f"{separate} bytes:\n{pictures.quantity(separate * m * k)}",
-    va="center",
-)
-ax.set(
-    yticks=[0, 1],
-    yticklabels=["one kernel", "five steps"],
-    xlabel="bytes moved per entry",
-    xlim=(0, separate + 6),
-    ylim=(-0.6, 2),
-)
-ax.grid(False)
+ax.barh(names[1], fused, color=pictures.BLUE, alpha=0.6)
+ax.invert_yaxis()
+ax.set(xlabel=f"bytes moved per entry of {m} x {k}")
+ax.grid(axis="y")
+figure.legend(loc="outside lower center", ncols=5)
 pictures.show(
     figure,
     f"Bytes moved for each entry: five separate steps {separate}, one fused kernel "
@@ -118,8 +108,6 @@ pictures.show(
 #
 # The kernel below copies a matrix, one program per row. `tl.constexpr` marks what is known when the kernel is compiled;
 # a block's size has to be, and has to be a power of two.
-#
-# > **Predict.** In the 4 x 4 example, which program touches 8.89, and at which offset from the start of X?
 
 
 # %%
@@ -131,26 +119,21 @@ def copy_rows(x, y, K, stride, BLOCK_K: tl.constexpr):
     tl.store(y + row * K + columns, values)
 
 
+# %% [markdown]
+# > **Predict.** In the 4 x 4 example, which program touches 8.89, and at which offset from the start of X?
+
+# %%
 x = torch.from_numpy(X)
 y = torch.full_like(x, torch.nan)
 copy_rows[(4,)](x, y, 4, x.stride(0), BLOCK_K=4)  # in brackets: the grid, four programs
 assert torch.equal(x, y)
+offset = int(np.flatnonzero(X.ravel() == np.float32(8.89))[0])
+predict.number("the program that touches 8.89", offset // x.stride(0))
+predict.number("its offset from the start of X", offset)
 
-figure, ax = plt.subplots(figsize=(8, 1.9))
-for i, value in enumerate(X.ravel()):
-    color = (pictures.BLUE, pictures.ORANGE, pictures.GREEN, pictures.PURPLE)[i // 4]
-    pictures.box(ax, i, 0, 0.94, 0.8, color)
-    ax.text(i + 0.47, 0.4, f"{value:g}", ha="center", va="center", fontsize=9)
-    ax.text(i + 0.47, -0.3, i, ha="center", va="center", fontsize=8)
-for program in range(4):
-    ax.text(
-        4 * program + 2,
-        1.1,
-        f"program {program}: x + {program} * 4 + (0, 1, 2, 3)",
-        ha="center",
-        fontsize=8,
-    )
-pictures.blank(ax, (-0.1, 16.1), (-0.5, 1.4))
+figure = pictures.memory(
+    X, [f"program {program}: x + {program} * 4 + (0 to 3)" for program in range(4)]
+)
 pictures.show(
     figure,
     "The 16 entries of X in a row, as they lie in memory, with their offsets 0 to 15 "
@@ -165,7 +148,10 @@ pictures.show(
 # K is seldom a power of two. The block is then larger than the row, and its last lanes point past the end: into the
 # next row, or out of the matrix. A **mask** says which lanes are active; the others get the value `other`.
 #
-# > **Predict.** For the largest magnitude, what should `other` be? What would happen without the mask?
+# For the largest magnitude, `other` is 0, which no magnitude is smaller than.
+#
+# > **Predict.** Of the 4 x 4 example take three columns. Without the mask, in how many of the four rows will the largest
+# > magnitude be wrong?
 
 
 # %%
@@ -183,11 +169,15 @@ def row_absmax(x, absmax, K, stride, BLOCK_K: tl.constexpr, MASKED: tl.constexpr
 
 
 narrow = x[:, :3]  # three of the four columns: K = 3, but rows are still 4 apart
+found = {}
 for masked in (True, False):
     absmax = torch.full((4,), torch.nan)
     row_absmax[(4,)](narrow, absmax, 3, narrow.stride(0), BLOCK_K=4, MASKED=masked)
-    print("masked  " if masked else "unmasked", absmax.numpy())
-print("NumPy   ", np.abs(X[:, :3]).max(axis=1))
+    found[masked] = absmax.numpy()
+    print("masked  " if masked else "unmasked", found[masked])
+right = np.abs(X[:, :3]).max(axis=1)
+print("NumPy   ", right)
+predict.number("wrong rows without the mask", int((found[False] != right).sum()))
 
 # %% [markdown]
 # Both agree, although the second is wrong: the fourth column happens to have no large entry. Bugs of this kind have to
@@ -208,12 +198,15 @@ for masked in (True, False):
 # neighbouring float32 numbers are 1 apart. Add $1.5 \cdot 2^{23}$ to a small number, and the *addition itself* has to
 # round to a whole number, ties to even, as every IEEE operation does. Subtract it again, exactly.
 #
-# > **Predict.** What does it make of 0.5, 1.5, 2.5 and -2.5?
+# > **Predict.** What does it make of 0.5, 1.5, 2.5 and -2.5? And of 63.5?
 
 # %%
 magic = np.float32(1.5 * 2**23)
 ties = np.array([0.5, 1.5, 2.5, -2.5, 63.5, -0.49, 126.51], np.float32)
-print((ties + magic) - magic)
+rounded = (ties + magic) - magic
+predict.text("0.5, 1.5, 2.5 and -2.5 become", rounded[:4] + 0.0)
+predict.number("63.5 becomes", rounded[4])
+print(rounded)
 many = np.random.default_rng(0).uniform(-256, 256, 1_000_000).astype(np.float32)
 assert np.array_equal((many + magic) - magic, np.rint(many))
 print("a million random numbers: equal to rint")
@@ -300,7 +293,8 @@ print(f"{len(cases)} cases: codes and scales equal, bit for bit")
 #
 # The input of `down_proj` in block 11 of SmolLM2, 512 positions: each program finds the scale of its own position.
 #
-# > **Predict.** One scale in 512 is very much larger than the others. Which position might that be?
+# > **Predict.** One scale in 512 is very much larger than the others. Which position might that be, counted from 0? And
+# > how many times as large as the median is its scale?
 
 # %%
 real = torch.from_numpy(model_data.layer_inputs()["model.layers.11.mlp.down_proj"])
@@ -334,10 +328,10 @@ pictures.show(
     f"{scale.median().item():.2g}, the largest of them at "
     f"{scale[1:].max().item():.2g}.",
 )
-print(
-    f"{m} programs: equal, bit for bit. Scale of position 0: {scale[0].item():.2f}; "
-    f"median of all: {scale.median().item():.4f}"
-)
+predict.number("the position", scale.argmax().item())
+predict.number("times the median", (scale.max() / scale.median()).item(), ".2g")
+print(f"{m} programs: equal, bit for bit. Scale of position 0: {scale[0].item():.2f}; ")
+print(f"median of all: {scale.median().item():.4f}")
 
 # %% [markdown]
 # The first token of a text carries magnitudes of its own in many language models
@@ -423,7 +417,8 @@ print("absmax and zeropoint, one scale and one per row: equal, bit for bit")
 #
 # ## Break it
 #
-# > **Predict.** Which of these kernels is wrong on the 4 x 4 example, and which only on other data?
+# > **Predict.** Four kernels, each with one mistake. How many of them give a wrong code on the 4 x 4 example? And how many
+# > on data with K = 3, rows 4 apart and huge numbers beyond the matrix?
 
 
 # %%
@@ -474,12 +469,16 @@ def wrong_codes(values, how):
 
 
 data = {"4 x 4": x, "padded, K = 3": poisoned[:, :3]}
+mistakes = ("truncation", "sign", "mask", "stride")
+table = {
+    how: [wrong_codes(values, how) for values in data.values()] for how in mistakes
+}
+for column, name in enumerate(data):
+    caught = sum(counts[column] > 0 for counts in table.values())
+    predict.number(f"wrong kernels on {name}", caught)
 print(f"{'wrong codes':<14}" + "".join(f"{name:>16}" for name in data))
-for how in ("truncation", "sign", "mask", "stride"):
-    print(
-        f"{how:<14}"
-        + "".join(f"{wrong_codes(values, how):>16}" for values in data.values())
-    )
+for how, counts in table.items():
+    print(f"{how:<14}" + "".join(f"{count:>16}" for count in counts))
 
 # %% [markdown]
 # On a square, packed, well-behaved matrix half of the bugs are invisible. A fifth is missing from the table: without

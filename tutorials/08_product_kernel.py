@@ -16,8 +16,8 @@
 # **Question.** LLM.int8() is an int8 product, a float product, two sets of scales, a bias and a sum. How does one
 # kernel compute all of it, and why should it be one?
 #
-# **You need** [06](06_weights_and_batch.ipynb) and [07](07_quantize_kernel.ipynb). **Time:** 19 minutes. **You leave
-# with** a kernel that computes all of LLM.int8() after quantization in one launch, step 2 of it written by yourself.
+# **You need** [06](06_weights_and_batch.ipynb) and [07](07_quantize_kernel.ipynb). **You leave with** a kernel that
+# computes all of LLM.int8() after quantization in one launch, step 2 of it written by yourself.
 
 # %%
 import os

@@ -16,8 +16,8 @@
 # **Question.** The product kernel of `fast` computes what ours does. It has several times as many lines. What are they
 # for, and how does one read such a kernel?
 #
-# **You need** [08](08_product_kernel.ipynb). **Time:** 18 minutes. **You leave with** every line of
-# `fast/kernels/product.py` read once, and a way to read the next kernel.
+# **You need** [08](08_product_kernel.ipynb). **You leave with** every line of `fast/kernels/product.py` read once, and
+# a way to read the next kernel.
 
 # %%
 import os

@@ -16,14 +16,15 @@
 # **Question.** From a product to a model that generates text: what is computed once, what at every token, and does the
 # model still give the same answers?
 #
-# **You need** [06, the weights and the batch](06_weights_and_batch.ipynb). **Time:** 18 minutes. **You leave with** a
-# language model whose linear layers run in int8, a checkpoint of it, and measurements of the effect.
+# **You need** [06, the weights and the batch](06_weights_and_batch.ipynb). **You leave with** a language model whose
+# linear layers run in int8, a checkpoint of it, and measurements of the effect.
 
 # %%
 import copy
 import io
 import json
 import tempfile
+import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +36,7 @@ import fast
 import fast.huggingface
 import reference
 from fast.bitsandbytes_checkpoint import to_bitsandbytes
-from tutorials import checks, model_data, pictures, source
+from tutorials import checks, model_data, pictures, predict, source
 from tutorials.example import W, X
 
 torch.set_grad_enabled(False)
@@ -74,12 +75,19 @@ pictures.show(
 )
 
 # %% [markdown]
-# > **Predict.** A model that writes text reads every weight once for each token. What does halving the bytes of the
-# > weights promise, if the memory is the bottleneck? And what if the arithmetic is?
-#
-# In the first case twice the speed at best, if the work of quantizing is hidden. In the second case the int8 units have
-# to be faster than the 16-bit ones. Which of the two holds depends on the number of rows of X; chapter 11 measures it.
-#
+# > **Predict.** A model that writes text reads every weight once for each token. If the memory is the bottleneck, how
+# > many times as fast can this layer become at best?
+
+# %%
+bytes_moved = {2: 2 * n * k + 2 * k + 2 * n, 1: n * k + 4 * n + 2 * k + 2 * n}
+predict.number("times as fast, at best", bytes_moved[2] / bytes_moved[1], ".2f")
+predict.explain(
+    "Nearly twice, if the work of quantizing is hidden. If the arithmetic is the "
+    "bottleneck, the int8 units have to be faster than the 16-bit ones. Which of the "
+    "two holds depends on the number of rows of X; chapter 11 measures it."
+)
+
+# %% [markdown]
 # ## The formula
 #
 # $$ \text{load:}\quad s^W_n = \frac{\max_k |W_{nk}|}{127}, \quad q^W = \operatorname{rint}(W / s^W) \qquad
@@ -93,18 +101,17 @@ source.show(reference.Int8Linear.from_float, reference.Int8Linear.__call__)
 # %% [markdown]
 # ## By hand
 #
-# > **Predict.** The 4 x 4 W has 64 bytes in float32 and 32 in float16. How many does the loaded layer keep? For large
-# > K, what does that tend to?
+# > **Predict.** The 4 x 4 W has 64 bytes in float32 and 32 in float16. How many does the loaded layer keep? And how many
+# > per weight, for large K?
 
 # %%
 layer = reference.Int8Linear.from_float(W)
-print(
-    "kept:",
-    layer.weight.nbytes,
-    "bytes of codes +",
-    layer.weight_scale.nbytes,
-    "bytes of scales",
-)
+kept = layer.weight.nbytes + layer.weight_scale.nbytes
+predict.number("bytes kept", kept)
+large_k = 2**20
+per_weight = layer.weight.itemsize + layer.weight_scale.itemsize / large_k
+predict.number("bytes per weight, for large K", per_weight, ".0f")
+print(f"{layer.weight.nbytes} bytes of codes, {layer.weight_scale.nbytes} of scales")
 y = layer(X)
 exact = X.astype(np.float64) @ W.T.astype(np.float64)
 float_kept = reference.Int8Linear.from_float(W, outlier_weight="float")(X)
@@ -133,7 +140,7 @@ pictures.show(
 #
 # ## The same call on `fast`
 #
-# > **Predict.** Codes and scales of the loaded layer: equal, or close? And Y?
+# > **Predict.** Codes and scales of the loaded layer: equal in both implementations, bit for bit, or only close? And Y?
 
 # %%
 x, w = model_data.layer()
@@ -145,11 +152,16 @@ o = reference.outlier_columns(x)
 kept = reference.absmax_dequantize(mine.weight, mine.weight_scale)
 magnitudes = np.abs(x[:, o]).astype(np.float64) @ np.abs(kept[:, o]).T
 part = np.abs(reference.quantized_matmul(np.where(o, np.float32(0), x), w))
-assert np.array_equal(theirs.weight.numpy(), mine.weight)
-assert np.array_equal(theirs.weight_absmax.numpy(), mine.weight_absmax)
+same = np.array_equal(theirs.weight.numpy(), mine.weight) and np.array_equal(
+    theirs.weight_absmax.numpy(), mine.weight_absmax
+)
+assert same
+equal, close = options = "equal", "close"
+predict.choice("codes and scales", options, equal if same else close)
+predict.choice("Y", options, equal if np.array_equal(y, y_fast) else close)
 # As in chapter 05, and the scale of W on either side of the sum.
 assert (np.abs(y - y_fast) <= 2 * (o.sum() + 4) * 2.0**-24 * (magnitudes + part)).all()
-print("codes and largest magnitudes: equal, bit for bit; Y lies within its bound")
+print("Y lies within its bound: the sum over the outlier columns may have any order")
 
 # %% [markdown]
 # ## What is stored
@@ -157,14 +169,17 @@ print("codes and largest magnitudes: equal, bit for bit; Y lies within its bound
 # `fast.Int8Linear` is a torch module, and its state dict is what a checkpoint holds. It stores the largest magnitude of
 # each row instead of the scale, as bitsandbytes does under the name `SCB`; dividing it by 127 gives the scale.
 #
-# > **Predict.** How many bytes are in the file for this layer of 1536 x 576 weights? What is in the file that
-# > bitsandbytes reads?
+# > **Predict.** How many bytes do the tensors of this layer of 1536 x 576 weights have in the file? And how many tensors
+# > has a file that bitsandbytes reads?
 
 # %%
-for title, state in (
-    ("ours", theirs.state_dict()),
-    ("bitsandbytes", to_bitsandbytes(theirs.state_dict())),
-):
+states = {
+    "ours": theirs.state_dict(),
+    "bitsandbytes": to_bitsandbytes(theirs.state_dict()),
+}
+predict.number("bytes", sum(t.nbytes for t in states["ours"].values()), ",")
+predict.number("tensors for bitsandbytes", len(states["bitsandbytes"]))
+for title, state in states.items():
     print(title)
     for name, tensor in state.items():
         print(
@@ -177,10 +192,7 @@ torch.save(to_bitsandbytes(theirs.state_dict()), file)
 empty = fast.Int8Linear(k, n, bias=False, device="meta")  # shapes, and no memory
 empty.load_state_dict(torch.load(io.BytesIO(file.getvalue())), assign=True)
 assert torch.equal(empty(torch.from_numpy(x)), theirs(torch.from_numpy(x)))
-print(
-    "saved under bitsandbytes' names, loaded into an empty layer: the same Y, bit for "
-    "bit"
-)
+print("saved under bitsandbytes' names, loaded into an empty layer: the same Y")
 
 # %% [markdown]
 # ## A model
@@ -195,11 +207,13 @@ print(
 original = model_data.model()
 tokens = model_data.prose()
 quantized = fast.quantize_model(copy.deepcopy(original))
+size = sum(t.nbytes for t in (*quantized.parameters(), *quantized.buffers()))
+predict.number("MB in int8", size / 1e6, ".0f")
 print(quantized.quantization_summary)
 
 # %% [markdown]
-# > **Predict.** How much does perplexity on 512 tokens of English suffer: with absmax and one scale per tensor,
-# > vector-wise, with decomposition?
+# > **Predict.** Perplexity on 512 tokens of English is about 20 in float. What is it with absmax and one scale per
+# > tensor, vector-wise, and with decomposition?
 
 
 # %%
@@ -221,6 +235,8 @@ variants = {
     "LLM.int8(), float W kept": in_int8(outlier_weight="float"),
 }
 results = {name: perplexity(model) for name, model in variants.items()}
+for name in list(results)[1::2]:
+    predict.number(name, results[name], ".1f", about=True)
 figure, ax = plt.subplots(figsize=(7.2, 2.6))
 ax.barh(
     list(results),
@@ -247,7 +263,8 @@ pictures.show(
 #
 # Greedy decoding: always the most probable token, so that two runs can be compared.
 #
-# > **Predict.** Will the two models write the same sentence?
+# > **Predict.** Two models in int8, LLM.int8() and absmax with one scale each: how many of them write the same sentence as
+# > the float model?
 
 
 # %%
@@ -263,8 +280,14 @@ def write(model, prompt, count=24):
 
 tokenizer = model_data.tokenizer()
 prompt = "The difference between a list and a tuple in Python is that"
-for name in ("float32", "LLM.int8(), weights from codes", "absmax, one scale each"):
-    print(f"{name}:\n  {write(variants[name], prompt)}\n")
+written = {
+    name: write(variants[name], prompt)
+    for name in ("float32", "LLM.int8(), weights from codes", "absmax, one scale each")
+}
+same = [name for name, text in written.items() if text == written["float32"]]
+predict.number("models that write the same", len(same) - 1)
+for name, text in written.items():
+    print(name, *textwrap.wrap(text, 84), sep="\n  ")
 
 # %% [markdown]
 # The sentences may diverge at a token where two candidates were almost equally likely; from there on the texts differ,
@@ -308,7 +331,7 @@ print("quantized, dequantized and quantized again, three times: the same codes")
 #
 # Three errors between a right product and a working model.
 #
-# > **Predict.** Which of them destroys the model, and which only makes it worse?
+# > **Predict.** Which of them harms the model least? And which perplexity does it then have, if it was about 20?
 
 
 # %%
@@ -326,16 +349,21 @@ def damaged(how):
     return model
 
 
-print(
-    f"{'largest magnitudes as they should be':<44} perplexity "
-    f"~{results['LLM.int8(), weights from codes']:.1f}"
-)
-for how in (
-    "in float8, as a stray cast would leave them",
-    "of the rows in reverse order",
-    "divided by 127 once more",
-):
-    print(f"{how:<44} perplexity {model_data.about(perplexity(damaged(how)))}")
+mistakes = {
+    how: perplexity(damaged(how))
+    for how in (
+        "in float8, as a stray cast would leave them",
+        "of the rows in reverse order",
+        "divided by 127 once more",
+    )
+}
+mildest = min(mistakes, key=mistakes.get)
+predict.choice("the least harm: largest magnitudes", list(mistakes), mildest)
+predict.number("its perplexity", mistakes[mildest], ".1f", about=True)
+right = results["LLM.int8(), weights from codes"]
+print(f"{'largest magnitudes as they should be':<44} perplexity ~{right:.1f}")
+for how, value in mistakes.items():
+    print(f"{how:<44} perplexity {model_data.about(value)}")
 
 # %% [markdown]
 # The last one occurs when a checkpoint is read wrongly: some formats store scales, some (bitsandbytes' `SCB`) largest
@@ -360,7 +388,7 @@ print(
 # read, so that the whole float model is never in memory, and `save_pretrained` writes a checkpoint that loads again.
 # For your own model, use its name on the hub instead of the folder.
 #
-# > **Predict.** How large is the saved folder, against the float one? Are the quantized models equal, or close?
+# > **Predict.** The float model's weights take 538 MB in the folder. How many do those of the int8 model take?
 
 # %%
 with tempfile.TemporaryDirectory() as folder:
@@ -379,18 +407,11 @@ with tempfile.TemporaryDirectory() as folder:
     ]
 assert torch.equal(loaded(tokens[:, :64]).logits, again(tokens[:, :64]).logits)
 assert torch.equal(loaded(tokens[:, :64]).logits, quantized(tokens[:, :64]).logits)
-print(
-    "files:",
-    {name: pictures.quantity(size) for name, size in sizes.items()},
-    " three ways to the same model: equal, bit for bit",
-)
-print(
-    "config.json:",
-    {
-        name: settings[name]
-        for name in ("threshold", "outlier_weight", "quantizer", "granularity")
-    },
-)
+predict.number("MB of the int8 model", sizes["int8"] / 1e6, ".0f")
+print(f"float: {pictures.quantity(sizes['float'])}")
+print("three ways to the same int8 model: equal, bit for bit. In config.json:")
+for name in ("threshold", "outlier_weight", "quantizer", "granularity"):
+    print(f"  {name}: {settings[name]}")
 
 # %% [markdown]
 # ## The running table

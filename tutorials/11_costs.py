@@ -16,9 +16,8 @@
 # **Question.** int8 halves the bytes of the weights. What does that save, what does it cost, and when is it better not
 # to use it?
 #
-# **You need** [06, the weights and the batch](06_weights_and_batch.ipynb); [10](10_layer_and_model.ipynb) helps.
-# **Time:** 18 minutes. **You leave with** a cost model that you can compute by hand, and measurements to base a
-# decision on.
+# **You need** [06, the weights and the batch](06_weights_and_batch.ipynb); [10](10_layer_and_model.ipynb) helps. **You
+# leave with** a cost model that you can compute by hand, and measurements to base a decision on.
 #
 # > **Careful.** Nothing is timed in this notebook. The times come from records written by the programs in
 # > `experiments/`, each with its command, date and device; so do the sentences with figures in them. Your machine will
@@ -35,7 +34,15 @@ from experiments.lm.losses import difference, t_quantile
 from experiments.pages import memory, perplexity
 from experiments.pages import speed as charts
 from experiments.shapes import Shape
-from tutorials import checks, model_data, pictures, recorded, running_table, source
+from tutorials import (
+    checks,
+    model_data,
+    pictures,
+    predict,
+    recorded,
+    running_table,
+    source,
+)
 from tutorials.example import W, X
 
 # %% [markdown]
@@ -63,13 +70,11 @@ source.show(contenders.float_work, contenders.int8_work, contenders.Work.floor)
 # ## By hand
 #
 # > **Predict.** The 4 x 4 example, X and Y in 16 bits: how many bytes does the layer move in 16 bits, and how many in
-# > int8? And a layer of 4096 x 4096, for one token?
-#
-# 4 x 4: 2 x 16 + 2 x 16 + 2 x 16 = 96, and 2 x 16 + 16 + 16 + 2 x 16 = 96. Nothing is saved: the scales take the bytes
-# that the codes save.
+# > int8? And a layer of 4096 x 4096, for one token: which share of the bytes is left in int8?
 
 # %%
 assert X.shape == W.shape == (4, 4)
+bytes_of = {}
 print(f"{'M x K x N':<20} {'16 bits':>14} {'int8':>14} {'int8 / 16 bits':>15}")
 for shape in (
     Shape(4, 4, 4, 0),
@@ -83,7 +88,17 @@ for shape in (
         for work in (contenders.float_work(torch.bfloat16), contenders.int8_work)
     ]
     name = f"{shape.m} x {shape.k} x {shape.n}"
+    bytes_of[name] = both
     print(f"{name:<20} {both[0]:>14,} {both[1]:>14,} {both[1] / both[0]:>15.2f}")
+predict.number("4 x 4, bytes in 16 bits", bytes_of["4 x 4 x 4"][0])
+predict.number("4 x 4, bytes in int8", bytes_of["4 x 4 x 4"][1])
+sixteen, eight = bytes_of["1 x 4096 x 4096"]
+share = 100 * eight / sixteen
+predict.number("left in int8, of the 4096 x 4096 layer", share, ".0f", "%")
+predict.explain(
+    "4 x 4: 2 x 16 + 2 x 16 + 2 x 16 bytes, and 2 x 16 + 16 + 16 + 2 x 16. Nothing is "
+    "saved: the scales take the bytes that the codes save."
+)
 
 # %% [markdown]
 # For one token nearly all bytes are W's, and int8 halves them. With thousands of rows X and Y take more bytes than W,
@@ -91,8 +106,8 @@ for shape in (
 #
 # With the rates measured on the recording machine, the formula gives the lower bound on the time of either layer:
 #
-# > **Predict.** At which M does the 16-bit layer change from memory-bound to compute-bound? Is it earlier or later in
-# > int8?
+# > **Predict.** On a CPU: at which M, a power of two, does the 16-bit layer change from memory-bound to compute-bound? And
+# > at best, how many times as fast is int8 at M = 1?
 
 # %%
 speed = recorded.read("speed-cpu")
@@ -105,6 +120,13 @@ floors = {
         ("int8", contenders.int8_work),
     )
 }
+memory_bound = [
+    contenders.float_work(torch.bfloat16)(Shape(int(m), 4096, 4096, 0)).bytes
+    / limits["bandwidth"]
+    for m in rows
+]
+turns = rows[np.argmax(np.array(floors["bfloat16"]) > 1e3 * np.array(memory_bound))]
+predict.number("compute-bound from M =", turns)
 figure, ax = plt.subplots()
 for (name, values), marker in zip(floors.items(), "so", strict=True):
     ax.plot(rows, values, marker + "-", markersize=4, label=f"{name}, at least")
@@ -118,6 +140,7 @@ ax.set(
 ax.set_xscale("log", base=2)
 ax.legend()
 gain = [b / a for a, b in zip(floors["int8"], floors["bfloat16"], strict=True)]
+predict.number("times as fast at M = 1, at best", gain[0], ".2g")
 pictures.show(
     figure,
     "The least time of a 4096 by 4096 layer against M, both axes logarithmic: flat "
@@ -142,7 +165,7 @@ recorded.say(
 #
 # That was the best case. Now the measured one, with detection, quantization and the outlier columns in it.
 #
-# > **Predict.** At M = 1, from which width on is int8 faster than the 16-bit layer? And at M = 256?
+# > **Predict.** In each sweep, from which size on is int8 faster than the 16-bit layer?
 
 # %%
 sweeps = charts.sweeps(charts.rows_of(speed, "crossover"))
@@ -155,6 +178,10 @@ for title, size, of_sweep in sweeps:
     ends = "; ".join(f"{end}: {recorded.times(at[end])}" for end in (min(at), max(at)))
     where = f"first faster at {min(wins)}" if wins else "never faster"
     said.append(f"{title}, {size.upper()} = {ends} ({where})")
+    sizes = [f"{value}" for value in at]
+    first = f"{min(wins)}" if wins else "never"
+    asked = f"{title}: faster from {size.upper()} ="
+    predict.choice(asked, [*sizes, "never"], first)
 pictures.show(
     figure,
     "How many times as fast as F.linear in bfloat16 each layer is, above 1 where int8 "
@@ -211,8 +238,7 @@ recorded.say(f"{recorded.source(generation)}\n\n" + "\n".join(lines))
 # %% [markdown]
 # ## Isn't it expensive to look for outliers at every call?
 #
-# > **Predict.** Detection reads X once and compares. Which share of a layer's time is that at M = 1? At M = 1024? Does
-# > it grow with K?
+# > **Predict.** Detection reads X once and compares. Which share of a layer's time is that, at the least and at the most?
 
 # %%
 detection = charts.rows_of(speed, "detection")
@@ -223,6 +249,8 @@ cost = {
     for row in detection
 }
 least, most = min(cost, key=cost.get), max(cost, key=cost.get)
+predict.number("at the least", cost[least], ".1f", "%")
+predict.number("at the most", cost[most], ".1f", "%")
 pictures.show(
     figure,
     f"Stacked bars of the parts of a layer's time over {len(detection)} combinations "
@@ -264,8 +292,8 @@ recorded.say("\n".join(lines))
 # A model's memory is more than its linear layers: embeddings and head stay in 16 bits, and so do the keys and values of
 # the context.
 #
-# > **Predict.** int8 halves the weights. By how much does it shrink SmolLM2, with its table of 49,152 tokens? And
-# > OPT-175B? What does keeping the 16-bit weights do?
+# > **Predict.** int8 halves the weights. Which share of its bytes in 16 bits is left of SmolLM2, with its table of 49,152
+# > tokens? And of OPT-175B? And of OPT-175B with the 16-bit weights kept?
 
 # %%
 parts = recorded.read("memory")
@@ -290,6 +318,9 @@ for name, policies in by_model.items():
         f"{name}: {pictures.quantity(whole['16 bits'])} in 16 bits; {dequantized:.0%} "
         f"of it in int8, {kept:.0%} with 16-bit weights kept"
     )
+    if name != "OPT-6.7B":
+        predict.number(f"{name}, in int8", 100 * dequantized, ".0f", "%")
+predict.number(f"{name}, with 16-bit weights kept", 100 * kept, ".0f", "%")
 for figure in memory.pictures(parts):
     pictures.show(
         figure,
@@ -309,7 +340,8 @@ recorded.say(
 # Chapter 10 read 512 tokens. The record has more text, cut into windows, and compares each method with the float model
 # *window by window*, which gives a 95 % confidence interval of the difference.
 #
-# > **Predict.** Of all the methods, which one is closest to float? Does decomposition help each of them?
+# > **Predict.** Of all the methods, which one is closest to float? And how many percent is LLM.int8() with absmax away
+# > from it?
 
 # %%
 methods = recorded.read("perplexity-intervals")
@@ -320,6 +352,8 @@ best = min(
     key=lambda row: abs(row["to_float"]["percent"]),
 )
 worst = max(compared, key=lambda row: row["to_float"]["percent"])
+int8 = [row["label"] for row in compared if row["method"] != "float32"]
+predict.choice("closest to float", int8, best["label"])
 for figure in perplexity.pictures(methods):
     pictures.show(
         figure,
@@ -330,6 +364,8 @@ for figure in perplexity.pictures(methods):
     )
 losses = {row["method"]: np.array(row["losses"]) for row in compared}
 against_float = {row["method"]: recorded.interval(row["to_float"]) for row in compared}
+change = {row["method"]: row["to_float"]["percent"] for row in compared}
+predict.number("LLM.int8() with absmax", change["llm-int8-absmax"], ".1f", "%")
 apart = difference(losses["llm-int8-zeropoint"], losses["llm-int8-absmax"])
 answer = (
     "not established on this text"
@@ -350,8 +386,8 @@ recorded.say(
 # %% [markdown]
 # ## Why 6.0, in perplexity
 #
-# > **Predict.** Lowering the threshold sends more columns to 16 bits. From which threshold on does it no longer improve
-# > accuracy?
+# > **Predict.** Lowering the threshold sends more columns to 16 bits. How many percent of the products are computed in 16
+# > bits at 6, and how many at 2? At which threshold is perplexity lowest?
 
 # %%
 sweep = recorded.read("perplexity-thresholds")
@@ -362,6 +398,13 @@ points = [
     f"{100 * row['outlier_share']:.1f} % of the products in 16 bits"
     for row in of_absmax
 ]
+at = {row["threshold"]: row for row in of_absmax}
+for threshold in (6, 2):
+    share = 100 * at[threshold]["outlier_share"]
+    predict.number(f"in 16 bits at {threshold}", share, ".2g", "%")
+names = ["off" if t is None else f"{t:g}" for t in at]
+lowest = min(at, key=lambda t: at[t]["to_float"]["percent"])
+predict.choice("perplexity is lowest at", names, names[list(at).index(lowest)])
 for figure in perplexity.pictures(sweep):
     alt = "By threshold: left, perplexity against float32; right, products in 16 bits"
     pictures.show(figure, f"{alt}. {'; '.join(points)}")
@@ -393,7 +436,8 @@ print("bytes of a layer: as counted, for both policies")
 #
 # Three ways to measure the wrong thing, shown on the records themselves.
 #
-# > **Predict.** In the first, our layer stays the same and looks several times as fast. What was changed?
+# > **Predict.** In the first, our layer stays the same, and something else is changed until it looks fastest. Which
+# > baseline is that? And how many times as fast is ours beside it?
 
 # %%
 row = next(
@@ -406,11 +450,14 @@ lines = [
     f"**1. The baseline makes the headline.** One and the same layer, {row['m']} x "
     f"{row['k']} x {row['n']}:\n"
 ]
+baselines = {}
 for name in ("linear-bf16", "linear-fp32", "linear-fp16"):
     other = row["contenders"][name]
-    lines.append(
-        f"- {recorded.times(other['seconds']['median'] / own)} as {other['label']}"
-    )
+    ratio = baselines[other["label"]] = other["seconds"]["median"] / own
+    lines.append(f"- {recorded.times(ratio)} as {other['label']}")
+flattering = max(baselines, key=baselines.get)
+predict.choice("the flattering baseline", list(baselines), flattering)
+predict.number("times as fast beside it", baselines[flattering], ".2g")
 cache = speed["settings"]["hardware"]["cache"]
 size = 576 * 1536
 lines.append(
@@ -426,7 +473,8 @@ recorded.say("\n".join(lines))
 # %% [markdown]
 # **3. Two means instead of the mean of differences.** Windows of text differ far more from each other than methods do.
 #
-# > **Predict.** How wide is the interval of the difference if the two models' windows are not compared one by one?
+# > **Predict.** Compared window by window, half the width of the interval is less than a percent. How much is it if the
+# > two models' windows are not compared one by one?
 
 # %%
 a, b = losses["float32"], losses["llm-int8-absmax"]
@@ -434,10 +482,8 @@ t = t_quantile(0.975, len(a) - 1)
 paired = t * (b - a).std(ddof=1) / np.sqrt(len(a))
 unpaired = t * np.sqrt((a.var(ddof=1) + b.var(ddof=1)) / len(a))
 assert paired < unpaired
-print(
-    f"half the width of the 95 % interval: paired {100 * np.expm1(paired):.1f} %, "
-    f"unpaired {100 * np.expm1(unpaired):.0f} %"
-)
+predict.number("unpaired", 100 * np.expm1(unpaired), ".0f", "%")
+print(f"half the width of the 95 % interval, paired: {100 * np.expm1(paired):.1f} %")
 
 # %% [markdown]
 # Unpaired, the interval is too wide to say anything about the better methods.

@@ -10,8 +10,8 @@ from itertools import zip_longest
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.pages import Page
 
-#: What the site's column shows of a line of code, in characters.
-COLUMNS = 88
+#: What the site's column shows of a line of code, in characters; on a page without a table of contents at its side.
+COLUMNS, WIDE_COLUMNS = 88, 118
 #: What a phone shows of a table's row, in characters; a cell with more than this many is wrapped.
 PHONE_CHARACTERS, CELL_CHARACTERS = 34, 14
 
@@ -26,7 +26,8 @@ CELL = re.compile(r"<(t[hd])([^>]*)>(.*?)</\1>", re.DOTALL)
 
 def on_post_page(output: str, page: Page, config: MkDocsConfig) -> str:
     """Marks the blocks of code and the tables of a finished page."""
-    return TABLE.sub(table, BLOCK.sub(block, output))
+    columns = WIDE_COLUMNS if "toc" in page.meta.get("hide", ()) else COLUMNS
+    return TABLE.sub(table, BLOCK.sub(lambda match: block(match, columns), output))
 
 
 def text(markup: str) -> str:
@@ -34,11 +35,11 @@ def text(markup: str) -> str:
     return html.unescape(re.sub(r"<[^>]*>", "", markup))
 
 
-def block(match: re.Match[str]) -> str:
+def block(match: re.Match[str], columns: int = COLUMNS) -> str:
     """A block of code, whose long lines wrap, each by its own indentation; printed columns stay aligned if the page can show them."""
     classes, language, content = match.groups()
     lines = text(content).split("\n")
-    if language == "text" and max(map(len, lines)) <= COLUMNS and sum(bool(ALIGNED.search(line)) for line in lines) > 1:
+    if language == "text" and max(map(len, lines)) <= columns and sum(bool(ALIGNED.search(line)) for line in lines) > 1:
         return f'<div class="{classes} columns">{content}</div>'
     indented = LINE.sub(lambda line: f'{line[1]} style="--indent:{len(line[3])}">{line[2]}{line[3]}', content)
     return f'<div class="{classes} wraps">{indented}</div>'

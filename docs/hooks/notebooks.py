@@ -22,6 +22,8 @@ import predictions
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
+from tutorials import times
+
 FOLDER = Path(__file__).resolve().parents[2] / "tutorials"
 NAV_ENTRY = "tutorials/*"
 
@@ -38,6 +40,9 @@ QUOTE = re.compile(r"(?:^>.*\n?)+", re.MULTILINE)
 SOURCE_OUTPUT = re.compile(r"# \w[\w/]*\.py\n")
 #: A line of a cell that only imports and sets options.
 PREPARES = re.compile(r"(import|from|np\.set_printoptions|torch\.set_grad_enabled|os\.environ\[|kernel_checks\.guard|#|\)|\s|$)")
+#: A line that raises if a claim of the chapter does not hold, and one that makes text from a record.
+CHECKS = re.compile(r"^\s*assert ", re.MULTILINE)
+WRITES = re.compile(r"^\s*recorded\.say\(", re.MULTILINE)
 CHECKER = re.compile(r"^\s*(?:print\()?(kernel_checks|checks)\.\w+\(", re.MULTILINE)
 
 
@@ -97,7 +102,11 @@ def page(notebook: Path) -> tuple[str, list[Picture]]:
             parts += [code(source, bool(of_cell)), *shown]
     title, _, rest = "\n\n".join(parts).partition("\n")
     links = f"[Notebook]({notebook.name}){{ .md-button download }} [Script]({notebook.stem}.py){{ .md-button download }}"
-    return f"{title}\n\n{links}\n{{ .downloads }}\n{rest}", pictures
+    effort = times.of_page(rest)
+    taken = (
+        f"**{effort.reading} minutes** to read, **{effort.exercise}** for the [exercise](#exercise); [how this is counted](index.md#times)."
+    )
+    return f"{title}\n\n{links}\n{{ .downloads }}\n\n{taken}\n{{ .minutes }}\n{rest}", pictures
 
 
 def prose(source: str) -> str:
@@ -130,13 +139,17 @@ def links(source: str) -> str:
 
 
 def code(source: str, draws: bool) -> str:
-    """A code cell; folded if it only imports and sets options, or if it draws a picture."""
+    """A code cell; folded if it only imports and sets options, draws a picture, checks what the text has claimed, or writes sentences."""
     checker = CHECKER.search(source)
     fence = _fence(source.strip("\n"), "python")
     if draws and not checker:
         return f'??? code "Code of this figure"\n\n{textwrap.indent(fence, "    ")}'
     if all(PREPARES.match(line) for line in source.splitlines()):
         return f'??? code "Imports"\n\n{textwrap.indent(fence, "    ")}'
+    if CHECKS.search(source) and "@triton.jit" not in source:
+        return f'??? code "Code of this check"\n\n{textwrap.indent(fence, "    ")}'
+    if WRITES.search(source):
+        return f'??? code "Code of this text"\n\n{textwrap.indent(fence, "    ")}'
     if checker and checker[1] == "checks" and "NotImplemented" in source:
         return f"{fence}\n\n[Run this exercise in the browser](../playground/index.md#exercises){{ .try-it }}"
     return fence

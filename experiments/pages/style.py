@@ -42,12 +42,6 @@ STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
 }
 
-#: The width of a figure on a phone, in inches: 358 CSS pixels of a screen of 390 show 280 points, so that a label of 8 points has
-#: 10 pixels.
-PHONE_INCHES = 3.9
-#: Two panels of up to this width stand side by side on a phone.
-SMALL_PANEL_INCHES = 2.6
-
 
 def png(figure: "Figure") -> bytes:
     """The figure as a file, without the date."""
@@ -68,30 +62,6 @@ def svg(figure: "Figure") -> str:
         return re.sub(r"\d+\.\d{3,}", lambda digits: f"{float(digits[0]):.2f}".rstrip("0").rstrip("."), tag[0])
 
     return re.sub(r"<[^>]*>", short, content.getvalue())  # in the elements, not in the text that they show
-
-
-def narrow(figure: "Figure") -> "Figure":
-    """The same figure for a phone: its panels below each other, small ones in pairs. Changes `figure` and returns it."""
-    from matplotlib.gridspec import GridSpecFromSubplotSpec
-
-    width, height = figure.get_size_inches()
-    placed = [(spec, axes) for axes in figure.axes if (spec := axes.get_subplotspec()) is not None]
-    panels = sorted({spec.num1 for spec, _ in placed})
-    if panels:
-        grid = placed[0][0].get_gridspec()
-        rows, columns = grid.get_geometry()
-        pairs = 2 if width / columns <= SMALL_PANEL_INCHES else 1
-        lines = [panels[i : i + pairs] for i in range(0, len(panels), pairs)]
-        ratios: Any = grid.get_width_ratios()
-        outer = figure.add_gridspec(len(lines), 1)
-        for row, line in enumerate(lines):
-            inner = GridSpecFromSubplotSpec(1, len(line), outer[row], width_ratios=[ratios[panel % columns] for panel in line])
-            for column, panel in enumerate(line):
-                for axes in (axes for old, axes in placed if old.num1 == panel):
-                    axes.set_subplotspec(inner[column])
-        height = height / rows * len(lines)
-    figure.set_size_inches(PHONE_INCHES, height)
-    return figure
 
 
 @contextmanager

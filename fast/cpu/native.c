@@ -6,9 +6,9 @@
        rescale            times the scale of the row of X, times the scale of the row of W
        outlier_product    plus X[:, O] @ W[:, O].T, plus the bias, rounded once to X's dtype
 
-   The last three run tile by tile, so that a sum goes from its register to Y without passing through memory.
+   The last three run tile by tile, so that no sum leaves the first cache before it is an entry of Y.
 
-   Nothing is packed, copied or kept of the weight: it is read where it lies, once per block of 64 rows of X. Codes of X are written
+   Nothing is packed, copied or kept of the weight: it is read where it lies, once per block of 256 rows of X. Codes of X are written
    anew in every call anyway, so it is they that take the order that the product wants:
 
        up to 8 rows of X    codes lie as the rows do. A sum runs along K: a register holds 4 * LANES neighbours of a row of X, another
@@ -16,8 +16,10 @@
        more rows            a register holds 4 neighbours of each of LANES rows of X, [K / 4][LANES][4]; 4 bytes of a row of W are
                             broadcast against it. TALL rows of W times WIDE registers of X give TALL * WIDE sums, all in registers.
 
-   GCC's vector types (Clang has them too) say in C what is the same for all processors; a section of a few lines says what is not.
-   One library is compiled for each set of instructions, from this one file: the compiler's -m flags choose the section.
+   In reading order: native_registers.h, the instruction sets; native_layer.h, what a call is given and its scratch memory;
+   native_quantize.h, the first two steps; native_product.h, the others; and here the calls. GCC's vector types (Clang has them too) say
+   in C what is the same for all processors. One library is compiled for each set of instructions: the compiler's -m flags choose the
+   section of native_registers.h.
 
    -ffp-contract=off is part of the meaning: x * r + c has to round twice. */
 #include "native_product.h"
