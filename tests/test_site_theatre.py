@@ -218,13 +218,14 @@ def test_what_the_compiler_made_can_be_stepped_through(open_page, width):
         root = page.locator(f"#{part}")
         root.locator("[data-action=first]").click()
         count = int(root.locator(".at").get_attribute("max")) + 1
-        seen = set()
+        before = ""
         for n in range(1, count + 1):
             sentence = root.locator(".stage-sentence").inner_text()
             assert sentence.startswith(f"Step {n} of {count}, ")
-            seen.add(root.locator(".stage-picture").inner_html())
+            picture = root.locator(".stage-picture").inner_html()
+            assert picture != before
+            before = picture
             root.locator("[data-action=step]").click()
-        assert len(seen) == count
     assert page.evaluate("document.documentElement.scrollWidth") <= WIDTHS[width]["width"]
 
 
