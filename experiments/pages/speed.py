@@ -242,16 +242,14 @@ def _against_peers(rows: list[Row]) -> list[str]:
         if others:
             best = min(others.values(), key=lambda c: c["seconds"]["median"])
             cells.append([name(row), best["label"], spread(best["int8_ratio"])])
-    return (
-        [
-            "How many times as fast as the fastest int8 layer of another library ours is, above 1 where it is faster. Of these libraries "
-            "bitsandbytes alone treats outlier columns apart; the others round them with everything else. bitsandbytes and torchao are given "
-            "bfloat16 and give it back, the others float32, whose conversion is not timed:",
-            tables.markdown(["layer", "the fastest other", "ours"], cells),
-        ]
-        if cells
-        else []
-    )
+    if not cells:
+        return []
+    return [
+        "How many times as fast as the fastest int8 layer of another library ours is, above 1 where it is faster. Of these libraries "
+        "bitsandbytes alone treats outlier columns apart; the others round them with everything else. bitsandbytes and torchao take "
+        "and give bfloat16, the others float32, whose conversion is not timed:",
+        tables.markdown(["layer", "the fastest other", "ours"], cells),
+    ]
 
 
 def _failures(rows: list[Row]) -> str:
