@@ -2,8 +2,8 @@
 
 A copy brings its bytes at the last moment that is allowed, when it is waited for. Until then a touch of where it writes is a fault.
 The seed decides whether it reads its source at once or at that moment, and how often a wait for an mbarrier fails first.
-Sources: PTX ISA, "Data Movement and Conversion Instructions: Asynchronous Copy: cp.async, cp.async.bulk.tensor, Tensor Copy:
-Swizzling Modes", "Parallel Synchronization and Communication Instructions: mbarrier", "Async Proxy: fence.proxy.async".
+Sources: PTX ISA 9.0, 9.7.9.25 "Asynchronous copy", 9.7.9.25.5.2 "cp.async.bulk.tensor", 5.5.7 "Swizzling Modes", 9.7.13.15 "mbarrier",
+9.7.13.4 "membar / fence" (fence.proxy.async), 8.6 "Proxies".
 """
 
 import re
@@ -23,7 +23,7 @@ from .warpgroup import swizzled
 if TYPE_CHECKING:
     from .machine import Machine
 
-ASYNC = "Data Movement and Conversion Instructions: Asynchronous Copy: "
+ASYNC = "Data Movement and Conversion Instructions: "
 MBARRIER = "Parallel Synchronization and Communication Instructions: mbarrier"
 CLUSTER = r"shared(?:::cta|::cluster)?"
 

@@ -119,6 +119,7 @@ class CountingMachine(Machine):
     """Counts what each instruction asks of memory and of the matrix unit; `reached` counts how many warps ran each.
 
     accesses: index in the code -> what it asked for. matrix: opcode -> (instructions, multiply-adds, bytes read from shared memory).
+    flying: the most bytes of asynchronous copies that were on their way at once, as they are if none arrives before it is waited for.
     """
 
     shared_memory = PlainMemory
@@ -126,7 +127,7 @@ class CountingMachine(Machine):
     def __init__(self, *arguments: Any, **options: Any) -> None:
         self.accesses: dict[int, Access] = {}
         self.matrix: dict[str, list[int]] = {}
-        self.loading = 0
+        self.loading = self.flying = 0
         super().__init__(*arguments, **options)
 
     def _build(self, instruction: Instruction) -> Step:
@@ -136,9 +137,14 @@ class CountingMachine(Machine):
         if count is None:
             return step
 
+        copies = instruction.opcode.startswith("cp.async")
+
         def counted(m: Machine) -> None:
             count(m)
             step.action(m)
+            if copies:
+                groups, boxes = m.copies.flying, m.copies.barriers.values()
+                self.flying = max(self.flying, sum(data.size for _, _, _, data, _, _ in groups) + sum(barrier.bytes for barrier in boxes))
 
         return step._replace(action=counted)
 

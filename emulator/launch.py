@@ -221,11 +221,13 @@ class _Launcher:
             leave(launch_metadata)
 
 
-def _flattened(signature: Sequence[Any], values: Sequence[Any]) -> Iterator[tuple[Any, Any]]:
+def _flattened(signature: Sequence[Any], values: Sequence[Any], in_tuple: bool = False) -> Iterator[tuple[Any, Any]]:
     """(type, value) of each argument, tuples taken apart."""
     for kind, value in zip(signature, values, strict=True):
         if isinstance(kind, tuple):
-            yield from _flattened(kind, value)
+            yield from _flattened(kind, value, in_tuple=True)
+        elif in_tuple and kind.startswith("tensordesc"):
+            raise Unsupported("a tensor descriptor in a tuple: Triton's launcher for a GPU makes none of those")
         else:
             yield kind, value
 

@@ -2,8 +2,8 @@
 
 Threads that part at a branch become groups, each with a place in the code and a mask; the group furthest behind runs, so groups
 meet again where their ways join. A barrier waits for all threads that still run.
-Sources: PTX ISA, "Programming Model: Thread Hierarchy", "Special Registers", "Control Flow Instructions", "Parallel
-Synchronization and Communication Instructions: bar".
+Sources: PTX ISA 9.0, 2.2 "Thread Hierarchy", 9.3 "Predicated Execution", 9.5 "Divergence of Threads in Control Constructs", 9.7.12 "Control
+Flow Instructions", 9.7.13.1 "bar, barrier", 10 "Special Registers".
 """
 
 from collections.abc import Callable, Iterable

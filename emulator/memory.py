@@ -3,7 +3,8 @@
 Order is kept by vector clocks. An access by warp v at v's time c lies before what warp w does next if w has since learned of v's
 time c through a barrier. Two accesses of which one writes and neither lies before the other are a race, in whatever order this
 machine happened to run them. Warps are the finest actors: the lanes of a warp are taken to run in step.
-Sources: PTX ISA, "Memory Consistency Model: Causality Order", "State Spaces", "Vectors: alignment", "Async Proxy".
+Sources: PTX ISA 9.0, 8.7.1 "Conflict and Data-races", 8.9.5 "Causality Order", 8.6 "Proxies", 5.1.7 "Shared State Space", 6.4.1
+"Addresses as Operands" (alignment).
 """
 
 import numpy as np

@@ -3,9 +3,10 @@
     python -m experiments.profile                                 every kernel on sm_80 and sm_90
     python -m experiments.profile --arch sm_90 --kernel decode    some of them; --out names another record
     python -m experiments.profile --details                       and each line whose accesses are not the best possible
+    python -m experiments.profile --gpu L4 --gpu B200             against the ceilings of these GPUs, on their architectures
 
-Counts are of one program in its steady state, in PTX's instructions. Cycles are what each resource of a multiprocessor needs for one
-program, were it alone the bound: floors, no times.
+Counts are of one program in its steady state. Cycles are what each resource of a multiprocessor needs for one program, were it alone the
+bound: floors, no times.
 """
 
 import os
@@ -16,7 +17,8 @@ from unittest import mock
 import torch
 
 import emulator
-from emulator import CEILINGS, Profile
+from emulator import CEILINGS, Ceiling, Profile
+from emulator.profiler import LATENCY
 
 from . import command, machine, records
 from .command import InputError
@@ -131,31 +133,37 @@ RUNS: dict[str, Callable[[str], tuple[Profile, float]]] = {
 }
 
 
-def row(name: str, profile: Profile, hbm_bytes: float) -> dict[str, Any]:
+#: GPUs whose ceilings stand on the page.
+GPUS = ("A100 SXM", "H100 SXM")
+
+
+def row(name: str, profile: Profile, ceiling: Ceiling, hbm_bytes: float) -> dict[str, Any]:
     """What a record says of one launch; counts per program."""
     n = profile.programs
+    cycles = profile.cycles(ceiling, hbm_bytes)
     counts = {name: profile.total(name) / n for name in ("sectors", "fewest_sectors", "wavefronts", "fewest_wavefronts")}
-    found = {
-        "name": name, "arch": profile.arch, "kernel": profile.kernel, "grid": profile.grid, "warps": profile.warps,
+    return {
+        "name": name, "arch": profile.arch, "gpu": ceiling.name, "kernel": profile.kernel, "grid": profile.grid, "warps": profile.warps,
         "registers": profile.registers, "spilled": profile.spilled, "shared": profile.shared,
-        "instructions": {k: v / n for k, v in profile.instructions.most_common()}, **counts,
+        "instructions": {k: v / n for k, v in profile.instructions.most_common()},
+        "issued": {k: v / n for k, v in profile.issued.most_common()}, **counts,
         "bytes": {
             "loads": profile.path("ld.global") / n, "stores": profile.path("st.global") / n, "cp.async": profile.path("cp.async") / n,
             "tensor copies": profile.path("tensor copy") / n, "shared": (profile.path("shared") + profile.path("matrices")) / n,
         },
         "waits": profile.waits / n, "matrix_instructions": profile.matrix_instructions / n,
         "multiply_adds": sum(entry[1] for entry in profile.matrix.values()) / n,
+        "flights": [{"loop": f.place and str(f.place), "loaded": f.loaded, "flying": f.flying} for f in profile.flights],
+        "in_flight": profile.in_flight(ceiling), "in_flight_needed": LATENCY * ceiling.hbm,
+        "cycles": cycles, "bound": max(cycles, key=cycles.__getitem__), "resident": profile.resident(ceiling),
     }  # fmt: skip
-    if ceiling := CEILINGS.get(profile.arch):
-        cycles = profile.cycles(ceiling, hbm_bytes)
-        found |= {"cycles": cycles, "bound": max(cycles, key=cycles.__getitem__), "resident": profile.resident(ceiling)}
-    return found
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command."""
     parser = command.Parser(prog="python -m experiments.profile", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--arch", action="append", choices=emulator.ARCHITECTURES, help="only this architecture (repeatable)")
+    parser.add_argument("--arch", action="append", choices=sorted({c.arch for c in CEILINGS.values()}), help="only this one (repeatable)")
+    parser.add_argument("--gpu", action="append", choices=CEILINGS, help=f"whose ceilings (repeatable); by default {', '.join(GPUS)}")
     parser.add_argument("--kernel", default="", help="only kernels whose name contains this: scan, quantize, product, decode")
     parser.add_argument("--details", action="store_true", help="also each line of source whose accesses are not the best possible")
     parser.add_argument("--out", help="where the record goes; experiments/results/profile.json by default")
@@ -166,17 +174,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not wanted:
         raise InputError(f"--kernel {options.kernel}: no kernel is called so; there are {', '.join(RUNS)}")
     path = records.output_path(options.out, "profile")
-    architectures = options.arch or list(CEILINGS)
-    record = machine.heading("profile", {"architectures": architectures, "kernels": wanted, "threshold": THRESHOLD, "columns": COLUMNS})
+    first = [c.name for c in CEILINGS.values() if c == emulator.ceiling_of(c.arch) and c.arch in (options.arch or ())]
+    gpus = [CEILINGS[name] for name in options.gpu or first or GPUS]
+    if wrong := [c.name for c in gpus if options.arch and c.arch not in options.arch]:
+        raise InputError(f"--gpu {', '.join(wrong)}: not of architecture {', '.join(options.arch)}")
+    names = [ceiling.name for ceiling in gpus]
+    record = machine.heading("profile", {"gpus": names, "kernels": wanted, "threshold": THRESHOLD, "columns": COLUMNS})
     rows = []
-    for arch in architectures:
+    for ceiling in gpus:
         for name in wanted:
-            profile, hbm_bytes = RUNS[name](arch)
-            rows.append(row(name, profile, hbm_bytes))
+            profile, hbm_bytes = RUNS[name](ceiling.arch)
+            rows.append(row(name, profile, ceiling, hbm_bytes))
             if options.details:
                 print(profile, flush=True)
     print(page.tables(rows, text.table))
-    for written in records.write(path, record | {"ceilings": {a: c._asdict() for a, c in CEILINGS.items()}, "rows": rows}):
+    for written in records.write(path, record | {"ceilings": {c.name: c._asdict() for c in gpus}, "rows": rows}):
         print(f"wrote {written}")
     if path == records.output_path(None, "profile"):
         page.PAGE.write_text(page.with_tables(page.PAGE.read_text(encoding="utf-8"), records.plain(rows)), encoding="utf-8")

@@ -95,11 +95,11 @@ def test_a_committed_notebook_was_executed_in_order_and_without_error(script):
 def test_every_picture_of_a_notebook_has_a_description(script):
     stored = json.loads(script.with_suffix(".ipynb").read_text(encoding="utf-8"))
     outputs = [output for cell in stored["cells"] for output in cell.get("outputs", [])]
-    for output in outputs:
-        if "image/png" in output.get("data", {}):
-            alt = output["metadata"]["image/png"]["alt"]
-            assert len(alt) > 40
-            assert "<Figure" not in alt
+    shown = ["".join(output["data"]["text/plain"]) for output in outputs if "image/svg+xml" in output.get("data", {})]
+    folded = [alt for o in outputs for alt in re.findall(r'<img alt="([^"]*)"', "".join(o.get("data", {}).get("text/markdown", "")))]
+    for alt in shown + folded:
+        assert len(alt) > 40
+        assert "<Figure" not in alt
 
 
 @pytest.mark.parametrize(
@@ -201,6 +201,20 @@ def test_a_line_shown_beside_its_formula_is_the_line_of_the_file():
 def test_a_line_that_is_no_longer_there_is_noticed():
     with pytest.raises(LookupError, match="encode has no statement that begins with 'kodes ='"):
         source.statement(reference.absmax.encode, "kodes =")
+
+
+def test_a_part_of_a_kernel_is_shown_from_its_first_line_to_its_last(capsys):
+    source.part(reference.absmax.encode, "inverse, scale =", "return")
+    shown = capsys.readouterr().out.splitlines()
+    assert shown[0] == "# reference/absmax.py"
+    assert shown[1] == "inverse, scale = inverse_and_scale(absmax, INT8_MAX)"
+    assert [line.startswith("return") for line in shown] == [False] * 4 + [True]
+
+
+@pytest.mark.parametrize(("first", "last"), [("kodes =", "return"), ("return", "codes =")])
+def test_a_part_that_is_no_longer_there_is_noticed(first, last):
+    with pytest.raises(LookupError, match="encode has no line that begins with"):
+        source.part(reference.absmax.encode, first, last)
 
 
 def test_a_reader_works_on_copies_that_nothing_overwrites(tmp_path):

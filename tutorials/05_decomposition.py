@@ -16,9 +16,8 @@
 # **Question.** Outliers must be computed precisely, and they occur in a few columns. Can the product be split so that
 # int8 does nearly all the work and the outliers do no harm?
 #
-# **You need** [03](03_granularity.ipynb) and [04](04_outliers.ipynb). **Time:** 18 minutes. **You leave with** the
-# method of the paper, and answers to: why 6.0, where the 16-bit weights come from, and what the rest of the batch does
-# to your tokens.
+# **You need** [03](03_granularity.ipynb) and [04](04_outliers.ipynb). **You leave with** the method of the paper, its
+# bound, and an answer to: why 6.0?
 
 # %%
 import copy
@@ -31,7 +30,7 @@ import fast
 import reference
 from experiments.lm import dial
 from experiments.lm.recording import readers
-from reference import Int8Linear, bounds
+from reference import bounds
 from tutorials import checks, model_data, pictures, running_table, source
 from tutorials.example import W, X
 
@@ -280,7 +279,7 @@ for t in (1, 2, 4, 6, 12, 1000):
 # There is no cliff at 6.0. Each halving of the threshold reduces the error by about the same factor, and multiplies the
 # 16-bit columns several times: near 6 the two curves cross. The paper chose 6.0 because treating the columns beyond it
 # was enough to bring the degradation of its models close to zero (section 3.2). Your model may need another: measure
-# it, as here; chapter 09 has the same sweep in perplexity.
+# it, as here; chapter 11 has the same sweep in perplexity.
 #
 # ## The dial again
 #
@@ -314,8 +313,7 @@ read_by = readers(model, tokens[:, :8].numpy())
 factors = (1, 8, 64, 256)
 methods = {
     "absmax, vector-wise": {"threshold": None},
-    "LLM.int8(), weights from codes": {},
-    "LLM.int8(), 16-bit W kept": {"outlier_weight": "float"},
+    "LLM.int8()": {"outlier_weight": "float"},
 }
 curves = {name: [] for name in methods}
 for factor in factors:
@@ -328,7 +326,7 @@ in_float = perplexity(model)
 
 figure, ax = plt.subplots()
 for (name, values), marker, color in zip(
-    curves.items(), "^os", (pictures.GREEN, pictures.ORANGE, pictures.BLUE), strict=True
+    curves.items(), "^o", (pictures.GREEN, pictures.BLUE), strict=True
 ):
     ax.plot(
         reach * np.array(factors),
@@ -351,169 +349,18 @@ pictures.show(
     figure,
     "Perplexity against the size of six turned columns, cut off at 26; float32 is a "
     f"dotted line at {in_float:.1f}. Vector-wise leaves the "
-    "picture beyond 6; LLM.int8() with 16-bit weights stays near the dotted line; with "
-    "weights from the codes it rises slightly.",
+    "picture beyond 6; LLM.int8() stays near the dotted line.",
 )
 print(
-    f"float32: {in_float:.2f}\n{'factor':<32}"
+    f"float32: {in_float:.2f}\n{'factor':<22}"
     + "".join(f"{factor:>11}" for factor in factors)
 )
 for name, values in curves.items():
-    print(f"{name:<32}" + "".join(f"{model_data.about(value):>11}" for value in values))
+    print(f"{name:<22}" + "".join(f"{model_data.about(value):>11}" for value in values))
 
 # %% [markdown]
 # The error stays low, whatever the size of the outliers. That is the paper's result, on a model that runs on a laptop.
 # (The [playground](../docs/playground/index.md) has such a dial to turn by hand.)
-#
-# Why does the orange line rise at the end? The dial made the weights that read the six columns small. They share the
-# scale of their row with weights of ordinary size:
-
-# %%
-reader = (
-    dial.turn(model, read_by, columns, 256)
-    .get_submodule("model.layers.5.mlp.gate_proj")
-    .weight.numpy()
-)
-zero_codes = (reference.absmax_quantize(reader, axis=-1).codes[:, columns] == 0).mean()
-print(f"of the codes of these columns, {zero_codes:.0%} are 0 at factor 256")
-
-# %% [markdown]
-# A weight whose code is 0 is lost, unless it is kept elsewhere. So where *do* the 16-bit weights come from?
-#
-# ## Where do the 16-bit weights come from?
-#
-# The formula multiplies $X_{:,O}$ by columns of the 16-bit W. But W is no longer there: the layer was loaded to keep
-# only codes. Two policies:
-#
-# - **dequantized**: take the columns of the codes and multiply by their scales. No second copy of W; the outlier
-#   columns have the weight's quantization error, not the input's. The default, and what bitsandbytes does.
-# - **float**: keep the 16-bit W beside the codes. Closest to the paper; three bytes per weight.
-#
-# > **Predict.** On the layer of the running table, how much larger is the error of the first? How many bytes does the
-# > second keep?
-
-# %%
-exact_y = x.astype(np.float64) @ w.T.astype(np.float64)
-for policy in ("dequantized", "float"):
-    layer = Int8Linear.from_float(w, outlier_weight=policy)
-    size = w.size + 4 * len(w) + (2 * w.size if policy == "float" else 0)
-    print(
-        f"{policy:<12} error of Y {running_table.error(layer(x), exact_y):.3%}, bytes "
-        f"of W {size:>9,} ({size / w.size:.2f} per weight)"
-    )
-
-# %% [markdown]
-# A tenth more error against three times the memory: on a real layer, whose weights were not scaled down by a dial, the
-# codes are precise enough. That is why they are the default. The time of both is in chapter 09.
-#
-# ## What does the rest of the batch do to my tokens?
-#
-# A column is an outlier if *any* row reaches the threshold: the whole batch decides. So the more rows are computed
-# together, the more columns go to 16 bits, and the result of a row depends on the other rows.
-#
-# > **Predict.** Do other rows make a row's result better or worse?
-
-# %%
-sizes = 2 ** np.arange(10)
-figure, ax = plt.subplots()
-for name, marker in (
-    ("model.layers.20.mlp.down_proj", "o"),
-    ("model.layers.27.mlp.down_proj", "^"),
-    ("model.layers.27.self_attn.q_proj", "s"),
-):
-    counts = [
-        int(reference.outlier_columns(inputs[name][-rows:]).sum()) for rows in sizes
-    ]
-    ax.plot(
-        sizes,
-        counts,
-        marker + "-",
-        markersize=4,
-        label=f"{name.removeprefix('model.layers.')} (of {inputs[name].shape[1]})",
-    )
-    print(f"{name}: {dict(zip(sizes.tolist(), counts, strict=True))}")
-ax.set(xscale="log", xlabel="rows computed together", ylabel="outlier columns")
-ax.legend()
-pictures.show(
-    figure,
-    "Outlier columns against the number of rows in the batch: two down_proj layers "
-    "climb steadily with "
-    "every doubling, q_proj stays at one column.",
-)
-
-name = "model.layers.27.mlp.down_proj"
-xb, wb = model_data.layer(name)
-exact_b = xb.astype(np.float64) @ wb.T.astype(np.float64)
-together = reference.llm_int8_matmul(xb, wb)
-alone = np.concatenate([reference.llm_int8_matmul(row[None], wb) for row in xb[-64:]])
-print(
-    "\nthe last 64 rows, computed together with all: error "
-    f"{running_table.error(together[-64:], exact_b[-64:]):.2%}"
-)
-print(
-    "the same rows, each computed alone:           error "
-    f"{running_table.error(alone, exact_b[-64:]):.2%}"
-)
-print(
-    f"rows whose result differs: {int((together[-64:] != alone).any(axis=1).sum())} of "
-    "64"
-)
-
-# %% [markdown]
-# Systematic outliers, as in `q_proj`, are in every row, so other rows change nothing. Scattered ones, as in
-# `down_proj`, accumulate. In a batch, a row gets more 16-bit columns than it needs, so its error tends to fall, and its
-# result is not reproducible from one batch to another. For reproducible results, fix the batch or turn decomposition
-# off.
-#
-# ## Absmax or zeropoint, continued
-#
-# Chapter 02 found that zeropoint's step is finer on one-sided inputs, because of outliers. Now we can take these out.
-#
-# > **Predict.** Over the 210 layers, how much smaller is zeropoint's error vector-wise? And with the outlier columns in
-# > 16 bits?
-
-# %%
-ratios = {"vector-wise": [], "LLM.int8()": []}
-for name in (name for name in inputs if name != "lm_head"):
-    xa, wa = inputs[name][:64], model.get_submodule(name).weight.numpy()
-    exact_a = xa.astype(np.float64) @ wa.T.astype(np.float64)
-    for how, threshold in (("vector-wise", None), ("LLM.int8()", 6.0)):
-        errors = [
-            running_table.error(
-                reference.llm_int8_matmul(xa, wa, threshold, q), exact_a
-            )
-            for q in ("absmax", "zeropoint")
-        ]
-        ratios[how].append(errors[1] / errors[0])
-figure, ax = plt.subplots()
-bins = np.linspace(0.5, 1.1, 31)
-for (how, values), color in zip(
-    ratios.items(), (pictures.BLUE, pictures.ORANGE), strict=True
-):
-    ax.hist(values, bins, color=color, alpha=0.6, label=how)
-ax.set(
-    xlabel="error of Y with zeropoint / with absmax",
-    ylabel="linear layers",
-    title="210 layers, 64 positions",
-)
-ax.legend()
-pictures.show(
-    figure,
-    "Histogram over the layers of zeropoint's error divided by absmax's. Vector-wise: "
-    f"median {np.median(ratios['vector-wise']):.2f}. "
-    f"LLM.int8(): median {np.median(ratios['LLM.int8()']):.2f}.",
-)
-for how, values in ratios.items():
-    low, middle, high = np.percentile(values, [10, 50, 90])
-    print(
-        f"{how:<12} zeropoint has {middle:.2f} of absmax's error in the median layer; "
-        f"80 % of the layers {low:.2f} to {high:.2f}"
-    )
-
-# %% [markdown]
-# Zeropoint's error is smaller by about a quarter before decomposition and a sixth after: without the outliers, inputs
-# are much less one-sided. Its price is the corrections in every product and a wider accumulator. Absmax with
-# decomposition is the method of the paper, and the rest of this tutorial uses it. Perplexity by both: chapter 09.
 #
 # ## The law
 #
@@ -592,7 +439,9 @@ with np.errstate(all="ignore"):
 running_table.show(x, w, chapter=5)
 
 # %% [markdown]
-# The error is a twelfth of where it started, at half the bytes of float16.
+# The error is less than a twelfth of where it started. But look at the bytes: the outlier columns of W have to come
+# from somewhere, and this layer keeps all of W in 16 bits beside its codes. That is more memory than float16 alone
+# takes, not less. Chapter 06 gets rid of it.
 #
 # ## Exercise
 #
@@ -626,5 +475,5 @@ checks.decomposition(my_llm_int8)
 # 2. Clear the outlier columns before quantizing, so that they set no scale and are not counted twice.
 # 3. The batch decides which columns these are, at every call.
 #
-# You can now derive LLM.int8(). **Read on:** [06, a Triton kernel from nothing](06_quantize_kernel.ipynb), or, to stay
-# with models, [08](08_layer_and_model.ipynb). The paper: section 3.2.
+# You can now derive LLM.int8(). **Read on:** [06](06_weights_and_batch.ipynb), what the formula leaves open: where the
+# weights of the outlier columns come from, and what the rest of the batch does. The paper: section 3.2.

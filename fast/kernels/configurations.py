@@ -5,6 +5,9 @@ Nothing here has been timed on a GPU yet: each row follows from the counts besid
 neighbours on a machine with a GPU.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -30,6 +33,7 @@ class Scan(NamedTuple):
     block_k: int
     splits: int
     warps: int
+    stages: int
 
 
 class Rows(NamedTuple):
@@ -53,6 +57,7 @@ class Product(NamedTuple):
     """`product_kernel`: the tile, the steps of its two loops, the rows of tiles in a group.
 
     tma: load the tiles by tensor descriptors, where pointers and strides allow it.
+    gluon: by `hopper_product_kernel` instead, on sm_90, with tma, and where Triton compiles it.
     """
 
     block_m: int
@@ -63,6 +68,7 @@ class Product(NamedTuple):
     tma: bool = False
     block_o: int = 16
     group_m: int = 8
+    gluon: bool = False
 
 
 class Decode(NamedTuple):
@@ -125,7 +131,7 @@ NVIDIA = ("sm_80", "sm_89", "sm_90", "sm_100")
 PRODUCTS = {"interpreter": INTERPRETER, "gfx942": CDNA3, "sm_80": AMPERE, "sm_89": ADA, "sm_90": HOPPER, "sm_100": BLACKWELL}
 
 #: For float32 outliers, 64-bit corrections, and operands that no descriptor or 16-byte load can describe: more registers go
-#: into addresses and sums, so the tile is the smaller one.
+#: into addresses and sums, so the tile is the smaller one. They are `product_kernel`'s alone.
 GENERAL = {
     "interpreter": INTERPRETER[0].configuration,
     "gfx942": Product(block_m=64, block_n=64, block_k=64, warps=4, stages=2),
@@ -140,9 +146,9 @@ GENERAL = {
 DECODE: Table = (
     Row(Decode(tile_m=1, block_n=16, block_k=256, scan=4096, warps=4, stages=6), up_to_m=1, up_to_n=2048),
     Row(Decode(tile_m=1, block_n=32, block_k=256, scan=4096, warps=4, stages=5), up_to_m=1),
-    Row(Decode(tile_m=16, block_n=16, block_k=256, scan=4096, warps=4, stages=6), up_to_m=16, up_to_n=2048),
-    Row(Decode(tile_m=16, block_n=32, block_k=256, scan=8192, warps=8, stages=5), up_to_m=16, up_to_n=4096),
-    Row(Decode(tile_m=16, block_n=64, block_k=128, scan=8192, warps=4, stages=6), up_to_m=16),
+    Row(Decode(tile_m=1, block_n=16, block_k=256, scan=4096, warps=4, stages=6), up_to_m=16, up_to_n=2048),
+    Row(Decode(tile_m=1, block_n=32, block_k=256, scan=8192, warps=4, stages=5), up_to_m=16, up_to_n=4096),
+    Row(Decode(tile_m=1, block_n=64, block_k=256, scan=8192, warps=4, stages=4), up_to_m=16),
 )
 # Its matrix instructions have no tile of one row, and wider blocks spill.
 DECODE_CDNA3: Table = (Row(Decode(tile_m=16, block_n=16, block_k=256, scan=4096, warps=4, stages=2)),)
@@ -181,13 +187,17 @@ def _gpu_architecture(device: torch.device) -> str:
 
 
 def scan_configuration(arch: str, m: int, k: int) -> Scan:
-    """64 columns are a line of 128 bytes (16-bit X), and 64 rows give each thread 4 loads of 16 bytes at once."""
+    """64 columns are a line of 128 bytes (16-bit X), and 64 rows give each thread 4 copies of 16 bytes at once, 8 KB per program.
+
+    So many stages that each multiprocessor has 24 KB on their way: three programs with one further block, or one with three.
+    """
     if arch == "interpreter":
-        return Scan(block_m=16, block_k=32, splits=3, warps=4)
+        return Scan(block_m=16, block_k=32, splits=3, warps=4, stages=2)
     # As many programs as fill a large GPU four times, but at most 4 splits: `quantize_rows` reads a line of flags for each.
     programs = triton.cdiv(k, 64)
     splits = max(1, min(4, triton.cdiv(512, programs), triton.cdiv(m, 256)))
-    return Scan(block_m=64, block_k=64, splits=splits, warps=4)
+    stages = 2 if programs * splits >= 3 * 132 else 4
+    return Scan(block_m=64, block_k=64, splits=splits, warps=4, stages=stages)
 
 
 def rows_configuration(arch: str, m: int, k: int) -> Rows:
@@ -228,7 +238,24 @@ def gather_configuration(arch: str, m: int, k: int) -> Gather | None:
 
 def product_configuration(arch: str, m: int, n: int, general: bool) -> Product:
     """The row of the table for a product of (m, K) and (n, K); `general` as in GENERAL."""
-    return GENERAL[arch] if general else first_fit(PRODUCTS[arch], m, n)
+    row = GENERAL[arch] if general else first_fit(PRODUCTS[arch], m, n)
+    return row._replace(gluon=True) if row.tma and _in_gluon.get() else row
+
+
+_in_gluon: ContextVar[bool] = ContextVar("in_gluon", default=False)
+
+
+@contextmanager
+def gluon() -> Iterator[None]:
+    """Within this context the rows with tma (sm_90) are multiplied by `hopper_product_kernel`, in Gluon. Results keep their bits.
+
+    What has no such row, and everything where Triton does not compile that kernel, `product_kernel` multiplies as it does outside.
+    """
+    token = _in_gluon.set(True)
+    try:
+        yield
+    finally:
+        _in_gluon.reset(token)
 
 
 def decode_configuration(arch: str, m: int, n: int, general: bool) -> Decode:
