@@ -20,7 +20,20 @@ import triton.language as tl
 from torch import Tensor
 
 from ..weights import QuantizedWeight
-from .arithmetic import INTERPRETED, NO_FUSION, absmax_scale, encode, larger, larger_or_nan, magnitude, masked, parameters, rounded, row_maximum, sides
+from .arithmetic import (
+    INTERPRETED,
+    NO_FUSION,
+    absmax_scale,
+    encode,
+    larger,
+    larger_or_nan,
+    magnitude,
+    masked,
+    parameters,
+    rounded,
+    row_maximum,
+    sides,
+)
 from .configurations import Decode, all_registers, architecture, decode_configuration
 from .operands import Matrix, Side, aligned
 from .product import WIDE_FROM, corrected, from_code_units, outlier_product
