@@ -12,6 +12,7 @@ from .codes import CODE_MIN, INT8_MAX
 from .guard import unguarded
 
 INT32_MAX = torch.iinfo(torch.int32).max
+FLOAT32_MAX = torch.finfo(torch.float32).max
 
 #: The largest K whose int32 accumulator cannot overflow, by the largest magnitude of a code.
 MAX_K = {"absmax": INT32_MAX // INT8_MAX**2, "zeropoint": INT32_MAX // CODE_MIN**2}
@@ -118,10 +119,11 @@ def threshold(value: Any) -> float | None:
     Raises:
         TypeError, ValueError: as `check_threshold`.
     """
-    check_threshold(value)
-    if value is None:
-        return None
-    rounded = ctypes.c_float(value).value  # at every call of a layer: ten times as fast as through a tensor
+    if type(value) is not float or not 0.0 <= value < FLOAT32_MAX:  # the usual ones, at every call of a layer, without a further question
+        check_threshold(value)
+        if value is None:
+            return None
+    rounded = ctypes.c_float(value).value  # ten times as fast as through a tensor
     return None if math.isinf(rounded) else rounded
 
 

@@ -193,11 +193,12 @@ class Int8Linear(HoldsCodes, nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns x @ weight.T + bias, (..., N) for x (..., K), by mixed-precision decomposition."""
-        weight = QuantizedWeight.of_layer(self)
-        native = engine_for(x, weight, self.bias)
+        own = self._parameters
+        weight, bias = QuantizedWeight.of_layer(self), own["bias"] if "bias" in own else self.bias
+        native = engine_for(x, weight, bias)
         if native is not None and x.shape[-1] == self.in_features:
-            return native.linear(x, weight, self.bias, arguments.threshold(self.threshold), self.granularity != "tensor")
-        return self._as_autocast(int8_linear(x, weight, self.bias, self.threshold, self.granularity))
+            return native.linear(x, weight, bias, arguments.threshold(self.threshold), self.granularity != "tensor")
+        return self._as_autocast(int8_linear(x, weight, bias, self.threshold, self.granularity))
 
     def _as_autocast(self, y: Tensor) -> Tensor:
         device = y.device.type

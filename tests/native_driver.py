@@ -108,7 +108,8 @@ def compiled(compiler: str, name: str, extra: tuple[str, ...]) -> Path:
         CalledProcessError: the compiler cannot.
     """
     flags = (*(flag for flag in build.FLAGS if flag not in ("-fPIC", "-shared")), *engine.INSTRUCTIONS[name].flags, *extra)
-    key = hashlib.sha256(repr((compiler, flags)).encode() + SOURCE.read_bytes() + build.SOURCE.read_bytes()).hexdigest()[:20]
+    parts = [repr((compiler, flags)).encode(), *(path.read_bytes() for path in (SOURCE, *build.sources()))]
+    key = hashlib.sha256(b"\0".join(parts)).hexdigest()[:20]
     made = build.cache_folder() / f"driver-{name}-{key}"
     if not made.exists():
         with tempfile.TemporaryDirectory(dir=made.parent) as folder:

@@ -4,6 +4,7 @@ import re
 
 import numpy as np
 import torch
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 import emulator
 from tests import strangers
@@ -50,6 +51,15 @@ def total(arch: str, kernel: str, seed: int = 0) -> float:
     with emulator.gpu(arch, seed=seed):
         getattr(strangers, kernel)[(8,)](x, y, 1000, BLOCK=128)
     return float(y)
+
+
+def copied_tile(arch: str, in_a_record: bool) -> bool:
+    """Whether the copy of a matrix by a tensor descriptor is the matrix."""
+    x, y = torch.arange(1024).half().reshape(16, 64), torch.zeros(16, 64, dtype=torch.float16)
+    tiles = TensorDescriptor.from_tensor(x, [16, 64])
+    with emulator.gpu(arch):
+        strangers.copy_tile[(1,)](*((None, strangers.Held(tiles)) if in_a_record else (tiles, None)), y)
+    return torch.equal(x, y)
 
 
 def unwritten(arch: str) -> None:

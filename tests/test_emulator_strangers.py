@@ -72,6 +72,13 @@ def test_a_read_of_an_unwritten_tensor_is_reported():
     assert fault("sm_90", strangers_checks.unwritten).kind == "uninitialized"
 
 
+@pytest.mark.parametrize("arch", ["sm_80", "sm_90"])
+def test_a_tensor_descriptor_in_a_record_is_refused_as_on_a_gpu(arch):
+    assert compiled.call(arch, strangers_checks.copied_tile, arch, in_a_record=False)
+    with pytest.raises(emulator.Unsupported, match="a tensor descriptor in a tuple"):
+        compiled.call(arch, strangers_checks.copied_tile, arch, in_a_record=True)
+
+
 def test_contexts_may_be_nested():
     assert compiled.call("sm_80", strangers_checks.nested) == ["sm_90", "sm_80", "True"]  # `call` opens one itself
 

@@ -105,11 +105,17 @@ def _check_owner(folder: Path) -> None:
             raise PermissionError(f"others than user {own} can write to {place}")
 
 
+def sources() -> list[Path]:
+    """SOURCE and the files beside it that it includes."""
+    return sorted(SOURCE.parent.glob(f"{SOURCE.stem}*.[ch]"))
+
+
 def _key(command: list[str]) -> str:
     """A hash of what the library follows from."""
     compiler = os.stat(command[0])
-    parts = (SOURCE.read_bytes(), repr(command[:-1]), repr((compiler.st_size, compiler.st_mtime_ns)), platform.machine(), sys.platform)
-    return hashlib.sha256(b"\0".join(p if isinstance(p, bytes) else p.encode() for p in parts)).hexdigest()[:20]
+    parts = [path.read_bytes() for path in sources()]
+    told = (repr(command[:-1]), repr((compiler.st_size, compiler.st_mtime_ns)), platform.machine(), sys.platform)
+    return hashlib.sha256(b"\0".join([*parts, *map(str.encode, told)])).hexdigest()[:20]
 
 
 def compile_library(command: list[str], target: Path) -> None:

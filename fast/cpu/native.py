@@ -48,38 +48,41 @@ class Native:
         """
         codes, absmax, _, zero_point, floats = weight
         n, k = codes.shape
-        shape = x.shape
+        *leading, last = x.shape
         x, x_stride = rows_of(x, k)
         codes, codes_stride = rows_of(codes, k)
-        factors = _ready(weight.scale if absmax is None else absmax, torch.float32)
+        factors = _ready(weight.stored_scale, torch.float32)
         slices = factors.numel()
-        zeros = None if zero_point is None else _ready(zero_point, torch.int32)
-        wrong = shape[-1] != k or slices not in (1, n) or (zeros is not None and zeros.numel() != slices)
-        float_stride = float_dtype = bias_dtype = 0
+        wrong = last != k or slices not in (1, n)
+        zeros_at = floats_at = bias_at = float_stride = float_dtype = bias_dtype = 0
+        if zero_point is not None:
+            zeros = _ready(zero_point, torch.int32)
+            wrong |= zeros.numel() != slices
+            zeros_at = zeros.data_ptr()
         if floats is not None:
             wrong |= floats.shape != codes.shape
             floats, float_stride = rows_of(floats if floats.dtype in DTYPES else floats.float(), k)
-            float_dtype = DTYPES[floats.dtype]
+            floats_at, float_dtype = floats.data_ptr(), DTYPES[floats.dtype]
         if bias is not None:
             bias = _ready(bias, bias.dtype if bias.dtype in DTYPES else torch.float32)
             wrong |= bias.numel() != n
-            bias_dtype = DTYPES[bias.dtype]
+            bias_at, bias_dtype = bias.data_ptr(), DTYPES[bias.dtype]
         if wrong:
             shapes = [None if t is None else tuple(t.shape) for t in (*weight, bias)]
-            raise ValueError(f"x {tuple(shape)} and codes, absmax, scale, zero_point, float_weight, bias of shapes {shapes} do not fit")
-        y = torch.empty((*shape[:-1], n), dtype=x.dtype)
+            raise ValueError(f"x {(*leading, last)} and codes, absmax, scale, zero_point, float_weight, bias of shapes {shapes} do not fit")
+        y = x.new_empty(*leading, n)  # sizes one by one, and after x: half the time of torch.empty
         factors_at = factors.data_ptr()
         packed = CALL.pack(
             x.data_ptr(),
             codes.data_ptr(),
             0 if absmax is None else factors_at,
             factors_at if absmax is None else 0,
-            0 if zeros is None else zeros.data_ptr(),
-            0 if floats is None else floats.data_ptr(),
-            0 if bias is None else bias.data_ptr(),
+            zeros_at,
+            floats_at,
+            bias_at,
             y.data_ptr(),
             *(0, 0, 0, 0, pool),
-            math.prod(shape[:-1]),
+            math.prod(leading),
             k,
             n,
             x_stride,
@@ -91,11 +94,11 @@ class Native:
             bias_dtype,
             per_row,
             slices != 1,
-            zeros is not None,
+            zero_point is not None,
             torch.get_num_threads(),
         )
         if self._linear(packed):
-            raise MemoryError(f"no memory for a layer of {tuple(shape)} x ({n}, {k})")
+            raise MemoryError(f"no memory for a layer of {(*leading, last)} x ({n}, {k})")
         return y
 
     def quantize(self, x: Tensor, per_row: bool, quantizer: str) -> tuple[Tensor, Tensor, Tensor | None]:

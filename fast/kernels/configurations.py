@@ -5,6 +5,9 @@ Nothing here has been timed on a GPU yet: each row follows from the counts besid
 neighbours on a machine with a GPU.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -57,6 +60,7 @@ class Product(NamedTuple):
     """`product_kernel`: the tile, the steps of its two loops (block_o: of gathered columns), the rows of tiles in a group.
 
     tma: load the tiles by tensor descriptors, where pointers and strides allow it.
+    gluon: by `hopper_product_kernel` instead, on sm_90, with tma, and where Triton compiles it.
     """
 
     block_m: int
@@ -67,6 +71,7 @@ class Product(NamedTuple):
     tma: bool = False
     block_o: int = GATHERED_BLOCK
     group_m: int = 8
+    gluon: bool = False
 
 
 class Decode(NamedTuple):
@@ -134,7 +139,7 @@ NVIDIA = ("sm_80", "sm_89", "sm_90", "sm_100")
 PRODUCTS = {"interpreter": INTERPRETER, "gfx942": CDNA3, "sm_80": AMPERE, "sm_89": AMPERE, "sm_90": HOPPER, "sm_100": BLACKWELL}
 
 #: For float32 outliers, 64-bit corrections, and operands that no descriptor or 16-byte load can describe: more registers go
-#: into addresses and sums, so the tile is the smaller one.
+#: into addresses and sums, so the tile is the smaller one. They are `product_kernel`'s alone.
 GENERAL = {
     "interpreter": INTERPRETER[0].configuration,
     "gfx942": Product(block_m=64, block_n=64, block_k=64, warps=4, stages=2),
@@ -243,7 +248,24 @@ def gather_configuration(arch: str, m: int, k: int) -> Gather | None:
 
 def product_configuration(arch: str, m: int, n: int, general: bool) -> Product:
     """The row of the table for a product of (m, K) and (n, K); `general` as in GENERAL."""
-    return GENERAL[arch] if general else first_fit(PRODUCTS[arch], m, n)
+    row = GENERAL[arch] if general else first_fit(PRODUCTS[arch], m, n)
+    return row._replace(gluon=True) if row.tma and _in_gluon.get() else row
+
+
+_in_gluon: ContextVar[bool] = ContextVar("in_gluon", default=False)
+
+
+@contextmanager
+def gluon() -> Iterator[None]:
+    """Within this context the rows with tma (sm_90) are multiplied by `hopper_product_kernel`, in Gluon. Results keep their bits.
+
+    What has no such row, and everything where Triton does not compile that kernel, `product_kernel` multiplies as it does outside.
+    """
+    token = _in_gluon.set(True)
+    try:
+        yield
+    finally:
+        _in_gluon.reset(token)
 
 
 def decode_configuration(arch: str, m: int, n: int, general: bool) -> Decode:

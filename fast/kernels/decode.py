@@ -35,8 +35,9 @@ from .arithmetic import (
     sides,
 )
 from .configurations import Decode, all_registers, architecture, decode_configuration
+from .epilogue import corrected, from_code_units, outlier_product
 from .operands import Matrix, Side, aligned
-from .product import WIDE_FROM, corrected, from_code_units, outlier_product
+from .product import WIDE_FROM
 
 #: The first pass is bound by the latency of loading X; three blocks in flight hide it.
 SCAN_STAGES = tl.constexpr(3)
@@ -67,7 +68,7 @@ def decode_kernel(
     """Program p: all rows of Y, columns p * BLOCK_N onwards. Pass None for an absent operand; its code is compiled out.
 
     x: Matrix (M, K), float16, bfloat16 or float32, M <= ROWS.
-    w_side: Side (N, K), without tiles and code_sum.
+    w_side: Side (N, K), without code_sum.
     y: (M, N) of X's dtype, contiguous.
     float_weight: Matrix (N, K) of a floating dtype; None takes the outlier weights from the codes.
     bias: (N,) of a floating dtype.

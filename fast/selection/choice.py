@@ -12,6 +12,7 @@ from ..linear import Int8Linear
 from ..transformers_traits import float32_names, is_conv1d, tied_names
 from .float_layers import is_float_linear, obstacle
 from .readers import weight_readers
+from .routers import routers
 
 #: Modules of torch that read the weights of their linear layers themselves, instead of calling them.
 READS_WEIGHTS = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
@@ -65,6 +66,7 @@ def choose_layers(model: nn.Module, skipped: Callable[[str], bool | str], summar
             owners.setdefault(id(parameter), []).append(f"{owner}.{name}".lstrip("."))
     adapters = parts_of_adapters(model)
     twins, in_float32, readers = tied_names(model), float32_names(model), weight_readers(model)
+    choosing = routers(model)
     readers |= {
         f"{reader}.{name}".lstrip("."): type(module).__name__
         for reader, module in model.named_modules()
@@ -84,6 +86,8 @@ def choose_layers(model: nn.Module, skipped: Callable[[str], bool | str], summar
             reason = wish if isinstance(wish, str) else "named in skip"
         elif name in readers:
             reason = "its parent reads the weight without calling the layer"
+        elif name in choosing:
+            reason = choosing[name]
         elif name in in_float32:
             reason = "transformers keeps it in float32"
         elif is_conv1d(module) and name.endswith(".base_layer"):

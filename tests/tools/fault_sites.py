@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from emulator.parse import Address, Instruction, Kernel
+from emulator.parse import Address, Instruction, Kernel, Operand
 
 OPPOSITE = {"lt": "ge", "ge": "lt", "le": "gt", "gt": "le", "eq": "ne", "ne": "eq"}
 #: Kinds that take order or a wait away. Removing one of two that each suffice changes nothing: such a place is tried with its twin.
@@ -41,7 +41,7 @@ def sites(kernel: Kernel) -> Iterator[FaultSite]:
             opcode = i.opcode[: found.start(1)] + OPPOSITE[found[1]] + i.opcode[found.end(1) :]
             yield FaultSite("turn a comparison", at, i._replace(opcode=opcode))
         if re.match(r"(ld|st)\.(?:global|shared|volatile)|(ld|st)matrix", i.opcode):
-            moved = tuple(o._replace(offset=o.offset + 16) if isinstance(o, Address) else o for o in i.operands)
+            moved: tuple[Operand, ...] = tuple(o._replace(offset=o.offset + 16) if isinstance(o, Address) else o for o in i.operands)
             yield FaultSite("shift an address", at, i._replace(operands=moved))
         if re.match(r"sh[lr]\.", i.opcode) and str(i.operands[2]).isdigit():
             yield FaultSite("shift a shift", at, i._replace(operands=(*i.operands[:2], str(int(str(i.operands[2])) + 1))))
@@ -73,13 +73,14 @@ def _fragments(at: int, i: Instruction) -> Iterator[FaultSite]:
     """Two registers side by side of A, of B and of C in each other's place."""
     for number in (1, 2, 3):
         names = i.operands[number]
-        if not isinstance(names, tuple):
+        if isinstance(names, str | Address):
             continue
         for first in range(len(names) - 1):
             if names[first] != names[first + 1]:
                 swapped = (*names[:first], names[first + 1], names[first], *names[first + 2 :])
-                operands = (*i.operands[:number], swapped, *i.operands[number + 1 :])
-                yield FaultSite("exchange operands of a product", at, i._replace(operands=operands), f"{'DABC'[number]}{first}")
+                changed: list[Operand] = list(i.operands)
+                changed[number] = swapped
+                yield FaultSite("exchange operands of a product", at, i._replace(operands=tuple(changed)), f"{'DABC'[number]}{first}")
 
 
 def signature(kernel: Kernel, site: FaultSite) -> tuple[str, str, str, str]:
@@ -100,5 +101,5 @@ def written(site: FaultSite) -> str:
             coordinates = f", {{{', '.join(o.coordinates)}}}" if o.coordinates else ""
             operands.append(f"[{o.base}{f'+{o.offset}' if o.offset else ''}{coordinates}]")
         else:
-            operands.append("{" + ", ".join(o) + "}" if isinstance(o, tuple) else o)
+            operands.append(o if isinstance(o, str) else "{" + ", ".join(o) + "}")
     return f"{guard}{i.opcode} {', '.join(operands)}".strip()

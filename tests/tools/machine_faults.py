@@ -2,20 +2,22 @@
 
     python -m tests.tools.machine_faults                    a sample of every kind, every kernel, every architecture
     python -m tests.tools.machine_faults --arch sm_90 --kernel decode_kernel --sample 0      every place of every variant
+    python -m tests.tools.machine_faults --resume --out FILE.json     goes on with a run that was ended
     make machine-faults                                     and keeps the record that the verification page shows
 
-The kernels are those that the cases of tests/compiled_cases.py launch, in all their variants. A place is the same fault as another if
-it has the kind, the line of source and the form of instruction in common with it; each is tried in the variant that runs quickest, and of
-faults that take order away (barriers, waits, fences, commits) each place there is tried.
+The kernels are those that the cases of tests/compiled_cases.py launch, in all their variants. Two places are the same fault if they have
+the kind, the line of source and the form of instruction in common. One is drawn, from the variant that runs quickest; where it survives,
+up to two more, from other variants. Of faults that take order away (barriers, waits, fences, commits) each place in that variant is tried.
 
-A fault is caught if the sanitizer stops the program or the result differs. What survives is tried on the other inputs on which the cases
-launch the same variant. Of faults of order that still survive, some change nothing: the compiler puts two barriers where one suffices.
-The sanitizer decides that: its vector clocks then still order every two accesses that conflict. Whether both barriers together are
-needed is tried as well: the fault is removed together with its neighbours of the same kind, until something is caught; it is then
-recorded as redundant, with its twin. Every other survivor is in the record; why it is one stands in tests/tools/surviving_faults.toml.
+A fault is caught if the sanitizer stops the program or the result differs. Of the faults of order some change nothing, since the compiler
+puts two barriers where one suffices, and the sanitizer's vector clocks decide which: all that survive alone are removed together, one
+after the other, as long as every two accesses that conflict stay ordered. What can go in this company is *redundant*: the barriers that are
+left order everything. What cannot is *caught in company*. Every other survivor is in the record; why it is one stands in
+tests/tools/surviving_faults.toml.
 """
 
 import argparse
+import hashlib
 import json
 import linecache
 import os
@@ -30,7 +32,9 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from emulator.parse import Instruction
+import numpy as np
+
+from emulator.parse import Instruction, Kernel
 from tests.tools import replay
 from tests.tools.fault_sites import ORDERING, FaultSite, signature, sites, written
 
@@ -39,8 +43,11 @@ EXPLAINED = Path(__file__).parent / "surviving_faults.toml"
 ARCHITECTURES = ("sm_80", "sm_89", "sm_90", "sm_100")
 #: Launches of one variant on which a survivor is tried.
 INPUTS = 3
-#: How many neighbours of a fault of order are removed with it, at most.
-NEIGHBOURS = 6
+#: Places of one fault that are tried, the first of them in the quickest variant.
+PLACES = 3
+
+#: A place: the launches of a variant, and the fault.
+Place = tuple[list[replay.Noted], FaultSite]
 
 
 def variants(arch: str, kernels: Sequence[str]) -> dict[str, list[list[replay.Noted]]]:
@@ -59,32 +66,29 @@ def variants(arch: str, kernels: Sequence[str]) -> dict[str, list[list[replay.No
     return {name: sorted(found[name].values(), key=lambda launches: launches[0].seconds) for name in sorted(found)}
 
 
-def chosen(kernel: str, every: list[list[replay.Noted]], sample: int, seed: int) -> list[tuple[list[replay.Noted], FaultSite]]:
-    """The faults to try, with the launches of the variant that each is put into. sample: 0 for all places of all variants."""
-    seen: set[Any] = set()
-    ordering: list[tuple[list[replay.Noted], FaultSite]] = []
-    others: dict[str, list[list[tuple[list[replay.Noted], FaultSite]]]] = defaultdict(list)
-    for launches in every:
+def chosen(kernel: str, every: list[list[replay.Noted]], sample: int, seed: int) -> tuple[dict[int, list[Place]], list[list[Place]]]:
+    """(faults of order by variant, the other faults, each as the places to try). sample: of the others, per kind; 0 for all places."""
+    ordering: dict[int, list[Place]] = {}
+    others: dict[Any, list[list[Place]]] = defaultdict(list)
+    for number, launches in enumerate(every):
         code = launches[0].kernel
-        reached = sum(launch.reached for launch in launches)
-        groups: dict[Any, list[tuple[list[replay.Noted], FaultSite]]] = defaultdict(list)
+        reached = np.sum([launch.reached for launch in launches], axis=0)
+        groups: dict[Any, list[Place]] = defaultdict(list)
         for site in sites(code):
             if reached[site.at]:
                 groups[signature(code, site)].append((launches, site))
         for key, places in groups.items():
-            if key in seen and sample:
-                continue
-            seen.add(key)
-            if key[0] in ORDERING or not sample:
-                ordering += places
-            else:
-                others[key[0]].append(places)
-    result = ordering
-    for kind in sorted(others):
-        dice = random.Random(f"{seed}{kernel}{kind}")
-        dice.shuffle(others[kind])
-        result += [dice.choice(places) for places in others[kind][:sample]]
-    return result
+            if key[0] not in ORDERING:
+                others[key].append(places)
+            elif not sample or not any(key == signature(known[0][0].kernel, known[1]) for v in ordering.values() for known in v):
+                ordering.setdefault(number, []).extend(places)
+    dice = random.Random(f"{seed}{kernel}")
+    if not sample:
+        return ordering, [[place] for groups_of in others.values() for places in groups_of for place in places]
+    by_kind: dict[str, list[list[Place]]] = defaultdict(list)
+    for key in sorted(others):
+        by_kind[key[0]].append([dice.choice(places) for places in others[key][:PLACES]])
+    return ordering, [fault for kind in sorted(by_kind) for fault in dice.sample(by_kind[kind], min(sample, len(by_kind[kind])))]
 
 
 def outcome(arch: str, calls: dict[str, Callable[[], None]], launches: list[replay.Noted], faults: Sequence[FaultSite]) -> str:
@@ -102,21 +106,36 @@ def outcome(arch: str, calls: dict[str, Callable[[], None]], launches: list[repl
     return ""
 
 
-def twin(arch: str, calls: dict[str, Callable[[], None]], launches: list[replay.Noted], site: FaultSite) -> tuple[list[int], str]:
-    """(the places removed together with a fault of order, what then catches them); places and word empty if nothing does."""
+def removable(arch: str, calls: dict[str, Callable[[], None]], launches: list[replay.Noted], alone: list[FaultSite]) -> dict[int, str]:
+    """Of faults of order that each survive alone: place -> what catches it in the company of those before it that may go; "" if it may."""
+    gone: list[FaultSite] = []
+    found = {}
+    for site in alone:
+        found[site.at] = outcome(arch, calls, launches, [*gone, site])
+        if not found[site.at]:
+            gone.append(site)
+    return found
+
+
+def in_loop(code: Kernel, at: int) -> bool:
+    """Whether a branch behind a place goes back to before it."""
+    return any(i.opcode.startswith("bra") and code.labels[str(i.operands[0])] <= at <= n for n, i in enumerate(code.code))
+
+
+def entry(launches: list[replay.Noted], site: FaultSite) -> dict[str, Any]:
+    """What the record says of a fault."""
     code = launches[0].kernel
-    same = sorted(
-        {other.at: other for other in sites(code) if other.kind == site.kind and other.at != site.at}.values(), key=lambda o: o.at
-    )
-    near = sorted(same, key=lambda other: abs(other.at - site.at))[:NEIGHBOURS]
-    for together in [[other] for other in near] + [near[:count] for count in range(2, len(near) + 1)]:
-        if found := outcome(arch, calls, launches, [site, *together]):
-            return sorted(other.at for other in together), found
-    return [], ""
+    i = code.code[site.at]
+    return {
+        "kind": site.kind, "line": str(i.place), "source": source(i), "ptx": i.text, "instead": written(site), "case": launches[0].case,
+        "in_loop": in_loop(code, site.at),
+    }  # fmt: skip
 
 
-def campaign(arch: str, kernels: Sequence[str], sample: int, seed: int) -> list[dict[str, Any]]:
-    """Tries the faults of the kernels on one architecture."""
+def campaign(
+    arch: str, kernels: Sequence[str], sample: int, seed: int, done: Sequence[str], lines: Path | None, own: str
+) -> list[dict[str, Any]]:
+    """Tries the faults of the kernels on one architecture but those that are done; each row also becomes a line of a file, with `own`."""
     os.environ["EMULATE"] = arch
     import torch
 
@@ -125,41 +144,73 @@ def campaign(arch: str, kernels: Sequence[str], sample: int, seed: int) -> list[
 
     calls = compiled_cases.cases(arch)
     begin = time.perf_counter()
-    every = variants(arch, kernels)
+    every = {name: found for name, found in variants(arch, kernels).items() if name not in done}
     print(f"{arch}: {sum(map(len, every.values()))} variants of {len(every)} kernels, {time.perf_counter() - begin:.0f} s", flush=True)
     rows = []
     for kernel, its_variants in every.items():
-        begin = time.perf_counter()
-        tried: Counter[str] = Counter()
-        caught: Counter[str] = Counter()
-        how: Counter[str] = Counter()
-        redundant, survivors = [], []
-        work = chosen(kernel, its_variants, sample, seed)
-        for launches, site in work:
-            tried[site.kind] += 1
-            if found := outcome(arch, calls, launches, [site]):
-                caught[site.kind] += 1
-                how[found] += 1
-                continue
-            i = launches[0].kernel.code[site.at]
-            entry = {
-                "kind": site.kind, "line": str(i.place), "source": source(i), "ptx": i.text, "instead": written(site), "case": launches[0].case,
-            }  # fmt: skip
-            with_it, found = twin(arch, calls, launches, site) if site.kind in ORDERING else ([], "")
-            if found:
-                twins = [f"{launches[0].kernel.code[at].place}" for at in with_it]
-                redundant.append(entry | {"twins": twins, "caught_together": found})
-            else:
-                survivors.append(entry)
-                print(f"survived: {arch} {kernel} {site.kind}: {entry['case']}, {i.place}: {i.text}  ->  {written(site)}", flush=True)
-        seconds = time.perf_counter() - begin
-        counts = f"{caught.total()} of {tried.total()} caught, {len(redundant)} redundant, {len(survivors)} survive"
-        print(f"{arch} {kernel}: {counts}, {seconds:.0f} s", flush=True)
-        rows.append({
-            "arch": arch, "kernel": kernel, "variants": len(its_variants), "tried": dict(tried), "caught": dict(caught), "how": dict(how),
-            "redundant": redundant, "survivors": survivors, "seconds": round(seconds),
-        })  # fmt: skip
+        rows.append(of_kernel(arch, calls, kernel, its_variants, sample, seed))
+        if lines:
+            with lines.open("a") as file:
+                file.write(json.dumps([own, rows[-1]]) + "\n")
     return rows
+
+
+def digest(sample: int, seed: int) -> str:
+    """Names what a row depends on: the kernels, the cases, the emulator, and the settings."""
+    files = [path for folder in ("fast/kernels", "emulator", "tests/tools") for path in sorted((ROOT / folder).glob("*.py"))]
+    text = b"".join(path.read_bytes() for path in [*files, ROOT / "tests" / "compiled_cases.py"])
+    return hashlib.sha256(text + f"{sample} {seed}".encode()).hexdigest()[:16]
+
+
+def of_kernel(
+    arch: str, calls: dict[str, Callable[[], None]], kernel: str, its_variants: list[list[replay.Noted]], sample: int, seed: int
+) -> dict[str, Any]:
+    """Tries the faults of one kernel; the row of the record."""
+    begin = time.perf_counter()
+    tried: Counter[str] = Counter()
+    caught: Counter[str] = Counter()
+    how: Counter[str] = Counter()
+    company: list[dict[str, Any]] = []
+    redundant: list[dict[str, Any]] = []
+    survivors: list[dict[str, Any]] = []
+    ordering, others = chosen(kernel, its_variants, sample, seed)
+    for places in ordering.values():
+        alone: dict[str, list[FaultSite]] = defaultdict(list)
+        launches = places[0][0]
+        for _, site in places:
+            tried[site.kind] += 1
+            found = outcome(arch, calls, launches, [site])
+            how[found or "survived"] += 1
+            caught[site.kind] += bool(found)
+            if not found:
+                alone[site.kind].append(site)
+        for sites_alone in alone.values():
+            together = removable(arch, calls, launches, sites_alone)
+            for site in sites_alone:
+                found = together[site.at]
+                (company if found else redundant).append(entry(launches, site) | {"caught_by": found})
+    for fault in others:
+        kind = fault[0][1].kind
+        tried[kind] += 1
+        found = next(filter(None, (outcome(arch, calls, launches, [site]) for launches, site in fault)), "")
+        how[found or "survived"] += 1
+        caught[kind] += bool(found)
+        if not found:
+            survivors.append(entry(*fault[-1]))
+            print(f"survived: {arch} {kernel} {described(survivors[-1])}", flush=True)
+    seconds = time.perf_counter() - begin
+    counts = f"{caught.total()} of {tried.total()} caught, {len(company)} in company, {len(redundant)} redundant, {len(survivors)} survive"
+    print(f"{arch} {kernel}: {counts}, {seconds:.0f} s", flush=True)
+    return {
+        "arch": arch, "kernel": kernel, "variants": len(its_variants), "tried": dict(tried), "caught": dict(caught), "how": dict(how),
+        "company": company, "redundant": redundant, "survivors": survivors, "seconds": round(seconds),
+    }  # fmt: skip
+
+
+def described(survivor: dict[str, Any]) -> str:
+    """A survivor in one line."""
+    change = f"{survivor['ptx']}  ->  {survivor['instead']}"
+    return f"{survivor['kind']}: {survivor['case']}, {survivor['line']}: {change}  # {survivor['source']}"
 
 
 def source(instruction: Instruction) -> str:
@@ -185,10 +236,30 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, int]:
     return {
         "tried": sum(sum(r["tried"].values()) for r in rows),
         "caught": sum(sum(r["caught"].values()) for r in rows),
+        "company": sum(len(r["company"]) for r in rows),
         "redundant": sum(len(r["redundant"]) for r in rows),
         "explained": sum(s["why"] is not None for r in rows for s in r["survivors"]),
         "unexplained": sum(s["why"] is None for r in rows for s in r["survivors"]),
     }
+
+
+def report(rows: list[dict[str, Any]]) -> None:
+    """Prints the counts, and adds to each survivor why it is one."""
+    for kind in sorted({k for r in rows for k in r["tried"]}):
+        company, redundant = (sum(s["kind"] == kind for r in rows for s in r[what]) for what in ("company", "redundant"))
+        tried, caught = (sum(r[what].get(kind, 0) for r in rows) for what in ("tried", "caught"))
+        print(f"{kind:32} {caught:5} of {tried:5} caught, {company} in company, {redundant} redundant")
+    for r in rows:
+        for s in r["survivors"]:
+            s["why"] = explanation(s)
+            if s["why"] is None:
+                print(f"not explained: {r['arch']} {r['kernel']} {described(s)}")
+    sums = summary(rows)
+    found, counted = sums["caught"] + sums["company"], sums["tried"] - sums["redundant"]
+    print(
+        f"{sums['caught']} of {sums['tried']} caught alone, {sums['company']} in company, {sums['redundant']} redundant: "
+        f"{found} of {counted}, {found / max(1, counted):.1%}; {sums['explained']} survivors explained, {sums['unexplained']} not"
+    )
 
 
 def main() -> None:
@@ -198,33 +269,35 @@ def main() -> None:
     parser.add_argument("--sample", type=int, default=12, help="faults per kind, kernel and architecture, those of order aside; 0 for all")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=2, help="processes")
+    parser.add_argument("--resume", action="store_true", help="keep what FILE.json.rows has of the same kernels, cases and settings")
     parser.add_argument("--out", help="a JSON record")
     options = parser.parse_args()
     if os.environ.get("TRITON_INTERPRET") == "1":
         parser.error("TRITON_INTERPRET=1 replaces the compiler: unset it")
+    own = digest(options.sample, options.seed)
+    lines = Path(options.out + ".rows") if options.out else None
+    rows: list[dict[str, Any]] = []
+    if lines and lines.exists():
+        if options.resume:
+            held = [json.loads(line) for line in lines.read_text().splitlines()]
+            rows = [row for theirs, row in held if theirs == own]
+        else:
+            lines.unlink()
     with ProcessPoolExecutor(options.jobs) as pool:
-        futures = [pool.submit(campaign, a, options.kernel, options.sample, options.seed) for a in options.arch or ARCHITECTURES]
-        rows = [row for future in futures for row in future.result()]
-    for kind in sorted({k for r in rows for k in r["tried"]}):
-        redundant = sum(s["kind"] == kind for r in rows for s in r["redundant"])
-        tried, caught = (sum(r[what].get(kind, 0) for r in rows) for what in ("tried", "caught"))
-        print(f"{kind:32} {caught:5} of {tried:5} caught" + (f", {redundant} redundant" if redundant else ""))
-    for r in rows:
-        for s in r["survivors"]:
-            s["why"] = explanation(s)
-            if s["why"] is None:
-                print(f"not explained: {r['arch']} {r['kernel']} {s['kind']}: {s['line']}: {s['ptx']}  ->  {s['instead']}")
-    sums = summary(rows)
-    print(
-        f"{sums['caught']} of {sums['tried']} caught; {sums['redundant']} redundant, {sums['explained']} explained, "
-        f"{sums['unexplained']} not explained; {sums['caught'] / max(1, sums['tried'] - sums['redundant']):.1%} of those not redundant"
-    )
+        futures = []
+        for arch in options.arch or ARCHITECTURES:
+            done = [row["kernel"] for row in rows if row["arch"] == arch]
+            futures.append(pool.submit(campaign, arch, options.kernel, options.sample, options.seed, done, lines, own))
+        rows += [row for future in futures for row in future.result()]
+    report(rows)
     if options.out:
         from experiments import machine
 
         record = machine.heading("machine_faults", {"sample": options.sample, "seed": options.seed})
         record["command"] = "python -m tests.tools.machine_faults " + " ".join(sys.argv[1:])
         Path(options.out).write_text(json.dumps(record | {"rows": rows}, indent=1) + "\n")
+        assert lines
+        lines.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

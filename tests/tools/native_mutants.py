@@ -1,11 +1,12 @@
-"""Mutation testing of native.c: makes small faults in it, one at a time, and holds each against the reference.
+"""Mutation testing of native.c and its parts: makes small faults in them, one at a time, and holds each against the reference.
 
     python -m tests.tools.native_mutants                        a random sample of 60 mutants
     python -m tests.tools.native_mutants --count 200 --seed 1
     python -m tests.tools.native_mutants --instructions avx2
 
 Every mutant is compiled with sanitizers into a program of its own (tests/native_driver.c), so a read outside of an array or an endless
-loop is noticed, too. It survives if all cases come out as the contract asks. What survives is printed with its line.
+loop is noticed, too. It survives if all cases come out as the contract asks. native_equivalents.toml explains survivors; one that it does
+not explain is printed with its line, and the command fails.
 """
 
 import argparse
@@ -16,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import tomllib
 from collections.abc import Iterator
 from itertools import product as combinations
 from pathlib import Path
@@ -40,28 +42,41 @@ SWAPS = {
 }  # fmt: skip
 TOKEN = re.compile(r"[ (](<<|>>|<=|>=|==|!=|\+=|-=|&&|\|\||[-+*/&|^%<>])[ ]|(\+\+)|(?<![\w.\"])(\d+)(?![\w.\"])")
 
+#: By key, why a mutant that survives computes the same results, or is one that only time can tell.
+EQUIVALENT = Path(__file__).with_name("native_equivalents.toml")
+
 #: One mutant may take this many seconds; what takes longer does not end.
 SECONDS = 60
 
 
 class Mutant(NamedTuple):
-    """The text from `start` to `end`, replaced."""
+    """The text from `start` to `end` of a file, replaced."""
 
+    file: str
     start: int
     end: int
     replacement: str
 
+    def line(self, source: str) -> str:
+        """The line in question, without its indentation."""
+        return source.splitlines()[source.count("\n", 0, self.start)].strip()
 
-def mutants(source: str) -> list[Mutant]:
-    """Every mutant of the part that all processors share."""
-    first = source.index("/* ---- what a call is given")
+    def key(self, source: str) -> str:
+        """What it is known by, whatever the lines above it become."""
+        begin = source.rfind("\n", 0, self.start) + 1
+        before, after = source[begin : self.start].lstrip(), source[self.end :].split("\n", 1)[0]
+        return f"{before}[{source[self.start : self.end]} -> {self.replacement}]{after}"
+
+
+def mutants(file: str, source: str) -> list[Mutant]:
+    """Every mutant of a file."""
     code = re.sub(r"/\*.*?\*/", lambda comment: " " * len(comment.group()), source, flags=re.DOTALL)
     found = []
-    for token in TOKEN.finditer(code, first):
+    for token in TOKEN.finditer(code):
         group = token.lastindex or 0
         text, (start, end) = token.group(group), token.span(group)
         replacements = SWAPS.get(text) or (str(int(text) + 1), *([str(int(text) - 1)] if int(text) else []))
-        found += [Mutant(start, end, replacement) for replacement in replacements]
+        found += [Mutant(file, start, end, replacement) for replacement in replacements]
     return found
 
 
@@ -120,11 +135,15 @@ def check(native: Native, chosen: list[Case]) -> None:
         assert_same(native.int8_matmul(codes[: len(case.x)], codes), case.acc)
 
 
-def verdict(mutant: Mutant, source: str, name: str, chosen: list[Case], folder: Path) -> str:
+def verdict(mutant: Mutant | None, name: str, chosen: list[Case], folder: Path) -> str:
     """ "not C", "killed" or "survived"."""
-    (folder / "fast" / "cpu" / "native.c").write_text(source[: mutant.start] + mutant.replacement + source[mutant.end :])
+    for path in build.sources():
+        source = path.read_text(encoding="utf-8")
+        if mutant is not None and path.name == mutant.file:
+            source = source[: mutant.start] + mutant.replacement + source[mutant.end :]
+        (folder / "fast" / "cpu" / path.name).write_text(source)
     made = folder / "driver"
-    flags = (*(flag for flag in build.FLAGS if flag not in ("-fPIC", "-shared", "-O3")), "-O1", "-w", *engine.INSTRUCTIONS[name].flags)
+    flags = (*(flag for flag in build.FLAGS if flag not in ("-fPIC", "-shared", "-O3")), "-O0", "-w", *engine.INSTRUCTIONS[name].flags)
     command = [build.find_compiler(), *flags, *native_driver.SANITIZERS, str(folder / "tests" / "native_driver.c"), "-o", str(made), "-lm"]
     if subprocess.run(command, capture_output=True).returncode:
         return "not C"
@@ -142,32 +161,42 @@ def verdict(mutant: Mutant, source: str, name: str, chosen: list[Case], folder: 
 
 
 def main(arguments: list[str]) -> int:
-    """The command."""
+    """The command; 1 if a mutant survives that nothing explains."""
     parser = argparse.ArgumentParser(prog="python -m tests.tools.native_mutants", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--count", type=int, default=60, help="how many mutants (default 60)")
     parser.add_argument("--seed", type=int, default=0, help="of the sample (default 0)")
+    parser.add_argument("--survivors", action="store_true", help="instead of a sample those that native_equivalents.toml explains")
     parser.add_argument("--instructions", choices=engine.available(), default=engine.available()[0], help="default: the fastest")
     options = parser.parse_args(arguments)
     torch.set_num_threads(2)  # threads of its own are a part of the file
-    source = build.SOURCE.read_text(encoding="utf-8")
-    everything, chosen = mutants(source), list(cases())
-    sample = random.Random(options.seed).sample(everything, min(options.count, len(everything)))
-    counts = dict.fromkeys(("killed", "survived", "not C"), 0)
+    sources = {path.name: path.read_text(encoding="utf-8") for path in build.sources() if path.name != "native_registers.h"}
+    everything = [mutant for name, source in sources.items() for mutant in mutants(name, source)]
+    explained = tomllib.loads(EQUIVALENT.read_text(encoding="utf-8"))
+    by_key = {mutant.key(sources[mutant.file]): mutant for mutant in everything}
+    if stale := sorted(set(explained) - set(by_key)):
+        sys.exit("no mutant has these keys of tests/tools/native_equivalents.toml:\n" + "\n".join(stale))
+    if options.survivors:
+        sample = [by_key[key] for key in explained]
+    else:
+        sample = random.Random(options.seed).sample(everything, min(options.count, len(everything)))
+    counts = dict.fromkeys(("killed", "survived", "explained", "not C"), 0)
+    chosen = list(cases())
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         (folder / "fast" / "cpu").mkdir(parents=True)
         (folder / "tests").mkdir()
         shutil.copy(native_driver.SOURCE, folder / "tests")
-        assert verdict(Mutant(0, 0, ""), source, options.instructions, chosen, folder) == "survived", "the file itself is wrong"
+        assert verdict(None, options.instructions, chosen, folder) == "survived", "the files themselves are wrong"
         for mutant in sample:
-            said = verdict(mutant, source, options.instructions, chosen, folder)
+            source = sources[mutant.file]
+            said = verdict(mutant, options.instructions, chosen, folder)
+            if said == "survived" and mutant.key(source) in explained:
+                said = "explained"
             counts[said] += 1
             if said == "survived":
-                number = source.count("\n", 0, mutant.start) + 1
-                line = source.splitlines()[number - 1].strip()
-                print(f"native.c:{number}: {source[mutant.start : mutant.end]} -> {mutant.replacement}    {line}", flush=True)
+                print(f"{mutant.file}:{source.count(chr(10), 0, mutant.start) + 1}: {mutant.key(source)}", flush=True)
     print(f"{len(everything)} mutants, {len(sample)} tried: {', '.join(f'{count} {said}' for said, count in counts.items())}")
-    return 0
+    return 1 if counts["survived"] else 0
 
 
 if __name__ == "__main__":

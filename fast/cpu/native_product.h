@@ -1,0 +1,377 @@
+/* accumulate, rescale, outlier_product: the int32 product of the codes, and what follows from its sums. */
+#ifndef NATIVE_PRODUCT_H
+#define NATIVE_PRODUCT_H
+#include "native_quantize.h"
+
+/* ---- rescale, outlier_product: what both kinds of tile do with their sums ------------------------------------------------------- */
+INLINE float weight_scale(const Call *c, long n) {
+    long slice = c->per_weight_row ? n : 0;
+    if (!c->absmax) return c->scale[slice];
+    float absmax = c->absmax[slice]; /* the rules of set_slices */
+    return absmax < ZERO_SLICE ? 0 : absmax <= LARGEST ? absmax / 127.0f : NAN;
+}
+
+INLINE int32_t weight_zero(const Call *c, long n) { return c->zero_point ? c->zero_point[c->per_weight_row ? n : 0] : 0; }
+
+/* Both of `width` rows from the n-th on. */
+static void weight_scales(const Call *c, long n, long width, vf *scale, vi *zero) {
+    float scales[LANES] = {0};
+    int32_t zeros[LANES] = {0};
+    for (long j = 0; j < width; j++) { scales[j] = weight_scale(c, n + j); zeros[j] = weight_zero(c, n + j); }
+    *scale = load_floats(scales);
+    *zero = load(zeros);
+}
+
+enum { SOME = 64 }; /* outlier columns at a time */
+
+/* What row n of W has in `some` outlier columns. */
+static void outlier_weights(const Call *c, long n, const int32_t *columns, long some, float scale, int32_t zero, float *to) {
+    if (c->float_weight)
+        for (long o = 0; o < some; o++) to[o] = entry(c->float_weight, n * c->float_stride + columns[o], c->float_dtype);
+    else {
+        const int8_t *w = c->codes + n * c->codes_stride;
+        for (long o = 0; o < some; o++) to[o] = (float)(w[columns[o]] - zero) * scale;
+    }
+}
+
+/* What `width` rows of W from the n-th on have in one column. */
+INLINE vf column_weights(const Call *c, long n, long width, long column, vf scale, vi zero) {
+    float floats[LANES] = {0};
+    int8_t codes[LANES] = {0};
+    vb b;
+    if (c->float_weight) {
+        for (long j = 0; j < width; j++) floats[j] = entry(c->float_weight, (n + j) * c->float_stride + column, c->float_dtype);
+        return load_floats(floats);
+    }
+    const int8_t *w = c->codes + n * c->codes_stride + column;
+    for (long j = 0; j < width; j++) codes[j] = w[j * c->codes_stride];
+    memcpy(&b, codes, sizeof b);
+    return __builtin_convertvector(__builtin_convertvector(b, vi) - zero, vf) * scale;
+}
+
+/* The sum of (Xq - zx)(Wq - zw) as float32, rounded once, from the sum of Xq (Wq + OFFSET) and those of Xq and Wq:
+   acc - zx * sum Wq - zw * (sum Xq - K * zx). From K = 33,026 on it may leave int32. */
+INLINE vf corrected(const Call *c, vi acc, vi x_zero, vi x_total, vi w_zero, vi w_sum) {
+    vu exact = (vu)acc - (vu)x_total * OFFSET;
+    if (!c->zeropoint) return __builtin_convertvector((vi)exact, vf);
+    if (c->k * 255 * 255 <= INT32_MAX) {
+        exact -= (vu)x_zero * (vu)w_sum + (vu)w_zero * ((vu)x_total - (vu)x_zero * (uint32_t)c->k);
+        return __builtin_convertvector((vi)exact, vf);
+    }
+    vf result;
+    for (int j = 0; j < LANES; j++) {
+        int64_t a = (int32_t)exact[j], zx = x_zero[j];
+        result[j] = (float)(a - zx * w_sum[j] - w_zero[j] * (x_total[j] - c->k * zx));
+    }
+    return result;
+}
+
+/* float16 or bfloat16 in the upper half of each lane. */
+INLINE vu rounded(vi v, int dtype) {
+    if (dtype == FLOAT16) return __builtin_convertvector(to_half((vf)v), vu) << 16;
+    /* To nearest, ties to even; not vcvtneps2bf16, which takes subnormal numbers for zero. */
+    const vu u = (vu)v, nan = (vu)((v & MAGNITUDE) > INFINITE);
+    return ((u + 0x7fff + ((u >> 16) & 1)) & ~nan) | (0x7fc00000 & nan);
+}
+
+/* LANES results as entries of y from the i-th on; only `left` of them. */
+static void put(void *y, long i, vi v, long left, int dtype) {
+    const long size = size_of(dtype);
+    char *at = (char *)y + i * size;
+    if (dtype == FLOAT32 || dtype == INT32) {
+        if (left >= LANES) store(at, v);
+        else memcpy(at, &v, size * left);
+        return;
+    }
+    const vh h = __builtin_convertvector((dtype == FLOAT16 ? rounded(v, FLOAT16) : rounded(v, BFLOAT16)) >> 16, vh);
+    if (left >= LANES) memcpy(at, &h, sizeof h);
+    else memcpy(at, &h, size * left);
+}
+
+/* ---- accumulate, up to 8 rows --------------------------------------------------------------------------------------------------- */
+/* Sums along K, columns from .. to, of `rows` rows of X with `columns` rows of W, LANES partial sums each, are added to
+   partial[row][j ..]. Pairs that are few get several sums each (depth), since an instruction starts before the last one has ended.
+
+   What is fetched ahead are the rows of W that lie about a page further on: the processor's own prefetching ends with each page of
+   4096 bytes. */
+INLINE void dots(const Layer *l, const uint8_t *x, const int8_t *w, long from, long to, int rows, int columns, int depth, vi (*partial)[LANES], long j) {
+    vi s[FEW][2][4];
+    const long stride = l->call->codes_stride, ahead = stride * (columns + 4096 / (stride + 1));
+    long i = from;
+    UNROLL for (int r = 0; r < rows; r++)
+        UNROLL for (int c = 0; c < columns; c++)
+            UNROLL for (int d = 0; d < depth; d++) s[r][c][d] = (vi){0};
+#define STEP(d, loaded)                                                                                      \
+    {                                                                                                        \
+        operand wv[2];                                                                                       \
+        UNROLL for (int c = 0; c < columns; c++) wv[c] = weight_of(loaded);                                  \
+        UNROLL for (int r = 0; r < rows; r++) {                                                              \
+            operand xv = operand_of(load(x + r * l->row_bytes + i + d * WIDTH));                             \
+            UNROLL for (int c = 0; c < columns; c++) s[r][c][d] = dot(s[r][c][d], xv, wv[c]);                \
+        }                                                                                                    \
+    }
+    for (; i + depth * WIDTH <= to; i += depth * WIDTH) {
+        UNROLL for (int c = 0; c < columns; c++)
+            UNROLL for (int d = 0; d < depth; d++) __builtin_prefetch(w + c * stride + ahead + i + d * WIDTH);
+        UNROLL for (int d = 0; d < depth; d++) STEP(d, load(w + c * stride + i + d * WIDTH))
+    }
+    for (; i < to; i += WIDTH) STEP(0, load_part(w + c * stride + i, to - i))
+#undef STEP
+    UNROLL for (int r = 0; r < rows; r++)
+        UNROLL for (int c = 0; c < columns; c++) {
+            vi total = s[r][c][0];
+            UNROLL for (int d = 1; d < depth; d++) total += s[r][c][d];
+            partial[r][j + c] = from ? partial[r][j + c] + total : total;
+        }
+}
+
+/* The same with `width` rows of W. One or two rows of X: one row of W after the other, as memory is read fastest. */
+INLINE void dots_of(const Layer *l, const uint8_t *x, const int8_t *w, long from, long to, int rows, long width, vi (*partial)[LANES]) {
+    const int depth = rows == 1 ? REGISTERS / 8 : rows <= REGISTERS / 8 ? REGISTERS / 16 : 1;
+    const long stride = l->call->codes_stride;
+    long j = 0;
+    if (rows > 2) for (; j + 2 <= width; j += 2) dots(l, x, w + j * stride, from, to, rows, 2, depth, partial, j);
+    for (; j < width; j++) dots(l, x, w + j * stride, from, to, rows, 1, depth, partial, j);
+}
+
+typedef void (*Dots)(const Layer *, const uint8_t *, const int8_t *, long, long, long, vi (*)[LANES]);
+#define DOTS(rows)                                                                                                                 \
+    static void dots##rows(const Layer *l, const uint8_t *x, const int8_t *w, long from, long to, long width, vi (*partial)[LANES]) { \
+        dots_of(l, x, w, from, to, rows, width, partial);                                                                          \
+    }
+DOTS(1) DOTS(2) DOTS(3) DOTS(4)
+#if REGISTERS == 32
+DOTS(5) DOTS(6) DOTS(7) DOTS(8)
+static const Dots dots_by_rows[] = {NULL, dots1, dots2, dots3, dots4, dots5, dots6, dots7, dots8};
+#else
+static const Dots dots_by_rows[] = {NULL, dots1, dots2, dots3, dots4};
+#endif
+
+enum { CODES = 1 << 15 }; /* bytes of codes of X that every row of W meets in the first cache */
+
+/* Rows first .. first + rows of X with rows begin .. end of W. */
+static void along(const Layer *l, long first, int rows, long begin, long end) {
+    const Call *c = l->call;
+    const uint8_t *x = l->codes + first * l->row_bytes;
+    const long part = CODES / rows / WIDTH * WIDTH;
+    vi partial[FEW][LANES];
+    memset(partial, 0, sizeof partial);
+    for (long n = begin; n < end; n += LANES) {
+        const int8_t *w = c->codes + n * c->codes_stride;
+        const long width = least(LANES, end - n);
+        vi w_sum = {0}, zero = {0};
+        vf scale = {0}, y[FEW];
+        for (long from = 0; from < c->k || !from; from += part) dots_by_rows[rows](l, x, w, from, least(c->k, from + part), width, partial);
+        if (c->zeropoint) for (long j = 0; j < width; j++) w_sum[j] = sum_of(w + j * c->codes_stride, c->k);
+        if (!l->given) weight_scales(c, n, width, &scale, &zero);
+        for (int r = 0; r < rows; r++) {
+            const vi acc = sums_of(partial[r]);
+            const long row = first + r;
+            if (l->given) y[r] = (vf)((vu)acc - (uint32_t)l->row_total[row] * (uint32_t)OFFSET);
+            else y[r] = corrected(c, acc, broadcast(l->row_zero[row]), broadcast(l->row_total[row]), zero, w_sum) * l->row_scale[row] * scale;
+        }
+        for (long o = 0; o < l->count; o++) {
+            const vf weight = column_weights(c, n, width, l->outliers[o], scale, zero);
+            for (int r = 0; r < rows; r++) {
+                const float *entries = l->entries + ((first + r) / LANES * l->count + o) * LANES;
+                y[r] = multiply_add(weight, broadcast_float(entries[(first + r) % LANES]), y[r]);
+            }
+        }
+        for (int r = 0; r < rows; r++) {
+            if (c->bias) y[r] += (vf)BY_DTYPE(c->bias_dtype, widen, c->bias, n, end);
+            put(c->y, (first + r) * c->n + n, (vi)y[r], width, l->given ? INT32 : c->x_dtype);
+        }
+    }
+}
+
+enum { ALONG = 8, PIECE = 1 << 16 }; /* PIECE: bytes of W per piece, several microseconds of work */
+
+static void along_piece(Layer *l, long piece) {
+    const Call *c = l->call;
+    long rows = round_up(PIECE / (c->k + 1) + 1, LANES), begin = piece * rows, end = least(c->n, begin + rows);
+    for (long first = 0; first < c->m; first += FEW) along(l, first, (int)least(FEW, c->m - first), begin, end);
+}
+
+/* ---- accumulate, more rows ------------------------------------------------------------------------------------------------------ */
+enum {
+    STRIPE = 96, /* rows of W whose results are turned around together: whole tiles, and whole lines of Y */
+    DEEP = 2048, /* columns at a time: the codes of 64 rows of X and of a stripe have room in half of a second cache of 1 MiB */
+};
+
+/* What the results need of a row of W beside its sums; `weights`: of its first outlier columns. */
+typedef struct { float scale, bias, weights[SOME]; int32_t zero, sum; } Row;
+
+static void prepare(const Layer *l, long n, int height, Row *row) {
+    const Call *c = l->call;
+    if (l->given) return;
+    for (; height--; n++, row++) {
+        row->scale = weight_scale(c, n);
+        row->zero = weight_zero(c, n);
+        row->sum = c->zeropoint ? sum_of(c->codes + n * c->codes_stride, c->k) : 0;
+        row->bias = c->bias ? entry(c->bias, n, c->bias_dtype) : 0;
+        outlier_weights(c, n, l->outliers, least(SOME, l->count), row->scale, row->zero, row->weights);
+    }
+}
+
+/* The sums of a row of W with `vectors` groups become results. */
+INLINE void finish_row(const Layer *l, vi *sums, long group, int vectors, long n, const Row *row) {
+    const Call *c = l->call;
+    vf y[WIDE];
+    UNROLL for (int v = 0; v < vectors; v++) {
+        const long r = (group + v) * LANES;
+        const vf acc = corrected(c, sums[v], load(l->row_zero + r), load(l->row_total + r), broadcast(row->zero), broadcast(row->sum));
+        y[v] = acc * load_floats(l->row_scale + r) * row->scale;
+    }
+    for (long from = 0; from < l->count; from += SOME) {
+        const long some = least(SOME, l->count - from);
+        float others[SOME];
+        if (from) outlier_weights(c, n, l->outliers + from, some, row->scale, row->zero, others);
+        const float *weights = from ? others : row->weights, *x = l->entries + (group * l->count + from) * LANES;
+        for (long o = 0; o < some; o++, x += LANES) {
+            const vf weight = broadcast_float(weights[o]);
+            UNROLL for (int v = 0; v < vectors; v++) y[v] = multiply_add(weight, load_floats(x + v * l->count * LANES), y[v]);
+        }
+    }
+    UNROLL for (int v = 0; v < vectors; v++) sums[v] = (vi)(c->bias ? y[v] + row->bias : y[v]);
+}
+
+/* The sums of height x vectors become results, where they lie: tile[row of W][vector][lane]. */
+static __attribute__((noinline)) void finish(const Layer *l, vi (*tile)[WIDE], long group, int vectors, long n, int height, const Row *row) {
+    for (; height--; n++, row++, tile++) {
+        if (l->given)
+            for (int v = 0; v < vectors; v++) (*tile)[v] = (vi)((vu)(*tile)[v] - (vu)load(l->row_total + (group + v) * LANES) * OFFSET);
+        else if (vectors == WIDE) finish_row(l, *tile, group, WIDE, n, row);
+        else for (int v = 0; v < vectors; v++) finish_row(l, *tile + v, group + v, 1, n, row);
+    }
+}
+
+/* Groups group .. of X with rows n .. of W, columns from .. to: sums are added to the tile, or begin there. With few groups each sum is
+   split in several (depth), as in dots. */
+INLINE void tile_sums(const Layer *l, long group, long n, long from, long to, int vectors, int height, int depth, vi (*tile)[WIDE]) {
+    const Call *c = l->call;
+    const long quads = to / 4, step = l->row_bytes * LANES, stride = c->codes_stride;
+    const uint8_t *x = l->codes + group * step;
+    const int8_t *w = c->codes + n * stride;
+    long i = from / 4;
+    vi s[TALL][WIDE];
+    UNROLL for (int row = 0; row < height; row++)
+        UNROLL for (int v = 0; v < vectors * depth; v++) s[row][v] = (vi){0};
+    if (from) UNROLL for (int row = 0; row < height; row++)
+        UNROLL for (int v = 0; v < vectors; v++) s[row][v * depth] = tile[row][v];
+#define STEP(d, first)                                                                                                   \
+    {                                                                                                                    \
+        operand xv[WIDE];                                                                                                \
+        UNROLL for (int v = 0; v < vectors; v++) xv[v] = operand_of(load(x + v * step + (i + d) * WIDTH));               \
+        UNROLL for (int row = 0; row < height; row++) {                                                                  \
+            int32_t quad = 0;                                                                                            \
+            memcpy(&quad, w + row * stride + (i + d) * 4, first);                                                        \
+            operand wv = weight_of(broadcast(quad));                                                                     \
+            UNROLL for (int v = 0; v < vectors; v++) s[row][v * depth + d] = dot(s[row][v * depth + d], xv[v], wv);      \
+        }                                                                                                                \
+    }
+    for (; i + depth <= quads; i += depth) {
+        if (i % 16 < depth) /* the next rows of W, a cache line of each */
+            UNROLL for (int row = 0; row < height; row++) __builtin_prefetch(w + (height + row) * stride + i * 4);
+        UNROLL for (int d = 0; d < depth; d++) STEP(d, 4)
+    }
+    for (; i < quads; i++) STEP(0, 4)
+    if (to % 4) STEP(0, to % 4)
+#undef STEP
+    UNROLL for (int row = 0; row < height; row++)
+        UNROLL for (int v = 0; v < vectors; v++) {
+            vi total = s[row][v * depth];
+            UNROLL for (int d = 1; d < depth; d++) total += s[row][v * depth + d];
+            tile[row][v] = total;
+        }
+}
+
+/* Compiled once for each width of a tile. */
+static __attribute__((noinline)) void tall_tile(const Layer *l, long group, long n, long from, long to, int vectors, vi (*tile)[WIDE]) {
+    switch (vectors) {
+        case 1: tile_sums(l, group, n, from, to, 1, TALL, 2, tile); break;
+        case 2: tile_sums(l, group, n, from, to, 2, TALL, 1, tile); break;
+#if REGISTERS == 32
+        case 3: tile_sums(l, group, n, from, to, 3, TALL, 1, tile); break;
+        case 4: tile_sums(l, group, n, from, to, 4, TALL, 1, tile); break;
+#endif
+    }
+}
+
+static __attribute__((noinline)) void low_tile(const Layer *l, long group, long n, long from, long to, int vectors, vi (*tile)[WIDE]) {
+    for (int v = 0; v < vectors; v++) {
+        vi one[1][WIDE] = {{tile[0][v]}};
+        tile_sums(l, group + v, n, from, to, 1, 1, 2, one);
+        tile[0][v] = one[0][0];
+    }
+}
+
+/* Columns of a tile become rows of Y: of 16 bits two columns at a time, so that a register holds 2 * LANES entries of a row. */
+INLINE void turn_around(const Layer *l, vi (*tile)[WIDE], long group, int vectors, long n, long width, int dtype) {
+    const Call *c = l->call;
+    const long size = size_of(dtype), each = WIDTH / size;
+    for (int v = 0; v < vectors; v++) {
+        const long first = (group + v) * LANES, count = least(LANES, c->m - first);
+        for (long j = 0; j < width; j += each) {
+            const long bytes = least(WIDTH, (width - j) * size);
+            char *y = (char *)c->y + (first * c->n + n + j) * size;
+            vi rows[LANES];
+            UNROLL for (int i = 0; i < LANES; i++) {
+                if (size == 4) rows[i] = tile[j + i][v];
+                else rows[i] = (vi)((rounded(tile[j + 2 * i][v], dtype) >> 16) | (rounded(tile[j + 2 * i + 1][v], dtype) & 0xffff0000));
+            }
+            transpose(rows);
+            if (bytes == WIDTH && !(((uintptr_t)y | (uintptr_t)(c->n*size)) & 63) && c->n*size > 65536) for (long i = 0; i < count; i++, y += c->n * size) _mm512_stream_si512((void*)y, (__m512i)rows[i]);
+ else if (bytes == WIDTH) for (long i = 0; i < count; i++, y += c->n * size) store(y, rows[i]);
+            else for (long i = 0; i < count; i++, y += c->n * size) memcpy(y, &rows[i], bytes);
+        }
+    }
+}
+
+/* A block of groups with a part of the rows of W, stripe by stripe. */
+enum { PART = 4 * STRIPE };
+static long parts_of(const Call *c) { return (c->n + PART - 1) / PART; }
+
+static void across_piece(Layer *l, long piece) {
+    const Call *c = l->call;
+    const long groups = round_up(c->m, LANES) / LANES, start = piece / parts_of(c) * l->block, stop = least(groups, start + l->block);
+    const long begin = piece % parts_of(c) * PART, end = least(c->n, begin + PART);
+    const int dtype = l->given ? INT32 : c->x_dtype;
+    vi tile[STRIPE][WIDE];
+    Row rows[STRIPE];
+    memset(tile, 0, sizeof tile);
+    for (long n = begin; n < end; n += STRIPE) {
+        const long width = least(STRIPE, end - n);
+        for (long group = start; group < stop; group += WIDE) {
+            const int vectors = (int)least(WIDE, stop - group);
+            for (long from = 0; from < c->k || !from; from += DEEP) {
+                const long to = least(c->k, from + DEEP);
+                for (long j = 0, height; j < width; j += height) {
+                    height = j + TALL <= width ? TALL : 1;
+                    if (height > 1) tall_tile(l, group, n + j, from, to, vectors, tile + j);
+                    else low_tile(l, group, n + j, from, to, vectors, tile + j);
+                    if (to < c->k) continue;
+                    if (group == start) prepare(l, n + j, (int)height, rows + j); /* here, where the tile has fetched these rows */
+                    finish(l, tile + j, group, vectors, n + j, (int)height, rows + j);
+                }
+            }
+            if (dtype == INT32) turn_around(l, tile, group, vectors, n, width, INT32);
+            else BY_DTYPE(dtype, turn_around, l, tile, group, vectors, n, width);
+        }
+    }
+}
+
+static void accumulate(Layer *l, int threads) {
+    const Call *c = l->call;
+    if (l->along) {
+        long rows = round_up(PIECE / (c->k + 1) + 1, LANES);
+        run(l, along_piece, (c->n + rows - 1) / rows, threads);
+        return;
+    }
+    /* 256 rows of X; fewer where threads would go idle. */
+    const long groups = round_up(c->m, LANES) / LANES, least_block = 64 / LANES;
+    l->block = 256 / LANES;
+    if (threads > 1 && parts_of(c) * groups < 4 * threads * l->block) l->block = least_block;
+    run(l, across_piece, parts_of(c) * ((groups + l->block - 1) / l->block), threads);
+}
+
+#endif
