@@ -57,6 +57,9 @@ def test_the_matrix_unit_bounds_the_product(arch, name):
         # Blocks arrive and are multiplied by way of shared memory, in just the time of the product: no tile that the registers hold needs
         # less. Whether both ways are one is not known.
         assert cycles.pop("shared memory") <= 1.35 * matrix
+    if (arch, name) == ("sm_90", "product, medium"):
+        # A tile of 128 x 128 takes what the second-level cache gives in that time, and its result comes on top.
+        assert cycles.pop("cache") <= 1.1 * matrix
     assert {resource: need for resource, need in cycles.items() if need >= matrix} == {}
     assert found.spilled == 0
 
@@ -79,7 +82,8 @@ def test_no_sector_is_read_in_part_and_no_bank_is_asked_twice(arch, name):
 
 
 def test_codes_are_made_once_where_nothing_is_an_outlier():
-    # 16 rows of 8192 entries: one product with the inverse each, four times as many where each warp makes them for its own operand.
     found = compiled.call("sm_90", strangers_checks.profiled_without_outliers, "sm_90")
-    entries = 16 * 8192 / 32
-    assert found.instructions["float"] < 3 * entries
+    entries = 16 * 8192 / 32  # of X, by 32 lanes
+    # A code is a product and a sum; the magnitude and the maximum of the first pass go two at a time. That makes 3 of an entry, and 9 if
+    # each of the four warps made the codes for its own operand.
+    assert 3 * entries <= found.instructions["float"] < 4 * entries
