@@ -211,7 +211,7 @@ def compiling(capability: int) -> Iterator[list[Any]]:
 def fit(case: Case, config: Any, arch: str) -> Fit:
     """Compiles a candidate for `arch`."""
     capability, most_shared = TARGETS[arch]
-    with compiling(capability) as compiled:
+    with compiling(capability) as compiled, mock.patch.object(product, "architecture", return_value=arch):
         try:
             case.build("meta")(config)
         except (RuntimeError, triton.TritonError, ValueError, AssertionError) as error:
