@@ -19,6 +19,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
+from fast.kernels import product
 from fast.kernels.configurations import Decode, Product, Rows, Scan
 
 #: Compute capability, and bytes of shared memory that one program may have (CUDA C++ Programming Guide, compute capabilities).
@@ -117,7 +118,8 @@ def compiling(capability: int) -> Iterator[list[Any]]:
 def fit(build: Callable[[str], Callable[[Any], Any]], config: Any, arch: str) -> Fit:
     """Compiles a candidate for `arch`. build: from a device to a call that launches the kernel with a configuration."""
     capability, most_shared = TARGETS[arch]
-    with compiling(capability) as compiled:
+    # The launcher asks which kernel this architecture takes.
+    with compiling(capability) as compiled, mock.patch.object(product, "architecture", return_value=arch):
         try:
             build("meta")(config)
         except (RuntimeError, triton.TritonError, ValueError, AssertionError) as error:

@@ -604,6 +604,29 @@ print(json.dumps([f._asdict() for f in fits]))
     assert f"spills {wide['spilled']} bytes" in wide["why_not"]
 
 
+@pytest.mark.parametrize("arch", tune.TARGETS)
+def test_the_kernel_in_gluon_is_a_candidate_where_the_copy_engine_loads(arch: str) -> None:
+    for case in tune.cases(arch):
+        if case.name.startswith("product"):
+            assert (case.row._replace(gluon=True) in tune.neighbours(case.row)) == case.row.tma
+
+
+def test_a_candidate_in_gluon_is_compiled_as_such_or_left_out() -> None:
+    program = """
+from experiments import tune
+case = next(case for case in tune.cases("sm_90") if case.row.tma)
+plain, gluon = (tune.fit(case, case.row._replace(gluon=gluon), "sm_90") for gluon in (False, True))
+print(plain.why_not, gluon.why_not, gluon.registers != plain.registers, gluon.shared == plain.shared, sep="|")
+print(tune.fit(case, case.row._replace(gluon=True, warps=8), "sm_90").why_not)
+"""
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    output = subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=environment, capture_output=True, text=True, check=True).stdout
+    fitting, refused_one = output.splitlines()
+    assert fitting == "||True|True"
+    assert refused_one.startswith("does not compile: Product(")
+    assert refused_one.endswith("a warp of the kernel in Gluon has 16 rows of the tile, or several times 16")
+
+
 @pytest.mark.parametrize("name", ["decode 1 x", "rows 256", "scan 256"])
 def test_a_candidate_computes_what_the_present_row_does(name: str) -> None:
     case = next(case for case in tune.cases("interpreter") if case.name.startswith(name))
