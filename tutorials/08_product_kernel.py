@@ -67,26 +67,42 @@ for tile in (1, 16, 64, 128, 256):
         f"{M * N * K / loaded:>20.1f}"
     )
 
-figure, ax = plt.subplots(figsize=(7.6, 3.4))
-pictures.box(ax, 0, 0, 4, 2, pictures.BLUE, 0.08)
-ax.text(-0.1, 1, "X codes\n(M x K)", ha="right", va="center")
-pictures.box(ax, 4.5, 2.4, 2.4, 2.2, pictures.ORANGE, 0.08)
-ax.text(7.0, 3.5, "W codes, transposed\n(K x N)", va="center")
-pictures.box(ax, 4.5, 0, 2.4, 2, pictures.GREEN, 0.08)
-ax.text(7.0, 1, "Y (M x N)\n\nthe tile's accumulators\nstay in registers", va="center")
-for i in range(4):
-    pictures.box(ax, i + 0.05, 0.75, 0.9, 0.5, pictures.BLUE, 0.15 + 0.12 * i)
-    ax.text(i + 0.5, 1.0, f"step {i + 1}", ha="center", va="center", fontsize=8)
-    pictures.box(ax, 5.4, 4.05 - 0.55 * i, 0.6, 0.5, pictures.ORANGE, 0.15 + 0.12 * i)
-    ax.text(5.7, 4.3 - 0.55 * i, i + 1, ha="center", va="center", fontsize=8)
-pictures.box(ax, 5.4, 0.75, 0.6, 0.5, pictures.GREEN, 0.6)
-pictures.blank(ax, (-1.2, 9.3), (-0.1, 4.7))
+of_y = "Y (M x N)\n\nthe tile's accumulators\nstay in registers"
+
+
+def draw(size, limits, places):
+    figure, ax = plt.subplots(figsize=size)
+    for x, y, width, height, color in (
+        (0, 0, 4, 2, pictures.BLUE),
+        (4.5, 2.4, 2.4, 2.2, pictures.ORANGE),
+        (4.5, 0, 2.4, 2, pictures.GREEN),
+    ):
+        pictures.box(ax, x, y, width, height, color, 0.08)
+    for i in range(4):
+        pictures.box(ax, i + 0.05, 0.75, 0.9, 0.5, pictures.BLUE, 0.08 + 0.07 * i)
+        ax.text(i + 0.5, 1.0, f"step {i + 1}", ha="center", va="center", fontsize=8.5)
+        down = 4.05 - 0.55 * i
+        pictures.box(ax, 5.4, down, 0.6, 0.5, pictures.ORANGE, 0.08 + 0.07 * i)
+        ax.text(5.7, down + 0.25, i + 1, ha="center", va="center", fontsize=8.5)
+    pictures.box(ax, 5.4, 0.75, 0.6, 0.5, pictures.GREEN, 0.6)
+    for (x, y, side), text in places.items():
+        ax.text(x, y, text, ha=side, va="center", fontsize=10)
+    pictures.blank(ax, *limits)
+    return figure
+
+
+w_codes = "W codes, transposed\n(K x N)"
+beside = {(-0.1, 1, "right"): "X codes\n(M x K)", (7, 3.5, "left"): w_codes}
+below = {(0, 2.4, "left"): "X codes (M x K)", (4.2, 3.5, "right"): w_codes}
+figure = draw((7.6, 3.4), ((-1.2, 9.3), (-0.1, 4.7)), beside | {(7, 1, "left"): of_y})
+narrow = draw((3.9, 4), ((-0.1, 7), (-2, 4.7)), below | {(4.5, -1, "left"): of_y})
 pictures.show(
     figure,
     "A tile of Y needs a strip of rows of X and a strip of columns of transposed W. "
     "Both strips are read "
     "in four blocks along K, block 1 of X with block 1 of W, and so on; "
     "the accumulators of the tile stay in registers.",
+    narrow,
 )
 
 # %% [markdown]
