@@ -48,6 +48,13 @@ def test_fields_without_a_prompt_are_an_error():
         hook("predictions").asked("Only a text.", FIELDS, "01-05")
 
 
+@pytest.mark.parametrize("script", sorted((ROOT / "tutorials").glob("[0-9][0-9]_*.py")), ids=lambda path: path.stem)
+def test_the_imports_of_a_chapter_are_folded(script):
+    first = re.search(r"^# %%\n(.*?)^# %%", script.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)[1]
+    assert "import numpy" in first
+    assert hook("notebooks").code(first.strip("\n"), False).startswith('??? code "Imports"')
+
+
 def highlighted(text, language="python"):
     lines = "".join(f'<span id="__span-0-{n}"><a id="x"></a>{line}\n</span>' for n, line in enumerate(text.split("\n")))
     return f'<div class="language-{language} highlight"><pre><code>{lines}</code></pre></div>'
