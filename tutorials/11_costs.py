@@ -253,28 +253,6 @@ recorded.say(
 )
 
 # %% [markdown]
-# ## And the 16-bit weights?
-#
-# Chapter 06 compared the two policies in error and bytes. Their time:
-
-# %%
-lines = [
-    "| layer, M x K x N | weights from codes, ms | 16-bit W kept, ms |",
-    "| --- | ---: | ---: |",
-]
-for row in charts.rows_of(speed, "layers"):
-    milli = [
-        1e3 * row["contenders"][name]["seconds"]["median"]
-        for name in ("int8", "int8-float")
-    ]
-    lines.append(
-        f"| {row['m']} x {row['k']} x {row['n']} | {milli[0]:.3g} | {milli[1]:.3g} |"
-    )
-recorded.say("\n".join(lines))
-
-# %% [markdown]
-# Where they take the same time, memory decides; the price of less memory is the error measured in chapter 06.
-#
 # ## Memory
 #
 # A model's memory is more than its linear layers: embeddings and head stay in 16 bits, and so do the keys and values of
@@ -447,6 +425,7 @@ seconds = {
     "LLM.int8(), weights from codes": "int8",
     "LLM.int8(), 16-bit W kept": "int8-float",
 }
+assert timed.keys() >= set(seconds.values())
 running_table.show(
     x,
     w,
@@ -456,7 +435,8 @@ running_table.show(
 
 # %% [markdown]
 # (The first line's time is that of `F.linear` in bfloat16. The methods of chapters 01 to 03 with large errors are not
-# timed.)
+# timed.) The last two lines give the time of the two policies of chapter 06. Where they take about the same, memory
+# decides.
 #
 # ## When not to use it
 #
