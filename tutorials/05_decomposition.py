@@ -403,7 +403,8 @@ for name, values in curves.items():
 
 # %% [markdown]
 # The error stays low, whatever the size of the outliers. That is the paper's result, on a model that runs on a laptop.
-# (The [playground](../docs/playground/index.md) has such a dial to turn by hand.)
+# (The [playground](../docs/playground/index.md) has such a dial to turn by hand, and [a real
+# model](../docs/theatre/explore.md) one for each column of its activations.)
 #
 # ## The law
 #

@@ -481,7 +481,8 @@ print(f"{'one kernel':<16} {fused:>5}   <- new")
 # which program, which buffer and which line it was.
 #
 # Write `my_quantize_rows`. It is launched with one program per row. `x`: (M, K) float32, rows `stride` apart; `codes`:
-# (M, K) int8, packed; `scale`: (M,) float32; `BLOCK_K` is a power of two, at least K. Try it without looking at step 4.
+# (M, K) int8, packed; `scale`: (M,) float32; `BLOCK_K` is a power of two, at least K. Try it without looking at step 4. On
+# the site, [the ladder](../docs/theatre/write.md#quantize-rows) checks it in the browser and shows what it loads.
 
 
 # %%

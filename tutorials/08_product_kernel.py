@@ -495,7 +495,9 @@ print(f"{'one kernel':<36} {2:>5}   <- new")
 # ## Exercise
 #
 # Write `my_product`: step 2, from memory. Codes `a` (M, K) and `b` (N, K) with rows `stride_a` and `stride_b` apart,
-# `y` (M, N) float32 packed, one program per tile of 16 x 16, K in blocks of 32.
+# `y` (M, N) float32 packed, one program per tile of 16 x 16, K in blocks of 32. On the site,
+# [the ladder](../docs/theatre/write.md#tile) gets there in three rungs, and [the theatre](../docs/theatre/index.md) shows
+# this chapter's kernel at work, line by line.
 
 
 # %%

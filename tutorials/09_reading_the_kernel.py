@@ -400,5 +400,6 @@ checks.program(my_program)
 # 3. Registers decide the order: the outlier products are added to the converted accumulators, since a second tile of
 #    sums does not fit.
 #
+# [Look inside](../docs/theatre/inside.md) shows what the compiler made of a tile: threads, banks, copies on their way.
 # **Read on:** [10, a layer, a model](10_layer_and_model.ipynb). The code: `fast/kernels/decode.py` (one launch for a
 # few rows), `configurations.py`; [the page on the kernels](../docs/kernels.md).

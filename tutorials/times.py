@@ -19,7 +19,8 @@ EXERCISE_MINUTES, SOLUTION_LINE_MINUTES = 2, 1
 FOLDED = re.compile(r'^\?\?\? (\w+) "[^"]*"\n+((?:(?: {4}.*)?\n)*)', re.MULTILINE)
 FENCE = re.compile(r"^ *(```+) *(\S*).*\n((?:.*\n)*?) *\1 *$", re.MULTILINE)
 TABLE = re.compile(r"(?:^ *\|.*\n)+", re.MULTILINE)
-EXERCISE = "\n## Exercise"
+#: Its own minutes hold the reading of it.
+EXERCISE = re.compile(r"\n## Exercise\n.*?(?=\n## |\Z)", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -63,8 +64,8 @@ def of_page(markdown: str) -> Effort:
         # What is folded is not read, but for the result of a prediction.
         return re.sub(r"^ {4}", "", match[2], flags=re.MULTILINE) if match[1] == "prediction" else ""
 
-    text = FOLDED.sub(unfold, markdown)
-    lines = set(code_lines(text.partition(EXERCISE)[0]))
+    text = EXERCISE.sub("\n", FOLDED.sub(unfold, markdown))
+    lines = set(code_lines(text))
     prose = FENCE.sub("", text)
     pictures = len(re.findall(r"^ *!\[", prose, re.MULTILINE))
     # A prediction's fields are part of its time.

@@ -113,8 +113,9 @@ AMPERE: Table = (
     Row(Product(block_m=128, block_n=256, block_k=64, warps=8, stages=4, block_o=32)),
 )
 # IGMMA, 4096 multiply-adds per cycle and multiprocessor: at that rate 128 x 128 needs 64 bytes per cycle, 128 x 256 needs 48, so the
-# wide tile, whose accumulators are half of all registers, and 4 stages of 48 KB. 32 gathered codes of W fill a sector of 32 bytes. The copy engine loads it: with per-thread copies the
-# addresses alone would spill. Use narrower tiles while there are fewer wide tiles than the 132 multiprocessors.
+# wide tile, whose accumulators are half of all registers, and 4 stages of 48 KB. 32 gathered codes of W fill a sector of 32 bytes. The
+# copy engine loads it: with per-thread copies the addresses alone would spill. Use narrower tiles while there are fewer wide tiles than
+# the 132 multiprocessors.
 NARROW_HOPPER = Product(block_m=128, block_n=128, block_k=128, warps=8, stages=4, tma=True)
 HOPPER: Table = (
     Row(Product(block_m=64, block_n=128, block_k=128, warps=4, stages=4, tma=True), up_to_m=64),
