@@ -7,8 +7,8 @@ chapter, which is what a plan needs.
 import re
 from dataclasses import dataclass
 
-WORDS_A_MINUTE = 170
-LINES_A_MINUTE = 12
+WORDS_PER_MINUTE = 170
+LINES_PER_MINUTE = 12
 PREDICTION_MINUTES = 45 / 60
 PICTURE_MINUTES = 40 / 60
 #: A chapter that takes longer to read should be two.
@@ -44,7 +44,7 @@ class Effort:
     @property
     def reading(self) -> int:
         """Minutes to read the chapter and to make its predictions."""
-        minutes = self.words / WORDS_A_MINUTE + self.lines / LINES_A_MINUTE
+        minutes = self.words / WORDS_PER_MINUTE + self.lines / LINES_PER_MINUTE
         return round(minutes + self.predictions * PREDICTION_MINUTES + self.pictures * PICTURE_MINUTES)
 
     @property
