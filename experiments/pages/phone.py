@@ -19,7 +19,7 @@ INCHES = 3.9
 LABEL, LINE = 8.5, 0.15
 #: After how many characters a name along the vertical axis, the label of an axis and a title are wrapped; the longest entry of a legend
 #: with two columns.
-NAME, AXIS, TITLE, ENTRY = 15, 34, 42, 18
+NAME, AXIS, TITLE, ENTRY = 15, 34, 36, 18
 
 
 def narrow(figure: "Figure") -> "Figure":
