@@ -252,11 +252,11 @@ pictures.show(
 )
 
 # %% [markdown]
-# 512 tokens are few; chapter 11 has more, with confidence intervals. The order is the same as in the paper.
+# 512 tokens are few; chapter 11 has more, with intervals. The order is that of the paper.
 #
 # ## Text
 #
-# Greedy decoding: always the most probable token, so that two runs can be compared.
+# Greedy decoding, so that two runs can be compared.
 #
 # > **Predict.** Two models in int8, LLM.int8() and absmax with one scale each: how many of them write the same sentence as
 # > the float model?
@@ -323,7 +323,7 @@ print("quantized, dequantized and quantized again, three times: the same codes")
 # %% [markdown]
 # ## Break it
 #
-# Three errors between a right product and a working model.
+# Three errors beside a right product.
 #
 # > **Predict.** Which of them harms the model least? And which perplexity does it then have, if it was about 20?
 
