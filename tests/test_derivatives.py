@@ -30,9 +30,6 @@ pytestmark = [
     pytest.mark.usefixtures("on_the_cpu"),
     pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning"),  # torch's own, in forward mode
 ]
-    pytest.mark.usefixtures("on_the_cpu"),
-    pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning"),
-]  # torch's own, in forward mode
 
 
 def made(form: tuple[str, str, str], seed: int = 1) -> Int8Linear:

@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 import tomllib
 from collections.abc import Iterator
 from itertools import product as combinations
@@ -45,8 +46,8 @@ TOKEN = re.compile(r"[ (](<<|>>|<=|>=|==|!=|\+=|-=|&&|\|\||[-+*/&|^%<>])[ ]|(\+\
 #: By key, why a mutant that survives computes the same results, or is one that only time can tell.
 EQUIVALENT = Path(__file__).with_name("native_equivalents.toml")
 
-#: One mutant may take this many seconds; what takes longer does not end.
-SECONDS = 60
+#: A mutant that takes this many times as long as the file itself, and seconds, does not end.
+TIMES, SECONDS = 20, 60
 
 
 class Mutant(NamedTuple):
@@ -135,7 +136,7 @@ def check(native: Native, chosen: list[Case]) -> None:
         assert_same(native.int8_matmul(codes[: len(case.x)], codes), case.acc)
 
 
-def verdict(mutant: Mutant | None, name: str, chosen: list[Case], folder: Path) -> str:
+def verdict(mutant: Mutant | None, name: str, chosen: list[Case], folder: Path, limit: float) -> str:
     """ "not C", "killed" or "survived"."""
     for path in build.sources():
         source = path.read_text(encoding="utf-8")
@@ -148,7 +149,7 @@ def verdict(mutant: Mutant | None, name: str, chosen: list[Case], folder: Path) 
     if subprocess.run(command, capture_output=True).returncode:
         return "not C"
     driven = native_driver.Driven(name, lambda: [str(made)])
-    timer = threading.Timer(SECONDS, driven.kill)
+    timer = threading.Timer(limit, driven.kill)
     timer.start()
     try:
         check(Native(driven), chosen)  # type: ignore[arg-type]
@@ -186,10 +187,12 @@ def main(arguments: list[str]) -> int:
         (folder / "fast" / "cpu").mkdir(parents=True)
         (folder / "tests").mkdir()
         shutil.copy(native_driver.SOURCE, folder / "tests")
-        assert verdict(None, options.instructions, chosen, folder) == "survived", "the files themselves are wrong"
+        start = time.monotonic()
+        assert verdict(None, options.instructions, chosen, folder, threading.TIMEOUT_MAX) == "survived", "the files themselves are wrong"
+        limit = max(SECONDS, TIMES * (time.monotonic() - start))
         for mutant in sample:
             source = sources[mutant.file]
-            said = verdict(mutant, options.instructions, chosen, folder)
+            said = verdict(mutant, options.instructions, chosen, folder, limit)
             if said == "survived" and mutant.key(source) in explained:
                 said = "explained"
             counts[said] += 1
