@@ -144,8 +144,9 @@ def verdict(mutant: Mutant | None, name: str, chosen: list[Case], folder: Path, 
             source = source[: mutant.start] + mutant.replacement + source[mutant.end :]
         (folder / "fast" / "cpu" / path.name).write_text(source)
     made = folder / "driver"
-    flags = (*(flag for flag in build.FLAGS if flag not in ("-fPIC", "-shared", "-O3")), "-O0", "-w", *engine.INSTRUCTIONS[name].flags)
-    command = [build.find_compiler(), *flags, *native_driver.SANITIZERS, str(folder / "tests" / "native_driver.c"), "-o", str(made), "-lm"]
+    flags = (*(flag for flag in build.FLAGS if flag not in ("-fPIC", "-shared")), "-w", *engine.INSTRUCTIONS[name].flags)
+    driver = str(folder / "tests" / "native_driver.c")
+    command = [build.find_compiler(), *flags, *native_driver.SANITIZERS, "-O0", driver, "-o", str(made), "-lm"]
     if subprocess.run(command, capture_output=True).returncode:
         return "not C"
     driven = native_driver.Driven(name, lambda: [str(made)])
