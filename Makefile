@@ -78,7 +78,7 @@ docs-test: docs $(VENV)/test ## the built site in a headless browser
 
 learn: $(VENV)/learn ## the tutorial in JupyterLab, in a copy that keeps your answers
 	$(RUN) -m tutorials.learn
-	PYTHONPATH=$(CURDIR) $(RUN) -m jupyterlab $(LEARN)/01_absmax.ipynb
+	PYTHONPATH=$(CURDIR) $(RUN) -m jupyterlab $(LEARN)/00_bits_and_layers.ipynb
 
 notebooks: $(VENV)/docs ## execute the notebooks and write them
 	$(RUN) -m tutorials.build

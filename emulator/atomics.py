@@ -1,6 +1,6 @@
 """Atomic operations and fences.
 
-Sources: PTX ISA, "Parallel Synchronization and Communication Instructions: atom, red, membar/fence", "Memory Consistency Model".
+Sources: PTX ISA 9.0, 9.7.13.4 "membar / fence", 9.7.13.5 "atom", 9.7.13.6 "red", 8.8 "Release and Acquire Patterns".
 An atomic operation with .release publishes what its warp did and knew; one with .acquire at that address learns it. Fences of
 a scope count as both for the atomic operations beside them only through the instruction's own modifiers, which Triton always writes.
 """

@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 
 from .global_memory import GlobalMemory
-from .machine import LANES, Machine, Step
+from .machine import Machine, Step
 from .memory import Clocks, Memory
 from .parse import Address, Instruction
+from .registers import LANES
 from .values import Array
 
 SECTOR, BANKS, WORD = 32, 32, 4
@@ -119,6 +120,7 @@ class CountingMachine(Machine):
     """Counts what each instruction asks of memory and of the matrix unit; `reached` counts how many warps ran each.
 
     accesses: index in the code -> what it asked for. matrix: opcode -> (instructions, multiply-adds, bytes read from shared memory).
+    flying: the most bytes of asynchronous copies that were on their way at once, as they are if none arrives before it is waited for.
     """
 
     shared_memory = PlainMemory
@@ -126,7 +128,7 @@ class CountingMachine(Machine):
     def __init__(self, *arguments: Any, **options: Any) -> None:
         self.accesses: dict[int, Access] = {}
         self.matrix: dict[str, list[int]] = {}
-        self.loading = 0
+        self.loading = self.flying = 0
         super().__init__(*arguments, **options)
 
     def _build(self, instruction: Instruction) -> Step:
@@ -136,9 +138,14 @@ class CountingMachine(Machine):
         if count is None:
             return step
 
+        copies = instruction.opcode.startswith("cp.async")
+
         def counted(m: Machine) -> None:
             count(m)
             step.action(m)
+            if copies:
+                groups, boxes = m.copies.flying, m.copies.barriers.values()
+                self.flying = max(self.flying, sum(data.size for _, _, _, data, _, _ in groups) + sum(barrier.bytes for barrier in boxes))
 
         return step._replace(action=counted)
 

@@ -1,7 +1,7 @@
 """Exchange between the lanes of a warp. Every instruction here needs all lanes that its member mask names.
 
-Sources: PTX ISA, "Data Movement and Conversion Instructions: shfl.sync", "Parallel Synchronization and Communication Instructions:
-redux.sync, vote.sync, match.sync, activemask, elect.sync, bar.warp.sync".
+Sources: PTX ISA 9.0, 9.7.9.6 "shfl.sync", 9.7.13.2 "bar.warp.sync", 9.7.13.9 "vote.sync", 9.7.13.11 "activemask", 9.7.13.12 "redux.sync",
+9.7.13.14 "elect.sync".
 """
 
 import re

@@ -44,7 +44,7 @@ TWO: dict[str, Function] = {"add": np.add, "sub": np.subtract, "mul": np.multipl
 
 
 def canonical(x: Array) -> Array:
-    """Every NaN as the one that hardware gives (PTX ISA, "Floating-Point Instructions"): all bits of a positive one."""
+    """Every NaN as the one that hardware gives (PTX ISA 9.0, 9.7.3 "Floating-Point Instructions"): all bits of a positive one."""
     if x.dtype == np.float32 and np.isnan(x).any():
         return np.where(np.isnan(x), np.uint32(0x7FFFFFFF), x.view(np.uint32)).view(np.float32)
     return x

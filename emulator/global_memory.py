@@ -1,7 +1,7 @@
 """Global memory: buffers by their addresses, each with bounds of its own. Between the programs of a launch there is no order,
 except what atomic operations make.
 
-Sources: PTX ISA, "State Spaces: Global State Space", "Memory Consistency Model: Release and Acquire Patterns", "Scope".
+Sources: PTX ISA 9.0, 5.1.4 "Global State Space", 8.5 "Scope", 8.7.1 "Conflict and Data-races", 8.8 "Release and Acquire Patterns".
 """
 
 from typing import NamedTuple

@@ -1,7 +1,7 @@
 """Matrix instructions of one warp: ldmatrix, stmatrix and mma.sync, whose operands lie spread over the registers of the warp.
 
-Sources: PTX ISA, "Warp Level Matrix Instructions: ldmatrix, stmatrix", "Matrix Fragments for mma.m16n8k*", "Multiply-and-Accumulate
-Instruction: mma". Products of floating-point numbers are exact here and their sum is rounded once; hardware may cut off several times.
+Sources: PTX ISA 9.0, 9.7.14.5 "Matrix multiply-accumulate operation using mma instruction" (fragments, mma, ldmatrix, stmatrix).
+Products of floating-point numbers are exact here and their sum is rounded once; hardware may cut off several times.
 """
 
 import re
@@ -18,7 +18,7 @@ from .values import Array, narrowed
 if TYPE_CHECKING:
     from .machine import Machine
 
-WARP = "Warp Level Matrix Instructions: "
+WARP = "Warp Level Matrix Multiply-Accumulate Instructions: "
 #: Of each lane: the row of its group, and its place in the group.
 LANE = np.arange(32)
 GROUP, IN_GROUP = LANE // 4, LANE % 4

@@ -1,7 +1,7 @@
 """PTX text to a `Kernel`: its parameters, its registers, and a flat list of instructions whose branch targets are indices.
 
 A scope `{ ... }`, which inline assembly opens, has its own registers and labels. They are renamed, so that the list stays flat.
-Sources: PTX ISA, "Statements", "Kernel and Function Directives", "Debugging Directives: .file, .loc".
+Sources: PTX ISA 9.0, 4.3 "Statements", 11.2 "Specifying Kernel Entry Points and Functions", 11.5.3 ".file", 11.5.4 ".loc".
 """
 
 import re
@@ -96,7 +96,7 @@ def parse(text: str) -> Kernel:
 
 
 def _parameters(header: str) -> dict[str, tuple[int, int]]:
-    """Each parameter lies at the next multiple of its alignment (PTX ISA, "Kernel Function Parameters")."""
+    """Each parameter lies at the next multiple of its alignment (PTX ISA 9.0, 5.1.6.1 "Kernel Function Parameters")."""
     parameters, at = {}, 0
     for align, kind, name, count in PARAMETER.findall(header):
         size = int(count) if count else int(kind[1:]) // 8

@@ -1,62 +1,42 @@
-"""A profiler without a GPU: what the counters of hardware would say, as far as PTX decides it.
+"""A profiler without a GPU: what the counters of hardware would say, as far as PTX and the machine code made of it decide it.
 
     with emulator.profiling("sm_90", programs=[0]) as device:
         kernel[grid](...)
     print(device.profiles[-1])
 
-Of a large grid a few programs are enough: they are alike. What it cannot say: the order of warps, hits in caches, clocks, latencies,
-and what ptxas makes of the instructions: one of PTX is now none, now one, now several of the machine's. A number of cycles is what one
+Of a large grid a few programs are enough: they are alike. Issue slots are those of the machine code (`sass.py`), accesses to memory those
+that the emulator ran. What it cannot say: the order of warps, hits in caches, clocks, latencies. A number of cycles is what one
 resource alone needs, a floor and no time.
 """
 
 import re
-import subprocess
-import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
+from .ceilings import Ceiling, ceiling_of
 from .counters import Access, CountingMachine, PlainGlobalMemory, class_of
 from .launch import Gpu, Launch, gpu
+from .sass import Flight, agreement, assembled, disassembled, executions, flights, pipe_of
 
-
-class Ceiling(NamedTuple):
-    """What one GPU can do per multiprocessor and cycle.
-
-    clock: GHz. hbm, cache: bytes per cycle from device memory and from the second-level cache. int8, sixteen: multiply-adds per cycle on
-    int8 and on 16-bit numbers. registers, shared, warps: of a multiprocessor, shared memory in bytes.
-    """
-
-    name: str
-    multiprocessors: int
-    clock: float
-    hbm: float
-    cache: float
-    int8: int
-    sixteen: int
-    registers: int
-    shared: int
-    warps: int
-
-
-#: NVIDIA's data sheets of the A100 SXM 80 GB (2,039 GB/s, 624 TOP/s int8) and the H100 SXM (3,350 GB/s, 1,979 TOP/s int8), dense, at
-#: boost clock; 64 bytes per cycle and multiprocessor from the second-level cache.
-CEILINGS = {
-    "sm_80": Ceiling("A100 SXM", 108, 1.41, 2039 / 108 / 1.41, 64, 2048, 1024, 65536, 164 << 10, 64),
-    "sm_90": Ceiling("H100 SXM", 132, 1.755, 3350 / 132 / 1.755, 64, 4096, 2048, 65536, 228 << 10, 64),
-}
-SCHEDULERS, SHARED_BYTES = 4, 128
+SCHEDULERS, LANES, SHARED_BYTES = 4, 32, 128
+#: Lanes of a multiprocessor for integers and logic, for products of integers, and for conversions and special functions (CUDA C++
+#: Programming Guide, "Throughput of Native Arithmetic Instructions", 32-bit operations, compute capability 8.0 to 10.0).
+ALU_LANES, HEAVY_LANES, XU_LANES = 64, 64, 16
+#: Cycles that a load from device memory takes: an assumption, of the order that microbenchmarks find on an idle GPU (400 to 600).
+LATENCY = 600
 
 
 @dataclass(eq=False)
 class Profile:
-    """One launch. Counts are of `programs` programs, of `grid` in all."""
+    """One launch. Counts are of `programs` programs, of `grid` in all.
+
+    instructions: of PTX by class, issued: of the machine code by pipe; both of warps. flights: loads on their way in the machine code.
+    copies: the most bytes of asynchronous copies of one program that were on their way at once. agreement: of `sass.agreement`.
+    """
 
     kernel: str
     arch: str
@@ -67,6 +47,10 @@ class Profile:
     spilled: int
     shared: int
     instructions: Counter[str]
+    issued: Counter[str]
+    flights: list[Flight]
+    copies: int
+    agreement: dict[str, tuple[float, float, float]]
     accesses: dict[str, Access]
     matrix: dict[str, list[int]]
     waits: int
@@ -87,7 +71,18 @@ class Profile:
     def resident(self, ceiling: Ceiling) -> int:
         """Programs that a multiprocessor holds at once; registers go by blocks of 8 per thread (CUDA occupancy calculator)."""
         registers = -(-self.registers // 8) * 8 * 32 * self.warps
-        return max(1, min(ceiling.registers // max(1, registers), ceiling.shared // (self.shared + 1024), ceiling.warps // self.warps, 32))
+        shared = ceiling.shared // (self.shared + 1024)  # the system takes 1 KB of each program
+        return max(1, min(ceiling.registers // max(1, registers), shared, ceiling.warps // self.warps, ceiling.programs))
+
+    def in_flight(self, ceiling: Ceiling) -> float:
+        """The most bytes from global memory that are on their way to a multiprocessor at once, all resident programs together.
+
+        By asynchronous copies or by loads into registers, whichever are more. Of a multiprocessor's share of the bandwidth these can draw
+        `in_flight / LATENCY / ceiling.hbm` (Little's law).
+        """
+        at_once = min(self.resident(ceiling), max(1.0, self.grid / ceiling.multiprocessors))
+        loads = max((flight.flying for flight in self.flights), default=0) * LANES * self.warps
+        return at_once * max(self.copies, loads)
 
     def cycles(self, ceiling: Ceiling, hbm_bytes: float | None = None) -> dict[str, float]:
         """Cycles that each resource of a multiprocessor needs for one program, were it alone the bound.
@@ -101,7 +96,10 @@ class Profile:
         sector_bytes = 32 * self.total("sectors")
         n = self.programs
         return {
-            "issue": sum(self.instructions.values()) / SCHEDULERS / n,
+            "issue": sum(self.issued.values()) / SCHEDULERS / n,
+            "alu": self.issued["alu"] * LANES / ALU_LANES / n,
+            "fma": (self.issued["fma"] * LANES / ceiling.floats + self.issued["fma heavy"] * LANES / HEAVY_LANES) / n,
+            "xu": self.issued["xu"] * LANES / XU_LANES / n,
             "shared memory": (self.total("wavefronts") + read / SHARED_BYTES) / n,
             "matrix": (pairs[True] / ceiling.int8 + pairs[False] / ceiling.sixteen) / n,
             "cache": sector_bytes / ceiling.cache / n,
@@ -114,19 +112,25 @@ class Profile:
         lines = [
             f"{self.kernel} on {self.arch}: {n} of {self.grid} programs, {self.warps} warps, {self.registers} registers, "
             f"{self.spilled} bytes spilled, {self.shared:,} bytes of shared memory",
-            "  warp instructions per program: " + ", ".join(f"{name} {count}" for name, count in per.items()),
+            "  PTX instructions of warps per program: " + ", ".join(f"{name} {count}" for name, count in per.items()),
+            f"  machine instructions of warps per program: {sum(self.issued.values()) / n:,.0f}, by pipe: "
+            + ", ".join(f"{name} {count / n:,.0f}" for name, count in self.issued.most_common()),
             f"  per program: sectors {self.total('sectors') / n:,.0f} of {self.total('fewest_sectors') / n:,.0f} at best, wavefronts "
             f"{self.total('wavefronts') / n:,.0f} of {self.total('fewest_wavefronts') / n:,.0f}, matrix instructions "
             f"{self.matrix_instructions / n:,.0f}, waits {self.waits / n:,.0f}",
         ]
-        if self.arch in CEILINGS:
-            ceiling = CEILINGS[self.arch]
+        for flight in self.flights:
+            where = "outside of loops" if flight.place is None else f"loop at {flight.place}"
+            lines.append(f"  {where}: {flight.loaded} bytes loaded per lane, at most {flight.flying} on their way at once")
+        if ceiling := ceiling_of(self.arch):
             cycles = self.cycles(ceiling)
-            lines.append(
+            lines += [
                 f"  cycles per program on an {ceiling.name}, {self.resident(ceiling)} programs at once: "
                 + ", ".join(f"{name} {count:,.0f}" for name, count in cycles.items())
-                + f"; bound by {max(cycles, key=cycles.__getitem__)}"
-            )
+                + f"; bound by {max(cycles, key=cycles.__getitem__)}",
+                f"  bytes on their way to a multiprocessor: {self.in_flight(ceiling):,.0f}; its share of device memory at {LATENCY} cycles "
+                f"of latency needs {LATENCY * ceiling.hbm:,.0f}",
+            ]
         for place, a in self.accesses.items():
             if a.sectors > a.fewest_sectors or a.wavefronts > a.fewest_wavefronts:
                 lines.append(
@@ -134,23 +138,6 @@ class Profile:
                     f"wavefronts {a.wavefronts} of {a.fewest_wavefronts}"
                 )
         return "\n".join(lines)
-
-
-@cache
-def assembled(ptx: str) -> tuple[int, int]:
-    """(registers per thread, bytes spilled) that ptxas of the Triton wheel says of a module."""
-    import triton
-
-    folder = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
-    target = re.search(r"^\.target (\w+)", ptx, re.MULTILINE)[1]  # type: ignore[index]
-    tool = folder / "ptxas-blackwell" if target.startswith("sm_1") and (folder / "ptxas-blackwell").exists() else folder / "ptxas"
-    with tempfile.TemporaryDirectory() as made:
-        file = Path(made) / "kernel.ptx"
-        file.write_text(ptx)
-        command: list[str | Path] = [tool, "-v", "--fmad=false", f"--gpu-name={target}", file, "-o", Path(made) / "kernel.cubin"]
-        said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
-    spills = re.search(r"(\d+) bytes spill stores, (\d+) bytes spill loads", said)
-    return int(re.search(r"Used (\d+) registers", said)[1]), sum(map(int, spills.groups())) if spills else 0  # type: ignore[index]
 
 
 def profile_of(launch: Launch, arch: str, programs: int | None) -> Profile:
@@ -170,10 +157,18 @@ def profile_of(launch: Launch, arch: str, programs: int | None) -> Profile:
         for field in ("requests", "data", "sectors", "fewest_sectors", "wavefronts", "fewest_wavefronts"):
             setattr(held, field, getattr(held, field) + getattr(access, field))
     grid = int(np.prod(launch.grid))
-    registers, spilled = assembled(launch.ptx)
+    fused = bool(getattr(launch.metadata, "enable_fp_fusion", True))
+    made, machine_code = assembled(launch.ptx, fused), disassembled(launch.ptx, fused)
+    reached = launch.reached.tolist()
+    ran = executions(machine_code, machine.kernel, reached)
+    issued: Counter[str] = Counter()
+    for line, count in zip(machine_code.lines, ran, strict=True):
+        issued[pipe_of(line.opcode)] += round(count)
     return Profile(
-        launch.kernel, arch, grid, grid if programs is None else programs, machine.warps, registers, spilled, launch.metadata.shared,
-        +instructions, {n: a for n, a in accesses.items() if a.requests}, machine.matrix, waits,
+        launch.kernel, arch, grid, grid if programs is None else programs, machine.warps, made.registers, made.spilled,
+        launch.metadata.shared, +instructions, +issued, flights(machine_code, machine.kernel, ran), machine.flying,
+        agreement(machine_code, machine.kernel, reached, ran),
+        {n: a for n, a in accesses.items() if a.requests}, machine.matrix, waits,
     )  # fmt: skip
 
 

@@ -20,9 +20,9 @@ Build = Callable[[Instruction, "Machine", re.Match[str]], Run]
 class Rule(NamedTuple):
     """One form of instruction.
 
-    pattern: of the whole opcode. section: of the PTX ISA manual. build: gives the function that the machine calls to run it.
-    writes: the first operand is written. strict: its register operands must be defined; else what is computed from an undefined
-    value is undefined. own: the function keeps track of undefined values itself.
+    pattern: of the whole opcode. section: of the PTX ISA manual, as chapter and instruction; `manual.numbers` gives its number.
+    build: gives the function that the machine calls to run it. writes: the first operand is written. strict: its register operands must
+    be defined; else what is computed from an undefined value is undefined. own: the function keeps track of undefined values itself.
     """
 
     pattern: re.Pattern[str]

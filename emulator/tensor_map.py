@@ -1,6 +1,6 @@
 """Tensor maps: what the host tells the copy engine about a tensor.
 
-Sources: PTX ISA, "Tensors: Tiled Mode: Bounding Box, Out of Boundary Access"; CUDA Driver API, cuTensorMapEncodeTiled.
+Sources: PTX ISA 9.0, 5.5.3.1 "Bounding Box", 5.5.3.3 "Out of Boundary Access", 5.5.8 "Tensor-map"; CUDA Driver API, cuTensorMapEncodeTiled.
 """
 
 from collections.abc import Sequence

@@ -1,8 +1,8 @@
 """Blackwell's tensor memory: 128 lanes of up to 512 columns of 32 bits, from which and into which its matrix unit adds.
 
 The unit works on its own: what it writes is there when the mbarrier that it was told to arrive at says so.
-Sources: PTX ISA, "TensorCore 5th Generation Family Instructions": "Tensor Memory", "Instruction Descriptor", "Shared Memory
-Descriptor", "tcgen05.alloc", "tcgen05.ld", "tcgen05.st", "tcgen05.wait", "tcgen05.mma", "tcgen05.commit".
+Sources: PTX ISA 9.0, 9.7.16 "TensorCore 5th Generation Family Instructions": 9.7.16.1 "Tensor Memory", 9.7.16.4 "Matrix Descriptors",
+9.7.16.6 "Memory Consistency Model", 9.7.16.7 (alloc), 9.7.16.8 (ld, st, wait), 9.7.16.10 (mma), 9.7.16.12 (commit).
 """
 
 import re
@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .asynchronous import CLUSTER, found_barrier, one
 from .exchange import whole_warps
 from .faults import Fault
+from .mbarriers import found_barrier, one
 from .memory import Memory
 from .parse import Instruction, Unsupported
 from .rules import Run, rule
-from .transfers import addressed, as_list
+from .transfers import CLUSTER, addressed, as_list
 from .values import Array
 from .warpgroup import Operand
 

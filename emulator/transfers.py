@@ -1,6 +1,6 @@
 """Loads and stores by threads.
 
-Sources: PTX ISA, "Data Movement and Conversion Instructions: ld, ld.global.nc, st", "Cache Operators", "Vectors".
+Sources: PTX ISA 9.0, 9.7.9.8 "ld", 9.7.9.9 "ld.global.nc", 9.7.9.11 "st", 9.7.9.1 "Cache Operators", 6.4.3 "Vectors as Operands".
 """
 
 import re
@@ -20,6 +20,7 @@ MOVE = "Data Movement and Conversion Instructions: "
 #: Hints to caches, which change no result: cache operators, eviction priorities, prefetch sizes, cache policies.
 HINTS = r"(?:\.(?:ca|cg|cs|cv|lu|wb|wt))?(?:\.L1::\w+)?(?:\.L2::cache_hint)?(?:\.L2::(?:64|128|256)B)?"
 SHARED = r"shared(?:::cta)?"
+CLUSTER = r"shared(?:::cta|::cluster)?"
 
 
 def addressed(address: Any, machine: "Machine") -> Callable[["Machine"], Array]:

@@ -1,7 +1,7 @@
 """Numbers as registers hold them: one unsigned integer per thread, or one NumPy scalar where all threads have the same.
 
 Nothing changes an array of a register in place.
-Sources: PTX ISA, "Fundamental Types", "Packed Data Types", "Floating-Point Instructions" (rounding), "Half Precision".
+Sources: PTX ISA 9.0, 5.2.1 "Fundamental Types", 5.2.4 "Packed Data Types", 6.5.2 "Rounding Modifiers".
 """
 
 from typing import Any
@@ -39,7 +39,7 @@ def dtype(kind: str) -> Any:
 
 
 def constant(text: str, kind: str) -> np.generic:
-    """A number as it stands in the code, as the bits of `kind` (PTX ISA, "Constants")."""
+    """A number as it stands in the code, as the bits of `kind` (PTX ISA 9.0, 4.5 "Constants")."""
     if text[:2] in ("0f", "0F"):
         return np.uint32(int(text[2:], 16))
     if text[:2] in ("0d", "0D"):

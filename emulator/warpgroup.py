@@ -1,7 +1,7 @@
 """Products of warp groups (wgmma): 128 threads multiply matrices in shared memory while they go on.
 
-Sources: PTX ISA, "Asynchronous Warpgroup Level Matrix Instructions": "Shared Memory Matrix Layout", "Strides", "Matrix Descriptor
-Format", "Register Fragments", "wgmma.mma_async", "wgmma.fence", "wgmma.commit_group", "wgmma.wait_group"; "Async Proxy".
+Sources: PTX ISA 9.0, 9.7.15.5 "... using wgmma.mma_async instruction" (register fragments, shared memory layout, matrix descriptor format),
+9.7.15.7 "Asynchronous wgmma Proxy Operations" (wgmma.fence, commit_group, wait_group), 9.7.15.4 "Async Proxy".
 """
 
 import re
@@ -19,7 +19,7 @@ from .values import Array
 if TYPE_CHECKING:
     from .machine import Machine
 
-SECTION = "Asynchronous Warpgroup Level Matrix Instructions: "
+SECTION = "Asynchronous Warpgroup Level Matrix Multiply-Accumulate Instructions: "
 #: Bytes of K that one instruction multiplies, whatever the type.
 STEP = 32
 #: Swizzle mode of a descriptor (bits 62, 63) -> bytes of its pattern; 0 is none.
@@ -169,7 +169,7 @@ def multiply(i: Instruction, machine: "Machine", found: re.Match[str]) -> Run:
     a_read: Any = [machine.reader(name, "b32") for name in a] if from_registers else machine.reader(a, "b64")
     b_read, scale_read = machine.reader(b, "b64"), machine.reader(scale, "pred")
     must = [machine.place(o, "b64") for o in ([] if from_registers else [a]) + [b]] + [machine.place(scale, "pred")]
-    # D's fragment: entry j of a thread (PTX ISA, "Register Fragments for wgmma.mma_async.m64nNk*").
+    # D's fragment: entry j of a thread (PTX ISA 9.0, 9.7.15.5.1).
     thread, j = np.arange(128), np.arange(n // 2)
     rows = (thread // 32 * 16 + thread % 32 // 4)[:, None] + j % 4 // 2 * 8
     columns = (thread % 4)[:, None] * 2 + j // 4 * 8 + j % 2

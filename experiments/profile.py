@@ -3,20 +3,23 @@
     python -m experiments.profile                                 every kernel on sm_80 and sm_90
     python -m experiments.profile --arch sm_90 --kernel decode    some of them; --out names another record
     python -m experiments.profile --details                       and each line whose accesses are not the best possible
+    python -m experiments.profile --gpu L4 --gpu B200             against the ceilings of these GPUs, on their architectures
 
-Counts are of one program in its steady state, in PTX's instructions. Cycles are what each resource of a multiprocessor needs for one
-program, were it alone the bound: floors, no times.
+Counts are of one program in its steady state. Cycles are what each resource of a multiprocessor needs for one program, were it alone the
+bound: floors, no times.
 """
 
 import os
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 from unittest import mock
 
 import torch
 
 import emulator
-from emulator import CEILINGS, Profile
+from emulator import CEILINGS, Ceiling, Profile
+from emulator.profiler import LATENCY
 
 from . import command, machine, records
 from .command import InputError
@@ -34,14 +37,14 @@ SHAPES = {
     "decode, one row": (1, 8192, 8192),
 }
 THRESHOLD = 6.0
-#: Outlier columns: 0.1 % of K, as in the paper's larger models.
-COLUMNS = 8
+#: One column in so many is an outlier column: 0.1 %, as in the paper's larger models.
+OUTLIER_EVERY = 1024
 
 
 def inputs(m: int, k: int) -> torch.Tensor:
-    """X (m, k) with COLUMNS outlier columns; its rows repeat after 64."""
+    """X (m, k) with outlier columns; its rows repeat after 64."""
     x = torch.randn(min(m, 64), k, generator=torch.Generator().manual_seed(1)).clamp(-5, 5).to(HALF).repeat(-(-m // 64), 1)[:m].contiguous()
-    x[:, torch.linspace(5, k - 7, COLUMNS).long()] = 20.0
+    x[:, torch.linspace(5, k - 7, k // OUTLIER_EVERY).long()] = 20.0
     return x
 
 
@@ -85,9 +88,9 @@ def quantized(arch: str, shape: str) -> tuple[Profile, float]:
     return found, 3 * m * k / (found.grid - before)
 
 
-def multiplied(arch: str, shape: str) -> tuple[Profile, float]:
-    """`product_kernel` with outlier columns, gathered where the tables say so."""
-    from fast.kernels import configurations, product
+def multiplied(arch: str, shape: str, in_gluon: bool = False) -> tuple[Profile, float]:
+    """`product_kernel`, or the kernel in Gluon, with outlier columns, gathered where the tables say so."""
+    from fast.kernels import configurations, gluon, product
     from fast.kernels.operands import Outliers, Quantized
 
     m, n, k = SHAPES[shape]
@@ -100,7 +103,7 @@ def multiplied(arch: str, shape: str) -> tuple[Profile, float]:
         sides = torch.zeros(m, gathering.columns, dtype=HALF), torch.zeros(n, gathering.columns, dtype=torch.int8)
         sides[0][:, : len(which)], sides[1][:, : len(which)] = x[:, which.long()], w.codes[:, which.long()]
         found = Outliers(numbers, *sides, gathering.columns)
-    with emulator.profiling(arch, programs=[0]) as profiler:
+    with emulator.profiling(arch, programs=[0]) as profiler, gluon() if in_gluon else nullcontext():
         product.quantized_product(x, Quantized(codes(m, k, 3), torch.rand(m, 1), None, None, found), w, torch.zeros(n, dtype=HALF))
     (profile,) = profiler.profiles
     return profile, (m * k + n * k + 2 * m * n) / profile.grid
@@ -124,6 +127,7 @@ RUNS: dict[str, Callable[[str], tuple[Profile, float]]] = {
     "quantize, medium": lambda arch: quantized(arch, "medium"),
     "product, large": lambda arch: multiplied(arch, "large"),
     "product, medium": lambda arch: multiplied(arch, "medium"),
+    "product in Gluon, large": lambda arch: multiplied(arch, "large", in_gluon=True),
     "decode, 16 rows": lambda arch: decoded(arch, "decode"),
     "decode, 8 rows": lambda arch: decoded(arch, "decode, 8 rows"),
     "decode, 4 rows": lambda arch: decoded(arch, "decode, 4 rows"),
@@ -131,31 +135,40 @@ RUNS: dict[str, Callable[[str], tuple[Profile, float]]] = {
 }
 
 
-def row(name: str, profile: Profile, hbm_bytes: float) -> dict[str, Any]:
+#: Kernels that one architecture has alone.
+ONLY_ON = {"product in Gluon, large": "sm_90"}
+
+#: GPUs whose ceilings stand on the page.
+GPUS = ("A100 SXM", "H100 SXM")
+
+
+def row(name: str, profile: Profile, ceiling: Ceiling, hbm_bytes: float) -> dict[str, Any]:
     """What a record says of one launch; counts per program."""
     n = profile.programs
+    cycles = profile.cycles(ceiling, hbm_bytes)
     counts = {name: profile.total(name) / n for name in ("sectors", "fewest_sectors", "wavefronts", "fewest_wavefronts")}
-    found = {
-        "name": name, "arch": profile.arch, "kernel": profile.kernel, "grid": profile.grid, "warps": profile.warps,
+    return {
+        "name": name, "arch": profile.arch, "gpu": ceiling.name, "kernel": profile.kernel, "grid": profile.grid, "warps": profile.warps,
         "registers": profile.registers, "spilled": profile.spilled, "shared": profile.shared,
-        "instructions": {k: v / n for k, v in profile.instructions.most_common()}, **counts,
+        "instructions": {k: v / n for k, v in profile.instructions.most_common()},
+        "issued": {k: v / n for k, v in profile.issued.most_common()}, **counts,
         "bytes": {
             "loads": profile.path("ld.global") / n, "stores": profile.path("st.global") / n, "cp.async": profile.path("cp.async") / n,
             "tensor copies": profile.path("tensor copy") / n, "shared": (profile.path("shared") + profile.path("matrices")) / n,
         },
         "waits": profile.waits / n, "matrix_instructions": profile.matrix_instructions / n,
         "multiply_adds": sum(entry[1] for entry in profile.matrix.values()) / n,
+        "flights": [{"loop": f.place and str(f.place), "loaded": f.loaded, "flying": f.flying} for f in profile.flights],
+        "in_flight": profile.in_flight(ceiling), "in_flight_needed": LATENCY * ceiling.hbm,
+        "cycles": cycles, "bound": max(cycles, key=cycles.__getitem__), "resident": profile.resident(ceiling),
     }  # fmt: skip
-    if ceiling := CEILINGS.get(profile.arch):
-        cycles = profile.cycles(ceiling, hbm_bytes)
-        found |= {"cycles": cycles, "bound": max(cycles, key=cycles.__getitem__), "resident": profile.resident(ceiling)}
-    return found
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command."""
     parser = command.Parser(prog="python -m experiments.profile", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--arch", action="append", choices=emulator.ARCHITECTURES, help="only this architecture (repeatable)")
+    parser.add_argument("--arch", action="append", choices=sorted({c.arch for c in CEILINGS.values()}), help="only this one (repeatable)")
+    parser.add_argument("--gpu", action="append", choices=CEILINGS, help=f"whose ceilings (repeatable); by default {', '.join(GPUS)}")
     parser.add_argument("--kernel", default="", help="only kernels whose name contains this: scan, quantize, product, decode")
     parser.add_argument("--details", action="store_true", help="also each line of source whose accesses are not the best possible")
     parser.add_argument("--out", help="where the record goes; experiments/results/profile.json by default")
@@ -166,17 +179,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not wanted:
         raise InputError(f"--kernel {options.kernel}: no kernel is called so; there are {', '.join(RUNS)}")
     path = records.output_path(options.out, "profile")
-    architectures = options.arch or list(CEILINGS)
-    record = machine.heading("profile", {"architectures": architectures, "kernels": wanted, "threshold": THRESHOLD, "columns": COLUMNS})
+    first = [c.name for c in CEILINGS.values() if c == emulator.ceiling_of(c.arch) and c.arch in (options.arch or ())]
+    gpus = [CEILINGS[name] for name in options.gpu or first or GPUS]
+    if wrong := [c.name for c in gpus if options.arch and c.arch not in options.arch]:
+        raise InputError(f"--gpu {', '.join(wrong)}: not of architecture {', '.join(options.arch)}")
+    names = [ceiling.name for ceiling in gpus]
+    record = machine.heading("profile", {"gpus": names, "kernels": wanted, "threshold": THRESHOLD, "outlier_every": OUTLIER_EVERY})
     rows = []
-    for arch in architectures:
-        for name in wanted:
-            profile, hbm_bytes = RUNS[name](arch)
-            rows.append(row(name, profile, hbm_bytes))
+    for ceiling in gpus:
+        for name in [name for name in wanted if ONLY_ON.get(name, ceiling.arch) == ceiling.arch]:
+            profile, hbm_bytes = RUNS[name](ceiling.arch)
+            rows.append(row(name, profile, ceiling, hbm_bytes))
             if options.details:
                 print(profile, flush=True)
     print(page.tables(rows, text.table))
-    for written in records.write(path, record | {"ceilings": {a: c._asdict() for a, c in CEILINGS.items()}, "rows": rows}):
+    for written in records.write(path, record | {"ceilings": {c.name: c._asdict() for c in gpus}, "rows": rows}):
         print(f"wrote {written}")
     if path == records.output_path(None, "profile"):
         page.PAGE.write_text(page.with_tables(page.PAGE.read_text(encoding="utf-8"), records.plain(rows)), encoding="utf-8")

@@ -6,10 +6,10 @@
     python -m experiments.tune --dry-run --arch sm_90       no GPU: which candidates there are, and which fit
 
 A neighbour differs in one entry: a block, the warps or the parts by a factor of 2, the stages or splits by 1, loads by threads or by the
-copy engine. Every candidate is compiled first; what does not compile, spills registers or needs more shared memory than
-the architecture has is left out. A candidate that does not compute what the present row does is recorded as wrong, and the others are
-timed. Each row of the tables is on disk as soon as it has been tuned, and --resume goes on with the others. To go further, enter the
-suggested row into the table and run again; `make test` checks it on every architecture that it serves.
+copy engine, the kernel in Triton's language or in Gluon. Every candidate is compiled first; what does not compile, spills registers or
+needs more shared memory than the architecture has is left out. A candidate that does not compute what the present row does is recorded as
+wrong, and the others are timed. Each row of the tables is on disk as soon as it has been tuned, and --resume goes on with the others. To
+go further, enter the suggested row into the table and run again; `make test` checks it on every architecture that it serves.
 """
 
 import argparse
@@ -164,6 +164,8 @@ def neighbours(row: Any) -> list[Any]:
     for name, value in row._asdict().items():
         if name == "tma":
             values: list[Any] = [not value]
+        elif name == "gluon":  # the kernel in Gluon loads by the copy engine
+            values = [not value] if row.tma else []
         elif name == "tile_m":  # the rows of an instruction, or one
             values = []
         elif name in ("stages", "splits"):

@@ -16,7 +16,7 @@ import torch
 
 import reference
 from fast import kernels
-from fast.kernels import configurations, decode, product, quantization
+from fast.kernels import configurations, decode, operands, product, quantization
 from tests.comparison import array, assert_same
 from tests.test_kernels import Layer
 
@@ -37,6 +37,19 @@ def normal(shape: tuple[int, int], dtype: torch.dtype, seed: int = 0, outliers: 
     return torch.from_numpy(x).to(dtype)
 
 
+def with_special_rows(x: torch.Tensor) -> torch.Tensor:
+    """`x` with rows of zeros, with an infinity, with a NaN, of the smallest numbers, and negative ones alone; it has six rows or more."""
+    tiny = torch.finfo(x.dtype).smallest_normal
+    x[0], x[3], x[4] = 0, tiny, -x[4].abs()
+    x[1, -1], x[2, -2] = torch.inf, torch.nan
+    return x
+
+
+def special_layer(m: int, n: int, k: int, dtype: torch.dtype, quantizer: str) -> None:
+    made = Layer(normal((n, k), dtype), normal((1, n), dtype)[0], None, "dequantized", quantizer, "vector")
+    made.check(with_special_rows(normal((m, k), dtype, seed=1)))
+
+
 def scan(m: int, k: int, dtype: torch.dtype, outliers: tuple[int, ...]) -> None:
     x = normal((m, k), dtype, outliers=outliers)
     # Each row is the only one with an outlier in some column: no row may be left out.
@@ -45,8 +58,10 @@ def scan(m: int, k: int, dtype: torch.dtype, outliers: tuple[int, ...]) -> None:
     assert_same(kernels.outlier_columns(x, 6.0), reference.outlier_columns(array(x), 6.0))
 
 
-def quantize(m: int, k: int, dtype: torch.dtype, per_row: bool, quantizer: str) -> None:
+def quantize(m: int, k: int, dtype: torch.dtype, per_row: bool, quantizer: str, special: bool = False) -> None:
     x = normal((m, k), dtype)
+    if special:
+        x = with_special_rows(x)
     codes, scale, zero_point = kernels.quantize(x, per_row, quantizer)
     expected = getattr(reference, f"{quantizer}_quantize")(array(x), -1 if per_row else None)
     assert_same(codes, expected.codes)
@@ -96,6 +111,38 @@ def wide(call: Callable[[], None]) -> Callable[[], None]:
     return run
 
 
+class Seen(Layer):
+    """A layer that keeps its last result."""
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        self.y = super().__call__(x)
+        return self.y
+
+
+def in_gluon(
+    row: configurations.Product, m: int, n: int, k: int, dtype: torch.dtype, threshold: float | None, policy: str, quantizer: str,
+    granularity: str, outliers: tuple[int, ...] = (), bias: bool = True,
+) -> None:  # fmt: skip
+    """A layer whose product is computed by the kernel in Gluon: as the reference says, and with the bits of `product_kernel`."""
+    made = Seen(normal((n, k), dtype), normal((1, n), dtype)[0] if bias else None, threshold, policy, quantizer, granularity)
+    x = normal((m, k), dtype, seed=1, outliers=outliers)
+    for config, compute in ((row, made), (row._replace(gluon=True), made.check)):
+        plain = None if config == row else made.y
+        # A configuration that is handed over is used, or it is an error.
+        with mock.patch.object(kernels.layer, "quantized_product", partial(product.quantized_product, config=config)):
+            compute(x)
+    assert torch.equal(made.y.view(torch.int16), plain.view(torch.int16))
+
+
+def sums_in_gluon(row: configurations.Product, m: int, n: int, k: int) -> None:
+    """Bare sums of products of codes by the kernel in Gluon."""
+    generator = np.random.default_rng(k)
+    a, b = (torch.from_numpy(generator.integers(-128, 128, shape, dtype=np.int8)) for shape in ((m, k), (n, k)))
+    y = torch.empty(m, n, dtype=torch.int32)
+    product.launch_product(operands.Quantized(a), operands.Quantized(b), y, config=row._replace(gluon=True))
+    assert_same(y, reference.int8_matmul(array(a), array(b)))
+
+
 def rows_of(table: configurations.Table, general: Any) -> list[Any]:
     """The different rows of a table, and the one beside it."""
     return list(dict.fromkeys([*(row.configuration for row in table), general]))
@@ -116,20 +163,51 @@ def product_cases(arch: str) -> Iterator[Case]:
     yield "product, no outliers", lambda: layer(37, 41, 70, HALF, None, "dequantized", "absmax", "vector")
     yield "product, float weight", lambda: layer(*small, 912, HALF, 6.0, "float", "zeropoint", "vector", MANY)
     yield "product, one scale", lambda: layer(40, 70, 912, HALF, 6.0, "dequantized", "zeropoint", "tensor", MANY)
-    yield "product, float32", lambda: layer(70, 150, 320, SINGLE, 6.0, "dequantized", "zeropoint", "vector", (0, 31, 32, 319))
+    yield "product, float32", lambda: layer(70, 150, 320, SINGLE, 6.0, "dequantized", "zeropoint", "vector", tuple(range(0, 320, 7)))
     yield "product, 64-bit correction", wide(lambda: layer(24, 40, 256, HALF, None, "dequantized", "zeropoint", "vector"))
     yield "product, gathered", small_gather(lambda: layer(40, 150, 912, HALF, 6.0, "dequantized", "absmax", "vector", MANY))
     yield "product, gathered floats", small_gather(lambda: layer(40, 150, 912, BRAIN, 6.0, "float", "absmax", "vector", MANY))
     yield "product, unaligned", lambda: matmul(5, 7, 33)
+    for quantizer in ("absmax", "zeropoint"):
+        yield f"product, special rows, {quantizer}", partial(special_layer, 40, 41, 320, HALF, quantizer)
+
+
+def gluon_cases(arch: str) -> Iterator[Case]:
+    rows = [row for row in dict.fromkeys(row.configuration for row in configurations.PRODUCTS[arch]) if arch == "sm_90" and row.tma]
+    for row in rows:
+        name = f"gluon: {row.block_m}x{row.block_n}x{row.block_k}"
+        m, n = row.block_m + 6, row.block_n + 22
+        yield f"{name}, int8", partial(sums_in_gluon, row, m, n, 912)
+        yield f"{name}, zeropoint, outliers", partial(in_gluon, row, m, n, 912, HALF, 6.0, "dequantized", "zeropoint", "vector", MANY)
+    if not rows:
+        return
+    wide_row, small_row = rows[-1], rows[0]
+    for k in (16, 128, 144, 256, 384, 400, 512):  # one block of K to five: as many as there are stages, fewer, and more
+        yield f"gluon, int8, {k} columns", partial(sums_in_gluon, wide_row, 5, 24, k)
+    shape = (wide_row.block_m + 6, 150, 912)
+    yield "gluon, absmax, bfloat16", partial(in_gluon, wide_row, *shape, BRAIN, 6.0, "dequantized", "absmax", "vector", MANY)
+    yield "gluon, no outliers", partial(in_gluon, wide_row, *shape, HALF, None, "dequantized", "absmax", "vector")
+    yield "gluon, no outlier columns", partial(in_gluon, wide_row, 40, 70, 272, HALF, 6.0, "dequantized", "absmax", "vector")
+    yield "gluon, float weight", partial(in_gluon, wide_row, *shape, BRAIN, 6.0, "float", "zeropoint", "vector", MANY)
+    yield "gluon, one scale", partial(in_gluon, wide_row, *shape, HALF, 6.0, "dequantized", "zeropoint", "tensor", MANY)
+    yield "gluon, no bias", partial(in_gluon, wide_row, 40, 70, 272, HALF, 6.0, "float", "absmax", "row", (0, 31), bias=False)
+    # Wider tiles have no registers for sums of 64 bits; the tables give them to a smaller tile of `product_kernel`.
+    call = partial(in_gluon, small_row, 40, 150, 272, HALF, None, "dequantized", "zeropoint", "vector")
+    yield "gluon, 64-bit correction", wide(call)
+    call = partial(in_gluon, wide_row, *shape, HALF, 6.0, "dequantized", "absmax", "vector", MANY)
+    yield "gluon, gathered", small_gather(call)
+    call = partial(in_gluon, wide_row, *shape, BRAIN, 6.0, "float", "absmax", "vector", MANY)
+    yield "gluon, gathered floats", small_gather(call)
 
 
 def decode_cases(arch: str) -> Iterator[Case]:
-    rows = rows_of(configurations.DECODES[arch], configurations.DECODE_GENERAL)
-    for number, row in enumerate(rows):
-        m = 1 if row.tile_m == 1 else (5, 16, 9)[number % 3]
+    rows = [*configurations.DECODES[arch], configurations.Row(configurations.DECODE_GENERAL, 16)]
+    # As many rows of X as a row of the table serves, or one less: its tile has padding or none.
+    served = dict.fromkeys((row.configuration, m) for row in rows for m in {row.up_to_m or 16, max(1, (row.up_to_m or 16) - 1)})
+    for number, (row, m) in enumerate(served):
         call = partial(layer, m, row.block_n + 9, 912, HALF, 6.0, "dequantized", "zeropoint", "vector", MANY)
-        yield f"decode {number}: {row.tile_m}x{row.block_n}x{row.block_k}", with_row("decode", row, call)
-    few = (0, 31, 32, 319)
+        yield f"decode {number}: {m} rows, {row.block_n}x{row.block_k}", with_row("decode", row, call)
+    few = tuple(range(0, 320, 7))  # 7 has no factor in common with a layout either
     yield "decode, absmax, bfloat16", lambda: layer(5, 41, 320, BRAIN, 6.0, "dequantized", "absmax", "vector", few)
     yield "decode, one row, absmax", lambda: layer(1, 41, 320, BRAIN, 6.0, "dequantized", "absmax", "vector", few)
     yield "decode, float weight", lambda: layer(5, 41, 320, BRAIN, 6.0, "float", "zeropoint", "vector", few)
@@ -137,6 +215,8 @@ def decode_cases(arch: str) -> Iterator[Case]:
     yield "decode, one row, no outliers", lambda: layer(1, 41, 320, HALF, None, "dequantized", "absmax", "vector")
     yield "decode, one scale", lambda: layer(7, 41, 320, HALF, 6.0, "dequantized", "zeropoint", "tensor", few)
     yield "decode, unaligned", lambda: layer(7, 20, 313, HALF, 6.0, "dequantized", "absmax", "vector", few[:-1])
+    for quantizer in ("absmax", "zeropoint"):
+        yield f"decode, special rows, {quantizer}", partial(special_layer, 6, 41, 320, HALF, quantizer)
     yield "decode, 64-bit correction", wide(lambda: layer(5, 20, 256, HALF, None, "dequantized", "zeropoint", "vector"))
 
 
@@ -145,12 +225,14 @@ def quantization_cases(arch: str) -> Iterator[Case]:
     yield "scan, float32", lambda: scan(300, 65, SINGLE, (64,))
     for dtype in (HALF, BRAIN, SINGLE):
         yield f"quantize rows, {dtype}".replace("torch.", ""), partial(quantize, 7, 300, dtype, True, "zeropoint")
+    for quantizer in ("absmax", "zeropoint"):
+        yield f"quantize special rows, {quantizer}", partial(quantize, 7, 300, HALF, True, quantizer, True)
     yield "quantize rows, absmax", lambda: quantize(5, 33, HALF, True, "absmax")
     yield "quantize, one scale, absmax", lambda: quantize(7, 300, HALF, False, "absmax")
     yield "quantize, one scale, zeropoint", lambda: quantize(7, 300, SINGLE, False, "zeropoint")
     long = configurations.Rows(1, 256, 1, 4)
     yield "quantize rows in blocks", with_row("rows", long, lambda: quantize(3, 700, HALF, True, "zeropoint"))
-    call = lambda: layer(18, 24, 700, HALF, 6.0, "dequantized", "zeropoint", "vector", (0, 31, 319))  # noqa: E731
+    call = lambda: layer(18, 24, 700, HALF, 6.0, "dequantized", "zeropoint", "vector", tuple(range(0, 700, 13)))  # noqa: E731
     yield "quantize rows in blocks, outliers", with_row("rows", long, call)
     # Several rows of a program, the next one on its way, as where X is long.
     repeated = configurations.Rows(1, 1024, 4, 4)
@@ -160,4 +242,4 @@ def quantization_cases(arch: str) -> Iterator[Case]:
 
 def cases(arch: str) -> dict[str, Callable[[], None]]:
     """Name -> a call that raises where the kernels differ from the reference."""
-    return dict([*quantization_cases(arch), *product_cases(arch), *decode_cases(arch)])
+    return dict([*quantization_cases(arch), *product_cases(arch), *gluon_cases(arch), *decode_cases(arch)])

@@ -1,7 +1,15 @@
 """Kernels that are none of this project's, for the emulator: a matrix product, a softmax, and both with mistakes."""
 
+from typing import Any, NamedTuple
+
 import triton
 import triton.language as tl
+
+
+class Held(NamedTuple):
+    """A record with a tensor descriptor."""
+
+    tiles: Any
 
 
 @triton.jit
@@ -78,3 +86,13 @@ def copy_column(x, y, stride, BLOCK: tl.constexpr):
     """y = the first column of x, whose rows lie `stride` entries apart."""
     at = tl.arange(0, BLOCK)
     tl.store(y + at, tl.load(x + at * stride))
+
+
+@triton.jit
+def copy_tile(tiles, held, y):
+    """y (16, 64) = the first block of a matrix of float16, by a descriptor that is an argument, or the field of one."""
+    at = tl.arange(0, 16)[:, None] * 64 + tl.arange(0, 64)[None, :]
+    if held is None:
+        tl.store(y + at, tiles.load([0, 0]))
+    else:
+        tl.store(y + at, held.tiles.load([0, 0]))

@@ -4,6 +4,7 @@ import re
 
 import numpy as np
 import torch
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 import emulator
 from tests import strangers
@@ -52,6 +53,15 @@ def total(arch: str, kernel: str, seed: int = 0) -> float:
     return float(y)
 
 
+def copied_tile(arch: str, in_a_record: bool) -> bool:
+    """Whether the copy of a matrix by a tensor descriptor is the matrix."""
+    x, y = torch.arange(1024).half().reshape(16, 64), torch.zeros(16, 64, dtype=torch.float16)
+    tiles = TensorDescriptor.from_tensor(x, [16, 64])
+    with emulator.gpu(arch):
+        strangers.copy_tile[(1,)](*((None, strangers.Held(tiles)) if in_a_record else (tiles, None)), y)
+    return torch.equal(x, y)
+
+
 def unwritten(arch: str) -> None:
     """A softmax of what nothing has written."""
     with emulator.gpu(arch):
@@ -87,3 +97,10 @@ def profiled_column(arch: str) -> emulator.Profile:
         strangers.copy_column[(1,)](x, y, 1024, BLOCK=128, num_warps=4)
     (found,) = profiler.profiles
     return found
+
+
+def profiled(arch: str, name: str) -> emulator.Profile:
+    """The profile of a kernel of experiments/profile.py."""
+    from experiments import profile
+
+    return profile.RUNS[name](arch)[0]

@@ -19,17 +19,20 @@ from tutorials import build, checks
 from tutorials.checks import comparing, kernel_checks
 from tutorials.checks.chapter_01_absmax import ZERO_HINT
 from tutorials.checks.chapter_04_outliers import stacks
-from tutorials.checks.chapter_06_quantize_kernel import rows_of_codes
-from tutorials.checks.chapter_07_product_kernel import scaled_product
-from tutorials.checks.chapter_08_layer import whole_layer
+from tutorials.checks.chapter_07_quantize_kernel import rows_of_codes
+from tutorials.checks.chapter_08_product_kernel import scaled_product
+from tutorials.checks.chapter_10_layer import whole_layer
 from tutorials.checks.engine import F32
 
 EXERCISES = {
+    "float16": checks.float16,
     "absmax": checks.absmax,
     "zeropoint": checks.zeropoint,
     "vectorwise": checks.vectorwise,
     "outlier_features": checks.outlier_features,
     "decomposition": checks.decomposition,
+    "outlier_part": checks.outlier_part,
+    "program": checks.program,
     "layer": whole_layer,
     "layer_bytes": checks.layer_bytes,
     "quantize_rows": rows_of_codes,
@@ -235,7 +238,7 @@ def test_the_criterion_is_not_met_by_large_noise_in_one_layer():
 
 @triton.jit
 def broken_rows(x, codes, scale, K, stride, BLOCK_K: tl.constexpr, HOW: tl.constexpr):
-    """The row kernel of chapter 06 with the mistake HOW."""
+    """The row kernel of chapter 07 with the mistake HOW."""
     row = tl.program_id(0)
     columns = tl.arange(0, BLOCK_K)
     inside = columns < K
@@ -252,7 +255,7 @@ def broken_rows(x, codes, scale, K, stride, BLOCK_K: tl.constexpr, HOW: tl.const
 
 @triton.jit
 def broken_product(a, b, y, scale_a, scale_b, M, N, K, stride_a, stride_b, BLOCK: tl.constexpr, BLOCK_K: tl.constexpr, HOW: tl.constexpr):
-    """The product kernel of chapter 07 with the mistake HOW."""
+    """The product kernel of chapter 08 with the mistake HOW."""
     rows = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     ks = tl.arange(0, BLOCK_K)

@@ -17,6 +17,7 @@ import pytest
 
 from emulator import Unsupported
 from emulator.machine import supported
+from emulator.manual import numbers
 from tests import ptx
 
 THREADS = 128
@@ -644,3 +645,12 @@ def test_every_form_in_the_table_has_a_test() -> None:
         if stems := re.match(r"\(([a-z0-9|]+)\)", pattern):
             for stem in stems[1].split("|"):
                 assert any(re.fullmatch(pattern, w) and w.split(".")[0] == stem for w in words), f"no test has {stem} of {pattern}"
+
+
+def test_every_rule_names_a_section_of_the_manual():
+    for _, section in supported():
+        assert numbers(section)
+    assert numbers("Data Movement and Conversion Instructions: ld, ld.global.nc (.global)") == ["9.7.9.8", "9.7.9.9"]
+    assert numbers("Parallel Synchronization and Communication Instructions: mbarrier.init, mbarrier.inval") == ["9.7.13.15"]
+    with pytest.raises(KeyError):
+        numbers("Logic and Shift Instructions: cnot")

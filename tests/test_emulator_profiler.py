@@ -3,7 +3,10 @@
 import numpy as np
 import pytest
 
+import emulator
+from emulator import sass
 from emulator.counters import class_of, sectors, wavefronts
+from emulator.parse import Instruction, Kernel, Place
 from tests import compiled, strangers_checks
 
 LANES = np.arange(32)
@@ -81,3 +84,103 @@ def test_a_column_reads_a_sector_for_each_entry():
     assert (access.sectors, access.fewest_sectors, access.data) == (128, 16, 512)
     assert found.instructions["memory"] > 0
     assert "sectors 128 of 16" in str(found)
+
+
+@pytest.mark.parametrize("name", emulator.CEILINGS)
+def test_ceilings_give_the_published_rates_of_the_matrix_unit(name):
+    c = emulator.CEILINGS[name]
+    cycles = 2 * c.multiprocessors * c.clock / 1000  # operations, in 10 ** 12 per second
+    assert c.int8 * cycles == pytest.approx(c.int8_tops, rel=0.005)
+    assert c.sixteen * cycles == pytest.approx(c.sixteen_tflops, rel=0.005)
+    assert c.hbm * c.multiprocessors * c.clock == pytest.approx(c.bandwidth)
+
+
+def test_each_architecture_of_the_tables_has_a_gpu():
+    assert [emulator.ceiling_of(arch).name for arch in ("sm_80", "sm_89", "sm_90", "sm_100")] == ["A100 SXM", "L4", "H100 SXM", "B200"]
+    assert emulator.ceiling_of("sm_86") is None
+
+
+#: Of the machine code these are as many as of PTX; the others may stand under a predicate.
+ONE_FOR_ONE = ("IMMA", "IGMMA", "HGMMA", "LDSM", "STSM", "LDGSTS", "BAR")
+
+
+@pytest.mark.parametrize(
+    ("arch", "name"),
+    [
+        ("sm_80", "product, medium"), ("sm_90", "product, medium"), ("sm_89", "decode, 4 rows"), ("sm_100", "decode, 4 rows"),
+        ("sm_90", "quantize, medium"),
+    ],
+)  # fmt: skip
+def test_machine_code_and_ptx_count_the_same(arch, name):
+    found = compiled.call(arch, strangers_checks.profiled, arch, name)
+    kinds = set(found.agreement)
+    assert {"BAR", "LDG", "LDGSTS" if "UTMALDG" not in kinds else "UTMALDG"} <= kinds
+    for kind in kinds & set(ONE_FOR_ONE):
+        always, ptx, at_most = found.agreement[kind]
+        assert always == ptx == at_most, kind
+    # Shared memory also holds what ptxas itself keeps there on sm_100 (the address of tensor memory): a load and a store per warp.
+    own = 4 * found.warps if arch == "sm_100" else 0
+    for kind in kinds & set(sass.JOINED):
+        always, ptx, at_most = found.agreement[kind]
+        assert always - own <= ptx <= at_most, kind
+    assert found.matrix_instructions == 0 or found.issued["tensor"] > 0
+
+
+def test_a_load_that_moves_behind_an_exit_is_issued_as_often_as_warps_pass_it():
+    # Two of four warps leave before they load their flag, of one byte; PTX loads first.
+    found = compiled.call("sm_90", strangers_checks.profiled, "sm_90", "scan, medium")
+    always, ptx, at_most = found.agreement["LDS"]
+    assert always == at_most == ptx - 2
+
+
+#: A loop that loads, a use, an exit, and a slow path behind it.
+DISASSEMBLY = """
+	.section	.text.k,"ax",@progbits
+	//## File ".nv_debug_ptx_txt", line 2
+        /*0000*/                   LDG.E.128 R4, desc[UR4][R2.64] ;
+.L_x_0:
+	//## File ".nv_debug_ptx_txt", line 3
+        /*0010*/                   LDG.E.64 R8, desc[UR4][R2.64+0x10] ;
+        /*0020*/              @!P1 LDG.E R10, [R2.64+0x20] ;
+	//## File ".nv_debug_ptx_txt", line 4
+        /*0030*/                   IMAD.WIDE.U32 R2, R20, 0x4, R2 ;
+        /*0040*/                   STS.64 [R30], R8 ;
+	//## File ".nv_debug_ptx_txt", line 5
+        /*0050*/               @P0 BRA `(.L_x_0) ;
+        /*0060*/                   FADD R4, R5, R6 ;
+        /*0070*/                   EXIT ;
+.L_x_1:
+        /*0080*/                   BRA `(.L_x_1) ;
+"""
+
+
+def test_disassembly_is_read_with_the_lines_of_ptx_that_it_came_from():
+    code = sass.read(DISASSEMBLY, [11, 12, 13, 14, 15])
+    assert [line.opcode for line in code.lines[:4]] == ["LDG.E.128", "LDG.E.64", "LDG.E", "IMAD.WIDE.U32"]
+    assert [line.ptx for line in code.lines] == [12, 13, 13, 14, 14, 15, 15, 15, 15]
+    assert [line.predicate for line in code.lines if line.predicate] == ["@!P1", "@P0"]
+    assert (code.targets, code.ends) == ({5: 1, 8: 8}, 8)
+    assert sass.blocks(code) == [range(1), range(1, 6), range(6, 8), range(8, 9)]
+    assert sass.loops(code) == [range(1, 6)]
+
+
+def test_executions_and_flights_of_a_loop():
+    code = sass.read(DISASSEMBLY, [11, 12, 13, 14, 15])
+    opcodes = {12: "ld.global.v4.b32", 13: "ld.global.v2.b32", 14: "st.shared.v2.b32", 15: "bra"}
+    instructions = [Instruction(opcode, None, (), number, "", Place("k.py", number)) for number, opcode in opcodes.items()]
+    kernel = Kernel("k", {}, {}, instructions, {}, 32)
+    issued = sass.executions(code, kernel, [4, 40, 40, 40])
+    assert issued == [4, 40, 40, 40, 40, 40, 40, 40, 0]
+    # In the loop 8 and 4 bytes are loaded; the store waits for the first, the next round for the second, which it overwrites.
+    assert sass.flights(code, kernel, issued) == [sass.Flight(Place("k.py", 15), 12, 12), sass.Flight(None, 16, 16)]
+
+
+@pytest.mark.parametrize(
+    ("opcode", "pipe"),
+    [
+        ("IMMA.16832.S8.S8", "tensor"), ("LOP3.LUT", "alu"), ("FFMA", "fma"), ("IMAD.MOV.U32", "fma heavy"), ("MUFU.RCP", "xu"),
+        ("LDG.E.128", "memory"), ("ULDC.64", "uniform"), ("BAR.SYNC.DEFER_BLOCKING", "barrier"), ("BRA", "branch"),
+    ],
+)  # fmt: skip
+def test_pipes_of_machine_instructions(opcode, pipe):
+    assert sass.pipe_of(opcode) == pipe

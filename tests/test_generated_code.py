@@ -17,6 +17,7 @@ import torch
 triton = pytest.importorskip("triton")
 
 from fast.kernels import configurations
+from tests.tools import machine_code
 
 ROOT = Path(__file__).resolve().parents[1]
 NVIDIA = ("sm_80", "sm_89", "sm_90", "sm_100")
@@ -58,21 +59,27 @@ def check(kernel: Facts) -> None:
     check_amd(kernel) if arch == "gfx942" else check_nvidia(kernel)
 
 
+#: One wait for matrix instructions, by how many groups of them are left.
+IN_FLIGHT, NONE_LEFT = ({f"WARPGROUP.DEPBAR.LE gsb0, 0x{left}": 1} for left in (1, 0))
+
+PRODUCTS = ("product_kernel", "hopper_product_kernel")
+
+
 def multiplies(kernel: Facts) -> bool:
-    return kernel["kernel"] in ("product_kernel", "decode_kernel")
+    return kernel["kernel"] in (*PRODUCTS, "decode_kernel")
 
 
 def has_outlier_product(kernel: Facts) -> bool:
     """Whether the kernel has an outlier product on 16-bit matrix instructions."""
     signature = kernel["signature"]
-    decomposes = "outliers.columns" in signature if kernel["kernel"] == "product_kernel" else kernel["constants"]["DETECT"]
+    decomposes = "outliers.columns" in signature if kernel["kernel"] in PRODUCTS else kernel["constants"]["DETECT"]
     x, float_weight = (signature.get(f"{name}.pointer") for name in ("x", "float_weight"))
     return bool(decomposes) and x in ("*fp16", "*bf16") and float_weight in (None, x)
 
 
 def check_nvidia(kernel: Facts) -> None:
     # A tile of 64 rows or more has Hopper's own instructions; Triton multiplies int8 by the older ones on sm_100, floats by its own.
-    arch, wide = kernel["arch"], kernel["kernel"] == "product_kernel" and kernel["arch"] == "sm_90"
+    arch, wide = kernel["arch"], kernel["kernel"] in PRODUCTS and kernel["arch"] == "sm_90"
     assert not read(kernel, "LDL", "STL"), "local memory"
     if multiplies(kernel):
         assert read(kernel, "IGMMA" if wide else "IMMA"), "no int8 matrix instruction"
@@ -82,18 +89,27 @@ def check_nvidia(kernel: Facts) -> None:
         assert not read(kernel, "HMMA" if wide else "HGMMA")
     if "ragged" not in kernel["case"]:
         assert read(kernel, "UTMALDG", "LDGSTS.E.BYPASS.128", "LDGSTS.E.BYPASS.LTC128B.128", "LDG.E.128"), "no load of 16 bytes"
-        if kernel["kernel"] == "product_kernel":
+        if kernel["kernel"] in PRODUCTS:
             assert bool(read(kernel, "UTMALDG")) == (arch == "sm_90" and "float32" not in kernel["case"] and "64-bit" not in kernel["case"])
             if kernel["signature"].get("outliers.x", "constexpr") != "constexpr":
                 assert read(kernel, "LDG.E.128"), "gathered columns in small loads"
         if kernel["kernel"] == "scan_columns":
             assert not read(kernel, "LDG.E.U8", "LDG.E.U16", "LDG.E.S8"), "loads of single entries"
+    if wide:
+        check_hopper_loop(kernel)
     if kernel["kernel"] in ("quantize_rows", "decode_kernel"):
         assert kernel["rounding_sums"] > 0
         assert kernel["fused_rounding"] == 0, "the product with the inverse is fused with the sum that rounds it"
         assert read(kernel, "FCHK"), "the division is not the one that rounds correctly"
     # The division's own code tests its operands by instructions that flush; products must not be flushed.
     assert not read(kernel, "FMUL.FTZ"), "subnormal numbers are flushed"
+
+
+def check_hopper_loop(kernel: Facts) -> None:
+    """The loop over K waits once for its matrix instructions: in Gluon until one group is left, in Triton's own language until none is."""
+    loops = [loop for loop in kernel["matrix_loops"] if any(name.startswith("IGMMA") for name in loop)]
+    waits = [{name: count for name, count in loop.items() if "DEPBAR" in name} for loop in loops]
+    assert waits == [IN_FLIGHT if kernel["kernel"] == "hopper_product_kernel" else NONE_LEFT]
 
 
 def check_amd(kernel: Facts) -> None:
@@ -107,7 +123,8 @@ def check_amd(kernel: Facts) -> None:
 @pytest.mark.parametrize("arch", COMPILED)
 def test_the_machine_code_of_every_row_of_the_tables(arch):
     kernels = compiled(arch, "--quick")
-    assert {kernel["kernel"] for kernel in kernels} == {"scan_columns", "quantize_rows", "product_kernel", "decode_kernel"}
+    launched = {"scan_columns", "quantize_rows", "product_kernel", "decode_kernel"}
+    assert {kernel["kernel"] for kernel in kernels} == (launched | {"hopper_product_kernel"} if arch == "sm_90" else launched)
     for kernel in kernels:
         try:
             check(kernel)
@@ -150,6 +167,18 @@ def test_an_assembler_that_fuses_is_refused(index, version, capability, served, 
             configurations.architecture(device)
 
 
+def test_a_tensor_descriptor_that_the_launcher_does_not_find_is_seen():
+    # Of a signature whose descriptor is the field of a record, Triton's own launcher makes nothing on a GPU.
+    code = """
+from tests.tools import generated_code as g
+maps, tiles = [{"block_size": [128, 128]}], "tensordesc<i8[128, 128]>"
+g.unpack({0: tiles, 1: ("*i8", "i32")}, maps)
+try: g.unpack({0: ("*i8", tiles), 1: "i32"}, maps)
+except AssertionError: print("seen")
+"""
+    assert program(code=code) == "seen\n"
+
+
 def test_the_quick_cases_reach_every_row_of_every_table_on_tensors_without_memory():
     # The launchers run on meta tensors: a launch that needed a value from the device, or a wait for it, would raise.
     code = """
@@ -166,7 +195,7 @@ for arch in g.TARGETS:
             launched[kernel].append({name.lower(): value for name, value in constants.items()})
         for kernel, rows in (("product_kernel", products), ("decode_kernel", decodes)):
             for row in rows:
-                named = {name: value for name, value in row._asdict().items() if name not in ("tma", "scan", "warps", "stages")}
+                named = {name: value for name, value in row._asdict().items() if name not in ("tma", "gluon", "scan", "warps", "stages")}
                 named |= {"num_warps": row.warps, "num_stages": row.stages}
                 assert any(named.items() <= constants.items() for constants in launched[kernel]), f"{arch}: nothing launches {row}"
 
@@ -178,6 +207,7 @@ def kernel_facts(**changes: Any) -> Facts:
         "signature": {"outliers.columns": "*i32", "outliers.x": "*fp16", "x.pointer": "*fp16", "float_weight": "constexpr"},
         "instructions": {"IGMMA.64x128x32.S8.S8": 8, "HGMMA.64x256x16.F32": 2, "UTMALDG.2D": 8, "LDG.E.128": 2, "FMUL": 3},
         "rounding_sums": 0, "fused_rounding": 0,
+        "matrix_loops": [{"IGMMA.64x128x32.S8.S8": 8, "WARPGROUP.DEPBAR.LE gsb0, 0x0": 1}, {"HGMMA.64x256x16.F32": 1}],
     }  # fmt: skip
     instructions = facts["instructions"] | changes.pop("instructions", {})
     return facts | changes | {"instructions": {name: count for name, count in instructions.items() if count}}
@@ -197,11 +227,46 @@ FAULTS = {
     "flushing": {"instructions": {"FMUL.FTZ": 1}},
     "fused rounding": {"kernel": "quantize_rows", "rounding_sums": 1, "fused_rounding": 1, "instructions": {"FCHK": 1}},
     "approximate division": {"kernel": "quantize_rows", "rounding_sums": 1},
+    "a wait for all in Gluon": {"kernel": "hopper_product_kernel"},
+    "a second wait in Gluon": {"kernel": "hopper_product_kernel", "matrix_loops": [{"IGMMA.64x128x32.S8.S8": 8, **IN_FLIGHT, **NONE_LEFT}]},
+    "no int8 loop": {"kernel": "hopper_product_kernel", "matrix_loops": [{"HGMMA.64x256x16.F32": 1}]},
 }
 
 
 def test_a_faultless_kernel_passes():
     check(kernel_facts())
+    loops = [{"IGMMA.64x128x32.S8.S8": 8, **IN_FLIGHT}, {"HGMMA.64x256x16.F32": 1}]
+    check(kernel_facts(kernel="hopper_product_kernel", matrix_loops=loops))
+
+
+SASS = """
+        /*0000*/                   IGMMA.64x8x32.S8.S8 R24, gdesc[UR4], RZ ;
+        /*0010*/              @!P0 BRA 0x80 ;
+        /*0020*/                   WARPGROUP.DEPBAR.LE gsb0, 0x1 ;
+        /*0030*/                   UISETP.NE.AND UP0, UPT, UR8, URZ, UPT ;
+        /*0040*/                   BRA.U !UP0, 0x0 ;
+        /*0050*/                   WARPGROUP.DEPBAR.LE gsb0, 0x0 ;
+        /*0060*/                   CALL.REL.NOINC 0xa0 ;
+        /*0070*/                   EXIT ;
+        /*0080*/                   SYNCS.PHASECHK.TRANS64.TRYWAIT P0, [R2], R3 ;
+        /*0090*/               @P0 BRA 0x20 ;
+        /*00a0*/                   RET.REL.NODEC R6 0x0 ;
+        /*00b0*/                   BRA 0xb0;
+"""
+
+
+def test_a_loop_of_machine_code_is_what_comes_back_to_itself():
+    lines = machine_code.lines(SASS)
+    assert [line.address for line in lines] == list(range(0, 0xC0, 16))
+    loops = [[line.address for line in loop] for loop in machine_code.loops(lines)]
+    # Out of line and back is in it; what follows, what is called and the padding at the end are not.
+    assert loops == [[0, 0x10, 0x20, 0x30, 0x40, 0x80, 0x90], [0xB0]]
+
+
+def test_what_lies_between_two_instructions_of_a_loop_goes_round_it():
+    loop = machine_code.loops(machine_code.lines(SASS))[0]
+    assert [line.address for line in machine_code.between(loop, "DEPBAR", "IGMMA")] == [0x30, 0x40]
+    assert [line.address for line in machine_code.between(loop, "IGMMA", "DEPBAR")] == [0x10]
 
 
 @pytest.mark.parametrize("fault", FAULTS)

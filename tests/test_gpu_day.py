@@ -15,6 +15,7 @@ import pytest
 
 from experiments import gpu_day, journal, shapes, suite
 from experiments.command import InputError
+from experiments.day import Day, Step, key_of
 from experiments.journal import Journal
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -28,7 +29,7 @@ def rows_of(path: Path) -> list[dict[str, Any]]:
 def written(folder: Path) -> dict[str, Any]:
     """What a later run may not change: the tests that have ended, and each row but the names of kernels, which come last."""
     found: dict[str, Any] = dict(suite.outcomes(suite.read(folder / "suite.jsonl")))
-    for name, key in gpu_day.key_of.items():
+    for name, key in key_of.items():
         found |= {f"{name}: {key(row)}": {k: v for k, v in row.items() if k != "kernels"} for row in rows_of(folder / f"{name}.json")}
     return found
 
@@ -67,7 +68,7 @@ def test_a_rehearsal_that_is_killed_again_and_again_loses_nothing_and_ends_well(
     assert all(len(earlier) < len(later) for earlier, later in zip(snapshots, [*snapshots[1:], final], strict=True))
     # No test and no row twice.
     assert set(Counter(event["test"] for event in suite.read(tmp_path / "suite.jsonl") if "test" in event).values()) == {1}
-    for name, key in gpu_day.key_of.items():
+    for name, key in key_of.items():
         record = json.loads((tmp_path / f"{name}.json").read_text())
         names = [key(row) for row in record["rows"]]
         assert len(set(names)) == len(names) > 0
@@ -272,21 +273,21 @@ def test_the_files_that_launch_kernels_come_first() -> None:
 
 
 @pytest.fixture
-def day(tmp_path: Path) -> gpu_day.Day:
-    return gpu_day.Day(tmp_path, 10, rehearse=True, model=None, workers=1)
+def day(tmp_path: Path) -> Day:
+    return Day(tmp_path, 10, rehearse=True, model=None, workers=1)
 
 
-def step(day: gpu_day.Day, program: str, name: str = "x", each: float = 1) -> gpu_day.Step:
+def step(day: Day, program: str, name: str = "x", each: float = 1) -> Step:
     """A step of which one thing is left to do until its file holds "done"."""
     path = day.folder / name
-    return gpu_day.Step("layers", name, ["-c", program.replace("FILE", repr(str(path)))], path, lambda: int(not done(path)), lambda: each)
+    return Step("layers", name, ["-c", program.replace("FILE", repr(str(path)))], path, lambda: int(not done(path)), lambda: each)
 
 
 def done(path: Path) -> bool:
     return path.is_file() and "done" in path.read_text()
 
 
-def test_a_step_that_ends_without_progress_is_given_up_with_its_last_words(day: gpu_day.Day) -> None:
+def test_a_step_that_ends_without_progress_is_given_up_with_its_last_words(day: Day) -> None:
     day.run([step(day, "raise SystemExit('no such model')"), step(day, "open(FILE, 'w').write('done')", "y")])
     assert day.stuck == {"x": "exit status 1: no such model"}
     assert done(day.folder / "y")
@@ -295,7 +296,7 @@ def test_a_step_that_ends_without_progress_is_given_up_with_its_last_words(day: 
     assert status == journal.FAILED
 
 
-def test_a_step_that_loses_its_process_goes_on_as_long_as_it_makes_progress(day: gpu_day.Day) -> None:
+def test_a_step_that_loses_its_process_goes_on_as_long_as_it_makes_progress(day: Day) -> None:
     program = "import os\nopen(FILE, 'a').write('i')\nif os.path.getsize(FILE) < 4: os.kill(os.getpid(), 9)\nopen(FILE, 'a').write('done')"
     day.run([step(day, program)])
     assert (day.folder / "x").read_text() == "iiiidone"
@@ -303,7 +304,7 @@ def test_a_step_that_loses_its_process_goes_on_as_long_as_it_makes_progress(day:
 
 
 def test_at_the_limit_a_process_is_ended_and_may_write_what_it_has(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    day = gpu_day.Day(tmp_path, 6 / 60, rehearse=True, model=None, workers=1)
+    day = Day(tmp_path, 6 / 60, rehearse=True, model=None, workers=1)
     program = "import time\ntry: time.sleep(60)\nexcept KeyboardInterrupt: open(FILE, 'w').write('interrupted')"
     own = step(day, program)
     day.run([own])
@@ -315,14 +316,14 @@ def test_at_the_limit_a_process_is_ended_and_may_write_what_it_has(tmp_path: Pat
     assert "run the same command again" in text
 
 
-def test_a_step_too_long_for_what_is_left_makes_room_for_a_shorter_one(day: gpu_day.Day) -> None:
+def test_a_step_too_long_for_what_is_left_makes_room_for_a_shorter_one(day: Day) -> None:
     finish = "open(FILE, 'w').write('done')"
     day.run([step(day, finish, "first"), step(day, finish, "long", each=1e4), step(day, finish, "short")])
     assert [name for name in ("first", "long", "short") if done(day.folder / name)] == ["first", "short"]
 
 
-def test_tests_that_a_process_died_at_are_failures_and_the_others_run(day: gpu_day.Day) -> None:
-    own = gpu_day.Step("kernels", "test_x.py", [], day.tests, lambda: 1, lambda: 1.0)
+def test_tests_that_a_process_died_at_are_failures_and_the_others_run(day: Day) -> None:
+    own = Step("kernels", "test_x.py", [], day.tests, lambda: 1, lambda: 1.0)
     suite.note(day.tests, began="tests/test_x.py::test_a")
     day._after_tests(own, -signal.SIGSEGV, 3.0)
     suite.note(day.tests, began="tests/test_x.py::test_b")

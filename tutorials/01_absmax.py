@@ -16,12 +16,8 @@
 # **Question.** A weight or an activation is a real number, stored in 16 or 32 bits. Can 8 bits represent it, and how
 # wrong is the result?
 #
-# **You need** NumPy, and what a matrix product is. **Time:** 15 minutes. **You leave with** an int8 quantizer of your
-# own, and a bound on its error that you can prove in one line.
-#
-# > **Tip.** You can just read. To work along, clone the repository and run `make learn`: it sets up `.venv`, copies the
-# > notebooks to `work/`, where your answers are never overwritten, and opens them in JupyterLab. You need neither a GPU
-# > nor a download. Where the text says *Predict*, stop and write down a guess: you will remember what surprised you.
+# **You need** NumPy; [00, bits, tokens, layers](00_bits_and_layers.ipynb) if *token*, *feature* or *float16* is new to
+# you. **You leave with** an int8 quantizer of your own, and a bound on its error that you can prove in one line.
 
 # %%
 import numpy as np
@@ -31,7 +27,7 @@ from matplotlib import pyplot as plt
 import fast
 import reference
 from reference import bounds
-from tutorials import checks, model_data, pictures, running_table, source
+from tutorials import checks, model_data, pictures, predict, running_table, source
 from tutorials.example import X
 
 np.set_printoptions(precision=4, suppress=True)
@@ -81,7 +77,7 @@ pictures.show(
 #
 # ## By hand
 #
-# Here is the matrix that we follow through all nine chapters: four tokens (rows), four features (columns).
+# Here is the matrix that we follow through the whole course: four tokens (rows), four features (columns).
 
 # %%
 print(X)
@@ -89,14 +85,20 @@ print(X)
 # %% [markdown]
 # > **Predict.** Which entry sets the scale, and what is the scale? Which codes do 12.70, 0.50 and 0.08 get? Which entry
 # > of the first row will be the most wrong, relative to its size?
-#
-# The largest magnitude is 12.70, so the scale is 12.70 / 127 = 0.1, and coding is dividing by 0.1 and rounding: 12.70
-# becomes 127, 0.50 becomes 5, and 0.08 is 0.8 of a step, so it becomes 1 and is dequantized to 0.10.
 
 # %%
 codes, scale = reference.absmax_quantize(X)
 back = reference.absmax_dequantize(codes, scale)
-print(f"scale: {scale.item():.4f}")
+predict.number("the scale", scale.item(), ".4g")
+predict.text("the codes of 12.70, 0.50 and 0.08", codes[[1, 0, 0], [2, 0, 2]])
+worst = np.argmax(np.abs(back[0] - X[0]) / np.abs(X[0]))
+entries = [f"{entry:g}" for entry in X[0]]
+predict.choice("the most wrong entry of row one", entries, entries[worst])
+predict.explain(
+    f"The largest magnitude is {X.max():.2f}, so the scale is {X.max():.2f} / 127 = "
+    f"{scale.item():.1f}, and coding is dividing by {scale.item():.1f} and rounding. "
+    f"0.08 is 0.8 of a step, so it becomes 1 and is dequantized to {back[0, 2]:.2f}."
+)
 figure = pictures.matrices(
     [
         ("X", X, "{:g}", np.abs(X) == np.abs(X).max()),
@@ -144,7 +146,7 @@ source.show(
 #
 # `fast` is an independent implementation in Torch and Triton. It has to produce the same codes and the same scale, *bit
 # for bit*: not close, equal. For integers nothing less is acceptable. (On CPU tensors `fast` uses its Torch path;
-# chapters 06 and 07 use the Triton kernels.)
+# chapters 07 to 09 use the Triton kernels.)
 
 # %%
 fast_codes, fast_scale = fast.absmax_quantize(torch.from_numpy(X))
@@ -172,10 +174,10 @@ codes, scale = reference.absmax_quantize(x)
 typical = np.median(np.abs(x))
 used = len(np.unique(codes))
 within_five = np.mean(np.abs(codes.astype(int)) <= 5)
-print(
-    f"largest magnitude {np.abs(x).max():.2f}, median magnitude {typical:.3f}, one "
-    f"step {scale.item():.3f}"
-)
+most = np.abs(codes[np.abs(x) <= typical].astype(int)).max()
+predict.number("one step", scale.item(), ".3f")
+predict.number("the largest code among the smaller half of the entries", most)
+print(f"largest magnitude {np.abs(x).max():.2f}, median magnitude {typical:.3f}")
 print(
     f"codes that occur at all: {used} of 255; code 0: {np.mean(codes == 0):.1%} of the "
     f"entries; -5 to 5: {within_five:.1%}"
@@ -188,16 +190,31 @@ right.bar(*np.unique(codes, return_counts=True), width=1, color=pictures.ORANGE)
 right.set(yscale="log", xlabel="code", ylabel="entries", title="after: int8")
 pictures.show(
     figure,
-    "Two histograms with logarithmic counts. Left: the entries of X crowd around zero, "
-    "with a thin tail "
-    f"up to {x.max():.0f}. Right: their codes; "
-    f"{within_five:.0%} of all entries share the eleven codes from -5 to 5, and the "
-    "tail has the rest to itself.",
+    "Two histograms with logarithmic counts. Left: the entries of X crowd around zero; "
+    "a second hump lies around 7, and a single entry "
+    f"at {x.max():.0f}. Right: their codes; "
+    f"{within_five:.0%} of all entries share the eleven codes from -5 to 5; the second "
+    "hump lies around code 30, and the single entry has code 127.",
 )
 
 # %% [markdown]
 # We store eight bits per entry. Yet half of the entries are rounded to zero, and nearly all of them share eleven codes,
 # for which three and a half bits would do.
+#
+# And there is the second hump of chapter 00 again, around 7 on the left and 30 on the right.
+#
+# > **Predict.** Two columns of the 576 hold all entries above 5. If they were not there, how large would a step be?
+
+# %%
+columns = np.flatnonzero((x > 5).any(axis=0))
+largest = np.abs(np.delete(x, columns, axis=1)).max()
+predict.number("one step without them", largest / 127, ".3f")
+print(f"without columns {columns.tolist()}: largest magnitude {largest:.2f}, ", end="")
+print(f"steps {np.abs(x).max() / largest:.1f} times as fine")
+
+# %% [markdown]
+# The hump is column 17, and one single entry of the other column sets the scale of all 294,912. What such columns are is
+# the mystery that chapter 04 solves.
 #
 # ## The law
 #
@@ -218,7 +235,8 @@ pictures.show(
 error = np.abs(reference.absmax_dequantize(codes, scale).astype(np.float64) - x)
 assert (error <= bounds.round_trip_bound(scale)).all()
 steps = error / scale.item()
-print(f"largest error {steps.max():.3f} steps, mean {steps.mean():.3f}")
+predict.number("the largest error, in steps", steps.max(), ".3f")
+predict.number("the mean error, in steps", steps.mean(), ".3f")
 
 # %% [markdown]
 # ## Break it
@@ -240,11 +258,13 @@ wrong = {
     .astype(np.int8),
 }
 right, s = reference.absmax_quantize(x_small)
+off = {name: np.abs(q * s - x_small).max() / s.item() for name, q in wrong.items()}
+assert min(off.values()) > 0.5 + 2.0**-14
+predict.choice("wrong by at most one step", list(wrong), min(off, key=off.get))
+predict.number("the error of the worst, in steps", max(off.values()), ".0f")
 print(f"{'right':<30} {right.tolist()}")
 for name, q in wrong.items():
-    off = np.abs(q * s - x_small).max() / s.item()
-    print(f"{name:<30} {q.tolist()}   largest error {off:.2f} steps")
-    assert off > 0.5 + 2.0**-14
+    print(f"{name:<30} {q.tolist()}   largest error {off[name]:.2f} steps")
 
 to_128 = [
     np.rint(sign * x_small * 64).clip(-128, 127).astype(int).tolist()
@@ -261,16 +281,17 @@ print("scaled to 128 and clipped, x and -x get", *to_128)
 # %%
 exact = x.astype(np.float64) @ w.T.astype(np.float64)
 inverse = (np.float32(1) / np.abs(x).max()) * np.float32(127)
+errors = []
 for name, codes in (
     ("np.rint", np.rint(x * inverse)),
     ("astype(np.int8)", (x * inverse).astype(np.int8)),
 ):
     back = codes.astype(np.float32) * scale
+    errors.append(running_table.error(back @ w.T, exact))
     left = np.abs(back).sum() / np.abs(x).sum()
-    print(
-        f"{name:<16} error of Y {running_table.error(back @ w.T, exact):.1%}; of the "
-        f"sum of magnitudes of X {left:.0%} is left"
-    )
+    print(f"{name:<16} error of Y {errors[-1]:.1%}; of the ", end="")
+    print(f"sum of magnitudes of X {left:.0%} is left")
+predict.number("the error of Y grows by a factor of", errors[1] / errors[0], ".2g")
 
 # %% [markdown]
 # More than half of X's total magnitude is lost: every entry smaller than a step is now zero.
@@ -282,9 +303,15 @@ for name, codes in (
 # %%
 pair = np.array([0.14, 0.07], np.float32)
 top, number = pair.max(), np.float32(127)
-print("x * (1 / absmax * 127): ", np.rint(pair * ((np.float32(1) / top) * number)))
-print("x * 127 / absmax:       ", np.rint(pair * number / top))
-print("x / scale:              ", np.rint(pair / (top / number)))
+ways = {
+    "x * (1 / absmax * 127)": np.rint(pair * ((np.float32(1) / top) * number)),
+    "x * 127 / absmax": np.rint(pair * number / top),
+    "x / scale": np.rint(pair / (top / number)),
+}
+different = len({code.tobytes() for code in ways.values()})
+predict.number("how many different codes of 0.07 do the three give?", different)
+for name, code in ways.items():
+    print(f"{name:<24} {code}")
 
 rows = np.random.default_rng(0).normal(size=(4096, 576)).astype(np.float32)
 tops = np.abs(rows).max(axis=1, keepdims=True)

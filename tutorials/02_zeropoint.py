@@ -16,8 +16,8 @@
 # **Question.** Absmax gives as many codes to the negative side as to the positive one. What if the data has only one
 # side, or mostly one?
 #
-# **You need** [01, absmax](01_absmax.ipynb). **Time:** 15 minutes. **You leave with** the asymmetric quantizer, its
-# product, and a measured answer to "absmax or zeropoint?".
+# **You need** [01, absmax](01_absmax.ipynb). **You leave with** the asymmetric quantizer, its product, and a measured
+# answer to "absmax or zeropoint?".
 
 # %%
 import numpy as np
@@ -27,7 +27,7 @@ from matplotlib import pyplot as plt
 import fast
 import reference
 from reference import bounds
-from tutorials import checks, model_data, pictures, running_table, source
+from tutorials import checks, model_data, pictures, predict, running_table, source
 from tutorials.example import W, X
 
 np.set_printoptions(precision=4, suppress=True)
@@ -54,13 +54,13 @@ for y, name, low, high, color in (
         [low, high], [y, y], color=color, linewidth=9, alpha=0.35, solid_capstyle="butt"
     )
     codes = (-127, 127) if name == "absmax" else (-128, 127)
-    ax.text(low, y + 0.2, codes[0], ha="center")
+    ax.text(low, y + 0.2, codes[0], ha="right")
     ax.text(high, y + 0.2, codes[1], ha="center")
     ax.text(
         0,
         y + 0.2,
         0 if name == "absmax" else reference.zeropoint_quantize(X).zero_point.item(),
-        ha="center",
+        ha="left",
     )
     ax.plot(X.ravel(), np.full(X.size, y), "|", color=pictures.GREY, markersize=14)
 ax.set(
@@ -93,14 +93,20 @@ pictures.show(
 #
 # > **Predict.** From -1.905 to 12.70 is 14.605. What is a step, and which code is zero? 12.70 gets code 127. Which code
 # > does 0.50 get?
-#
-# A step is 14.605 / 255 = 0.0573. The minimum lies 1.905 / 0.0573 = 33.3 steps below zero, so zero gets the code -128 +
-# 33 = -95. 0.50 lies 8.7 steps above zero: code -95 + 9 = -86.
 
 # %%
 codes, scale, zero_point = reference.zeropoint_quantize(X)
 back = reference.zeropoint_dequantize(codes, scale, zero_point)
-print(f"scale {scale.item():.4f} (absmax: 0.1), zero point {zero_point.item()}")
+predict.number("one step", scale.item(), ".4f")
+predict.number("the code of zero", zero_point.item())
+predict.number("the code of 0.50", codes[0, 0])
+below, above = -lo / scale.item(), X[0, 0] / scale.item()
+predict.explain(
+    f"A step is {hi - lo:.3f} / 255 = {scale.item():.4f}; absmax has 0.1. The minimum "
+    f"lies {below:.1f} steps below zero, so zero gets the code -128 + {below:.0f} = "
+    f"{zero_point.item()}. 0.50 lies {above:.1f} steps above zero: code "
+    f"{zero_point.item()} + {above:.0f} = {codes[0, 0]}."
+)
 figure = pictures.matrices(
     [
         ("X", X, "{:g}", (lo == X) | (hi == X)),
@@ -131,14 +137,14 @@ source.show(reference.zeropoint_quantize, reference.zeropoint_dequantize)
 # $$ \sum_k (q_x - z_x)(q_w - z_w) = \underbrace{\sum_k q_x q_w}_{\text{int8 product}} - z_x
 # \underbrace{\sum_k q_w}_{\text{once, at load}} - z_w \underbrace{\sum_k q_x}_{\text{once per row of X}} + K z_x z_w . $$
 #
-# > **Predict.** The expensive part has M N K multiplications. How many does the rest need?
-#
-# Three corrections for each of the M N results, after M K additions for the sums over X. With K in the hundreds or
-# thousands that is little, but it is not nothing, and the accumulator is wider: codes of magnitude 128 instead of 127,
-# and differences up to 255.
+# The function that does it:
 
 # %%
 source.show(reference.vectorwise.zeropoint_product)
+
+# %% [markdown]
+# > **Predict.** The expensive part has M N K multiplications and additions. How many corrections does the rest need for
+# > each of the M N results?
 
 # %%
 xq, sx, zx = reference.zeropoint_quantize(X)
@@ -148,8 +154,15 @@ x_sum, w_sum = (
     xq.sum(axis=1, dtype=int, keepdims=True),
     wq.sum(axis=1, dtype=int, keepdims=True),
 )
-corrected = acc - zx * w_sum.T - zw * x_sum + X.shape[1] * zx * zw
+corrections = (-zx * w_sum.T, -zw * x_sum, X.shape[1] * zx * zw)
+corrected = acc + sum(corrections)
 assert np.array_equal(corrected, (xq.astype(int) - zx) @ (wq.astype(int) - zw).T)
+predict.number("corrections for each result", len(corrections))
+predict.explain(
+    "Before them come M K additions for the sums over X. With K in the hundreds or "
+    "thousands that is little, but it is not nothing, and the accumulator is wider: "
+    "codes of magnitude 128 instead of 127, and differences up to 255."
+)
 figure = pictures.matrices(
     [
         ("int8 product", acc, "{:d}", None),
@@ -218,10 +231,8 @@ of_weights = np.array(
         if name != "lm_head"
     ]
 )
-print(
-    f"{len(of_inputs)} layers. Median ratio: inputs {np.median(of_inputs):.2f}, "
-    f"weights {np.median(of_weights):.2f}"
-)
+predict.number("median ratio of the inputs", np.median(of_inputs), ".2f")
+predict.number("median ratio of the weights", np.median(of_weights), ".2f")
 
 figure, ax = plt.subplots()
 bins = np.linspace(0.48, 1.02, 28)
@@ -242,7 +253,7 @@ pictures.show(
 # %% [markdown]
 # So the answer has two parts. Weights of a linear layer are nearly symmetric, and zeropoint gains little there. Inputs
 # often are not, and the reason is outliers: a few feature columns of one sign (chapter 04). Once these are removed
-# (chapter 05), there is less to gain; that chapter measures how much less. The paper's method uses absmax, which needs
+# (chapter 05), there is less to gain; chapter 06 measures how much less. The paper's method uses absmax, which needs
 # no corrections.
 #
 # ## The law
@@ -275,7 +286,8 @@ print(
 # %% [markdown]
 # ## Break it
 #
-# > **Predict.** Four variations of one line. Which one loses a whole range of values, which one only the last place?
+# > **Predict.** Three variations of one line. Which one changes a value by one step at most? And a product without its
+# > corrections: how wrong is it, if the largest entry of the right one is 6.6?
 
 
 # %%
@@ -299,20 +311,20 @@ def encode(a, include_zero=True, clip=True, order="product first"):
 tie, above, near = (
     np.array([v], np.float32) for v in ([-1.5, 253.5], [5.0, 7.0], [0.0, 0.06, 0.01])
 )
+off = {}
 for name, a, options in (
     ("no clip", tie, {"clip": False}),
     ("a range without zero", above, {"include_zero": False}),
     ("the sum rounded, not the product", near, {"order": "sum"}),
 ):
-    print(f"{name:<34} x {a}  right {encode(a)}  wrong {encode(a, **options)}")
+    right, wrong = encode(a), encode(a, **options)
+    off[name] = np.abs(wrong - right).max() / reference.zeropoint_quantize(a).scale
+    print(f"{name:<33} x {a[0]} right {right[0]} wrong {wrong[0]}")
 
-uncorrected = acc * sx * sw.T
-print(
-    "product without the corrections: off by up to "
-    f"{np.abs(uncorrected - X @ W.T).max():.2f}, the "
-    f"product itself is at most {np.abs(X @ W.T).max():.2f}"
-)
-assert np.abs(uncorrected - X @ W.T).max() > np.abs(y - X @ W.T).max()
+uncorrected = np.abs(acc * sx * sw.T - X @ W.T).max()
+predict.choice("off by one step at most", list(off), min(off, key=off.get))
+predict.number("the error of the product without corrections", uncorrected, ".1f")
+assert uncorrected > np.abs(y - X @ W.T).max()
 
 # %% [markdown]
 # Without the clip, one code wraps around and 253.5 becomes -2. Without zero in the range, the zero point would lie

@@ -16,10 +16,12 @@
 # **Question.** In chapter 01 one large entry took precision from every other entry of the matrix. How many scales may a
 # matrix have, and which entries may share one, if the product is still to run in int8?
 #
-# **You need** [01](01_absmax.ipynb); [02](02_zeropoint.ipynb) helps. **Time:** 18 minutes. **You leave with**
-# vector-wise quantization, the product of LLM.int8().
+# **You need** [01](01_absmax.ipynb); [02](02_zeropoint.ipynb) helps. **You leave with** vector-wise quantization, the
+# product of LLM.int8().
 
 # %%
+import textwrap
+
 import numpy as np
 import torch
 from matplotlib import pyplot as plt
@@ -27,7 +29,7 @@ from matplotlib import pyplot as plt
 import fast
 import reference
 from reference import bounds
-from tutorials import checks, model_data, pictures, running_table, source
+from tutorials import checks, model_data, pictures, predict, running_table, source
 from tutorials.example import W, X
 
 np.set_printoptions(precision=4, suppress=True)
@@ -54,42 +56,37 @@ np.set_printoptions(precision=4, suppress=True)
 
 # %%
 m, k, n = 512, 576, 1536
-figure, ax = plt.subplots(figsize=(7.6, 3.1))
-pictures.box(ax, 0, 0, 2.2, 1.6, pictures.BLUE)
-ax.text(
-    1.1,
-    0.8,
-    f"X codes\n{m} x {k} int8\n{pictures.quantity(m * k)}",
-    ha="center",
-    va="center",
+x_codes = f"X codes\n{m} x {k} int8\n{pictures.quantity(m * k)}"
+w_codes = f"W codes, transposed\n{k} x {n} int8\n{pictures.quantity(k * n)}"
+sums = f"accumulators\n{m} x {n} int32\n{m * n * k:,}\nmultiply-adds"
+boxes = (
+    (0, 0, 2.2, 1.6, pictures.BLUE, x_codes),
+    (2.9, 2.0, 3.2, 1.3, pictures.ORANGE, w_codes),
+    (2.9, 0, 3.2, 1.6, pictures.GREEN, sums),
 )
-pictures.box(ax, 2.9, 2.0, 3.2, 1.3, pictures.ORANGE)
-ax.text(
-    4.5,
-    2.65,
-    f"W codes, transposed\n{k} x {n} int8, {pictures.quantity(k * n)}",
-    ha="center",
-    va="center",
-)
-pictures.box(ax, 2.9, 0, 3.2, 1.6, pictures.GREEN)
-ax.text(
-    4.5,
-    0.8,
-    f"accumulators\n{m} x {n} int32\n{m * n * k:,} multiply-adds",
-    ha="center",
-    va="center",
-)
-pictures.box(ax, 2.45, 0, 0.22, 1.6, pictures.BLUE, 0.5)
-pictures.box(ax, 2.9, 1.7, 3.2, 0.2, pictures.ORANGE, 0.5)
-ax.text(6.25, 1.8, f"{n} scales of W: one per column of Y", va="center")
-ax.text(
-    6.25,
-    0.8,
-    f"{m} scales of X: one per row of Y\n(the narrow bar at the left)\n\nY = "
-    "accumulator x both",
-    va="center",
-)
-pictures.blank(ax, (-0.1, 9.4), (-0.1, 3.4))
+of_w = f"{n} scales of W: one per column of Y"
+of_x = f"{m} scales of X: one per row of Y\n(the narrow bar at the left)"
+
+
+def draw(size, limits, notes):
+    figure, ax = plt.subplots(figsize=size)
+    for x, y, width, height, color, text in boxes:
+        pictures.box(ax, x, y, width, height, color)
+        at = x + width / 2, y + height / 2
+        ax.text(*at, text, ha="center", va="center", fontsize=9.5)
+    pictures.box(ax, 2.45, 0, 0.22, 1.6, pictures.BLUE, 0.5)
+    pictures.box(ax, 2.9, 1.7, 3.2, 0.2, pictures.ORANGE, 0.5)
+    for (x, y), text in notes:
+        ax.text(x, y, text, va="center", fontsize=9.5)
+    pictures.blank(ax, *limits)
+    return figure
+
+
+last = "Y = accumulator x both"
+beside = [((6.25, 1.8), of_w), ((6.25, 0.9), of_x), ((6.25, 0.1), last)]
+below = [((0, -0.4), of_w), ((0, -1.05), of_x), ((0, -1.7), last)]
+figure = draw((7.6, 3.1), ((-0.1, 9.4), (-0.1, 3.4)), beside)
+narrow = draw((3.9, 3.6), ((-0.1, 6.2), (-2.0, 3.4)), below)
 pictures.show(
     figure,
     f"X codes, {m} by {k}, times the transposed W codes, {k} by {n}, give {m} by {n} "
@@ -97,6 +94,7 @@ pictures.show(
     f"A column of {m} scales applies to the rows of the result, a row of {n} scales to "
     "its columns; each "
     "accumulator is multiplied by one of each.",
+    narrow,
 )
 
 # %% [markdown]
@@ -111,18 +109,11 @@ pictures.show(
 # > **Predict.** How large may K be? The largest language models have K of about 50,000.
 
 # %%
-print(
-    "absmax: K up to",
-    (2**31 - 1) // 127**2,
-    "  zeropoint: K up to",
-    (2**31 - 1) // 128**2,
-)
-print(
-    "an int8 accumulator overflows after",
-    127 // 127**2 + 1,
-    "product; float32 stops being exact beyond K =",
-    2**24 // 127**2,
-)
+largest = {name: (2**31 - 1) // code**2 for name, code in (("a", 127), ("z", 128))}
+predict.number("the largest K, with absmax", largest["a"])
+print("zeropoint: K up to", largest["z"])
+print("an int8 accumulator overflows after", 127 // 127**2 + 1, "product")
+print("a float32 accumulator stops being exact beyond K =", 2**24 // 127**2)
 
 # %% [markdown]
 # ## By hand
@@ -133,6 +124,8 @@ print(
 # %%
 xq, sx = reference.absmax_quantize(X, axis=-1)
 wq, sw = reference.absmax_quantize(W, axis=-1)
+predict.text("the four scales", sx)
+predict.text("the codes of the first row", xq[0])
 figure = pictures.matrices(
     [
         ("X", X, "{:g}", np.abs(X) == np.abs(X).max(axis=1, keepdims=True)),
@@ -228,8 +221,8 @@ print("3 granularities x 2 quantizers: equal, bit for bit")
 # The inputs of `gate_proj` in all 30 blocks of SmolLM2, and the error of Y with one scale, with one per row, and
 # vector-wise.
 #
-# > **Predict.** Where will the three curves lie closest together: where all tokens have similar magnitudes, or where
-# > they differ?
+# > **Predict.** Where will the curves of one scale and of one scale per row lie closest together: where all tokens have
+# > similar magnitudes, or where they differ? And how much smaller is the error vector-wise, over all blocks?
 
 # %%
 model = model_data.model()
@@ -263,14 +256,15 @@ pictures.show(
     "vector. Vector lies lowest; in the last block tensor "
     f"has {last['tensor']:.1%}, row {last['row']:.1%}, vector {last['vector']:.1%}.",
 )
-print(
-    "mean over the blocks:",
-    {g: f"{np.mean(errors):.2%}" for g, errors in curves.items()},
-)
-print(
-    f"largest row against the median row: {np.median(spread):.1f} times in the median "
-    f"block, {spread[-1]:.1f} times in the last"
-)
+mean = {g: np.mean(errors) for g, errors in curves.items()}
+gain = np.array(curves["tensor"]) / np.array(curves["row"])
+alike, unlike = options = "of similar magnitude", "of different magnitude"
+closest = alike if np.corrcoef(spread, gain)[0, 1] > 0 else unlike
+predict.choice("they lie closest where the tokens are", options, closest)
+predict.number("times as small vector-wise", mean["tensor"] / mean["vector"], ".2g")
+print("mean over the blocks:", {g: f"{error:.2%}" for g, error in mean.items()})
+times = [f"{factor:.1f}" for factor in (np.median(spread), spread[-1])]
+print("largest row over median row, in the median block and in the last:", *times)
 
 # %% [markdown]
 # The largest row is seldom much larger than the others, so scales for the rows of X alone gain little, except at the
@@ -292,11 +286,12 @@ print(
 # one part in 127 of the largest product possible with these scales: `bounds.quantized_matmul_bound`, against which the
 # tests check both implementations. The typical error is much smaller than either bound, since errors of both signs
 # cancel.
-#
-# > **Predict.** On real data, how much of each bound does the worst entry of Y use?
 
 # %%
 source.show(bounds.quantized_matmul_bound)
+
+# %% [markdown]
+# > **Predict.** On real data, how much of each bound does the worst entry of Y use, in percent?
 
 # %%
 x, w = model_data.layer()
@@ -319,10 +314,8 @@ for name, bound in (
     ("from the data", of_the_data),
     ("from the scales and K", of_the_scales),
 ):
-    print(
-        f"{name:<22} the worst entry of Y uses {(error / bound).max():.1%}, the median "
-        f"entry {np.median(error / bound):.2%}"
-    )
+    predict.number(f"of the bound {name}", 100 * (error / bound).max(), ".2g", "%")
+    print(f"{name}: the median entry of Y uses {np.median(error / bound):.2%}")
 
 # %% [markdown]
 # ## Break it
@@ -330,8 +323,8 @@ for name, bound in (
 # [A widely read post](https://huggingface.co/blog/hf-bitsandbytes-integration) dequantizes a weight with
 # `CB * SCB / 127`, where `CB` are the codes (N, K) and `SCB` the N largest magnitudes of its rows.
 #
-# > **Predict.** Along which axis do N numbers broadcast against (N, K)? When does this raise an error, and when does it
-# > not?
+# > **Predict.** Along which axis do N numbers broadcast against (N, K)? With which of two shapes does this raise an
+# > error?
 
 # %%
 CB, SCB = reference.absmax_quantize(W, axis=-1).codes, np.abs(W).max(axis=1)
@@ -341,38 +334,40 @@ print(
     f"published, off by {np.abs(published - W).max():.3f}\nright, off by "
     f"{np.abs(right - W).max():.3f}"
 )
-try:
-    print((CB[:3] * SCB[:3] / 127).shape)
-except ValueError as error:
-    print("three output features:", error)
+by_rows = np.array_equal(published[0], CB[0] * SCB[0] / 127)
+raises = {}
+for n in (4, 3):
+    try:
+        CB[:n] * SCB[:n]
+    except ValueError as error:
+        raises[f"{n} x 4"] = error
+axes = ("a row of W", "a column of W")
+predict.choice("each of the N numbers scales", axes, axes[0 if by_rows else 1])
+predict.choice("an error is raised for", ("4 x 4", "3 x 4"), next(iter(raises)))
+print(*raises.values())
 try:
     reference.absmax_dequantize(CB, (SCB / 127).astype(np.float32))
 except ValueError as error:
-    print("the reference refuses it even where it would broadcast:", error)
+    print("the reference refuses it even where it would broadcast:")
+    print(*textwrap.wrap(str(error), 84), sep="\n")
 
 # %% [markdown]
 # A square layer hides the bug, and many layers are square: no exception, the right shape, numbers of a plausible size.
 # Take a real one, `q_proj` of the first block:
 #
-# > **Predict.** Rounding may be off by one half-step. By how many is the published line off?
+# > **Predict.** Rounding may be off by one half-step. By how many is the published line off, at most?
 
 # %%
 _, square = model_data.layer("model.layers.0.self_attn.q_proj")
 codes, scale = reference.absmax_quantize(square, axis=-1)
 absmax = np.abs(square).max(axis=1)
 half_steps = np.abs(codes * absmax / 127 - square) / (scale / 2)
-print(
-    f"largest weight: published {np.abs(codes * absmax / 127).max():.2f}, right "
-    f"{np.abs(square).max():.2f}"
-)
-print(
-    f"median error, in half steps: published {np.median(half_steps):.1f}, right "
-    f"{np.median(np.abs(codes * scale - square) / (scale / 2)):.1f}"
-)
-print(
-    f"largest error, in half steps: published {half_steps.max():.0f}, right "
-    f"{np.max(np.abs(codes * scale - square) / (scale / 2)):.3f}"
-)
+right = np.abs(codes * scale - square) / (scale / 2)
+predict.number("its largest error, in half-steps", half_steps.max(), ".0f")
+print(f"right: at most {right.max():.3f} half-steps")
+print(f"median: published {np.median(half_steps):.1f}, right {np.median(right):.1f}")
+print(f"largest weight: published {np.abs(codes * absmax / 127).max():.2f}, ", end="")
+print(f"right {np.abs(square).max():.2f}")
 assert half_steps.max() > 1 + 2.0**-13
 
 # %% [markdown]
@@ -387,7 +382,7 @@ print("exact:  ", int(reference.int8_matmul(row, row)[0, 0]))
 print(
     "int8:   ",
     int((row @ row.T)[0, 0]),
-    " (the product keeps the dtype of its operands and wraps around)",
+    " (the product keeps the dtype of its operands)",
 )
 print(
     "float32:",

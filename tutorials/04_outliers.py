@@ -16,8 +16,8 @@
 # **Question.** Vector-wise quantization gives every token its own scale. Why does int8 still fail on large language
 # models?
 #
-# **You need** [03, granularity](03_granularity.ipynb). **Time:** 18 minutes. **You leave with** the outliers of a real
-# model found by the paper's criterion, a measurement of what they carry, and a dial that makes them larger.
+# **You need** [03, granularity](03_granularity.ipynb). **You leave with** the outliers of a real model found by the
+# paper's criterion, a measurement of what they carry, and a dial that makes them larger.
 
 # %%
 import copy
@@ -32,7 +32,7 @@ import reference
 from experiments.lm import dial
 from experiments.lm.recording import readers
 from reference import features
-from tutorials import checks, model_data, pictures, running_table, source
+from tutorials import checks, model_data, pictures, predict, running_table, source
 from tutorials.example import W, X
 
 torch.set_grad_enabled(False)
@@ -51,8 +51,8 @@ np.set_printoptions(precision=3, suppress=True)
 #
 # ## By hand
 #
-# > **Predict.** The second row of X is 2.54, 0.36, 12.70, -1.10. With the row's own scale, 0.1, what is left of 0.36?
-# > What would its scale be without the third column?
+# > **Predict.** The second row of X is 2.54, 0.36, 12.70, -1.10. With the row's own scale, 0.1, which code does 0.36
+# > get? What would the scale be without the third column, and which code would 0.36 get then?
 
 # %%
 row = X[1:2]
@@ -61,6 +61,9 @@ without = np.where(np.abs(row) >= 6, np.float32(0), row)
     reference.absmax_quantize(row, axis=-1),
     reference.absmax_quantize(without, axis=-1),
 )
+predict.number("the code of 0.36", q1[0, 1])
+predict.number("the scale without the third column", s2.item(), ".2g")
+predict.number("the code of 0.36 then", q2[0, 1])
 figure = pictures.matrices(
     [
         ("the row", row, "{:g}", np.abs(row) >= 6),
@@ -98,10 +101,9 @@ print(
 inputs = model_data.layer_inputs()
 attention = np.stack([inputs[f"model.layers.{i}.self_attn.q_proj"] for i in range(30)])
 large = np.abs(attention) >= 6
-print(
-    f"{attention.size:,} entries; {large.sum():,} of magnitude 6 or more "
-    f"({large.mean():.3%}), in {large.any(axis=(0, 1)).sum()} columns"
-)
+predict.number("entries of magnitude 6 or more", large.sum(), ",")
+predict.number("columns that have one", large.any(axis=(0, 1)).sum())
+print(f"{attention.size:,} entries; {large.mean():.3%} of them of magnitude 6 or more")
 feature = int(large.sum(axis=(0, 1)).argmax())
 print(f"column {feature} holds {large[:, :, feature].sum() / large.sum():.1%} of them")
 
@@ -172,6 +174,7 @@ source.show(features.affected, features.outlier_features)
 # %%
 mask = features.outlier_features(attention)
 spread = features.affected(attention)
+predict.number("outlier features", mask.sum())
 for k in np.flatnonzero(large.any(axis=(0, 1))):
     print(
         f"column {k:>3}: {spread.layers[k]:>4.0%} of the layers, "
@@ -180,8 +183,8 @@ for k in np.flatnonzero(large.any(axis=(0, 1))):
     )
 
 # %% [markdown]
-# > **Predict.** Does the criterion find the same number of features in the other projections: the MLP's `gate_proj`
-# > input, and `down_proj`, which reads the product of two activations?
+# > **Predict.** How many features does the criterion find in the other projections: the MLP's `gate_proj` input, and
+# > `down_proj`, which reads the product of two activations?
 
 # %%
 print(
@@ -195,6 +198,8 @@ for name in ("self_attn.q_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.down_
         f"{name:<20} {big.sum():>12,} {big.any(axis=(0, 1)).sum():>8} "
         f"{features.outlier_features(a).sum():>9} {np.abs(a).max():>8.0f}"
     )
+    if name in ("mlp.gate_proj", "mlp.down_proj"):
+        predict.number(f"features in `{name}`", features.outlier_features(a).sum())
 
 # %% [markdown]
 # `down_proj` has the largest entries by far, but they are scattered over hundreds of columns, none of them large in a
@@ -241,12 +246,17 @@ others = [
     )
     for _ in range(5)
 ]
+without = perplexity_without(two)
+predict.number("without the two outlier features", without, ".3g", about=True)
+predict.number("without two others, the worst draw", max(others), ".3g", about=True)
 print(f"all features: {perplexity_without([]):.2f}")
 print(f"without 2 random ones, five draws: {min(others):.2f} to {max(others):.2f}")
-print(f"without columns {two}: {model_data.about(perplexity_without(two))}")
 
 # %% [markdown]
-# The model is destroyed. The paper reports the same of larger models (section 4.2): without the outlier features, at
+# The model is destroyed. So this is the second hump in the histogram of chapters 00 and 01: column 17 is no noise. It
+# is a feature that nearly every token has, whatever the word, and without which the model cannot speak.
+#
+# The paper reports the same of larger models (section 4.2): without the outlier features, at
 # most seven, perplexity rises by 600 to 1000 %; without seven random ones, by 0.1 %. Outliers cannot be dropped; they
 # must be computed precisely.
 #
@@ -277,13 +287,15 @@ print(f"without columns {two}: {model_data.about(perplexity_without(two))}")
 # If $f$ is a power of two, not even the last place changes: only exponents do.
 #
 # > **Predict.** In the 4 x 4 example, turn the dial on the *first* column by 64: its 2.54 becomes 162.56, and the
-# > weights of that column are divided by 64. What happens to Y in float, and to the error of int8?
+# > weights of that column are divided by 64. What happens to Y in float? By which factor does the error of int8 grow?
 
 # %%
 turned_x, turned_w = X.copy(), W.copy()
 turned_x[:, 0] *= 64
 turned_w[:, 0] /= 64
-assert np.array_equal(turned_x @ turned_w.T, X @ W.T)
+same = np.array_equal(turned_x @ turned_w.T, X @ W.T)
+stays, changes = options = "stays the same, bit for bit", "changes"
+predict.choice("Y in float", options, stays if same else changes)
 figure = pictures.matrices(
     [
         ("X, turned", turned_x, "{:g}", turned_x != X),
@@ -306,6 +318,7 @@ worst = [
     np.abs(reference.quantized_matmul(a, b) - X @ W.T).max()
     for a, b in ((X, W), (turned_x, turned_w))
 ]
+predict.number("the largest error grows by a factor of", worst[1] / worst[0], ".2g")
 pictures.show(
     figure,
     "X with its first column 64 times as large, W with its first column a 64th, and "
@@ -381,6 +394,8 @@ pictures.show(
     f"{model_data.about(curves['absmax, one scale each'][0])} and reaches a million; "
     "vector-wise stays low for longer, and rises at the end.",
 )
+for name, values in curves.items():
+    predict.number(f"{name}, at 64", values[factors.index(64)], ".3g", about=True)
 print(f"{'factor':<24}" + "".join(f"{factor:>11}" for factor in factors))
 for name, values in curves.items():
     print(f"{name:<24}" + "".join(f"{model_data.about(value):>11}" for value in values))
@@ -498,5 +513,6 @@ checks.outlier_features(my_outlier_features)
 # 3. They grow with the size of the model: what works on a small model says little about a large one, until you turn the
 #    dial.
 #
+# The activations of every block, to look through: [a real model](../docs/theatre/explore.md).
 # **Read on:** [05, decomposition](05_decomposition.ipynb). The criterion: `reference/features.py`. The paper: section 4
 # and its figure 3.

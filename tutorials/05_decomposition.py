@@ -16,9 +16,8 @@
 # **Question.** Outliers must be computed precisely, and they occur in a few columns. Can the product be split so that
 # int8 does nearly all the work and the outliers do no harm?
 #
-# **You need** [03](03_granularity.ipynb) and [04](04_outliers.ipynb). **Time:** 18 minutes. **You leave with** the
-# method of the paper, and answers to: why 6.0, where the 16-bit weights come from, and what the rest of the batch does
-# to your tokens.
+# **You need** [03](03_granularity.ipynb) and [04](04_outliers.ipynb). **You leave with** the method of the paper, its
+# bound, and an answer to: why 6.0?
 
 # %%
 import copy
@@ -31,8 +30,8 @@ import fast
 import reference
 from experiments.lm import dial
 from experiments.lm.recording import readers
-from reference import Int8Linear, bounds
-from tutorials import checks, model_data, pictures, running_table, source
+from reference import bounds
+from tutorials import checks, model_data, pictures, predict, running_table, source
 from tutorials.example import W, X
 
 torch.set_grad_enabled(False)
@@ -108,7 +107,7 @@ pictures.show(
 # ## By hand
 #
 # > **Predict.** In the 4 x 4 example, which columns are in O? Without them, what are the four row scales, and the codes
-# > of the second row, 2.54, 0.36, (12.70), -1.10?
+# > of the second row, 2.54, 0.36, (12.70), -1.10? A column in O is multiplied as zeros.
 
 # %%
 outliers = reference.outlier_columns(X)
@@ -117,6 +116,9 @@ regular = np.where(outliers, np.float32(0), X)
     reference.absmax_quantize(regular, -1),
     reference.absmax_quantize(W, -1),
 )
+predict.text("columns in O, counted from 0", np.flatnonzero(outliers))
+predict.text("the four row scales", sx.ravel())
+predict.text("the codes of the second row", xq[1])
 figure = pictures.matrices(
     [
         ("X", X, "{:g}", np.broadcast_to(outliers, X.shape)),
@@ -136,8 +138,8 @@ pictures.show(
 )
 
 # %% [markdown]
-# Row two by hand, first result: int8, (127 x 100 + 18 x (-127) + 0 x 40 + (-55) x 60) x 0.02 x 0.001 = 7114 x 0.00002 =
-# 0.1423; float, 12.70 x 0.04 = 0.508; together 0.6503.
+# Row two by hand, first result: the int8 sum is 127 x 100 + 18 x (-127) + 0 x 40 + (-55) x 60 = 7114, times 0.02 x
+# 0.001 is 0.1423; in float 12.70 x 0.04 = 0.508; together 0.6503.
 #
 # > **Predict.** Rows two and four contain an outlier, rows one and three none. Which rows of Y get better?
 
@@ -161,19 +163,24 @@ pictures.show(
     "difference between the last two is "
     f"{np.abs(int8_part + float_part - exact).max():.4f}.",
 )
-for name, y in (
-    ("vector-wise", reference.quantized_matmul(X, W)),
-    ("LLM.int8()", int8_part + float_part),
-):
-    print(
-        f"{name:<12} error of each row of Y: "
-        f"{np.linalg.norm(y - exact, axis=1) / np.linalg.norm(exact, axis=1)}"
+errors = {
+    name: np.linalg.norm(y - exact, axis=1) / np.linalg.norm(exact, axis=1)
+    for name, y in (
+        ("vector-wise", reference.quantized_matmul(X, W)),
+        ("LLM.int8()", int8_part + float_part),
     )
+}
+better = errors["LLM.int8()"] < 0.99 * errors["vector-wise"]
+predict.text("rows of Y that get better, counted from 1", np.flatnonzero(better) + 1)
+for name, of_rows in errors.items():
+    print(f"{name:<12} error of each row of Y: {of_rows}")
+predict.explain(
+    "The second row has finer codes now; in chapter 03 they were 25, 4, 127 and -11. "
+    "The other two contain no outlier; they lose nothing when their third entry is "
+    "left out of int8, too."
+)
 
 # %% [markdown]
-# The second row has the codes 127, 18, 0 and -55 now; in chapter 03 they were 25, 4, 127 and -11. Rows one and three
-# contain no outlier; they lose nothing when their third entry is left out of int8, too.
-#
 # ## The code
 
 # %%
@@ -213,8 +220,8 @@ print("mask and regular part equal, bit for bit; Y within its bound, entry by en
 # The threshold trades error for 16-bit work. Measure both on the inputs of all `q_proj`, `gate_proj` and `down_proj` in
 # every third block.
 #
-# > **Predict.** What happens to the error above the largest entry, and at threshold 0? Where does the 16-bit work start
-# > to grow fast?
+# > **Predict.** Vector-wise, without outlier columns, the error is 2.5 %. What is it with the threshold 6, and with 1?
+# > Which share of the work is then in 16 bits?
 
 # %%
 thresholds = [0.5, 1, 1.5, 2, 3, 4, 5, 6, 8, 12, 20, 50, 1000]
@@ -242,6 +249,10 @@ for t in thresholds:
         sum(reference.outlier_columns(a, t).sum() * len(b) for a, b, _ in layers) / work
     )
 
+for t in (6, 1):
+    place = thresholds.index(t)
+    predict.number(f"error at threshold {t}", 100 * errors[place], ".2f", "%")
+    predict.number(f"16-bit work at threshold {t}", 100 * shares[place], ".1f", "%")
 figure, ax = plt.subplots()
 ax.plot(
     thresholds, 100 * np.array(errors), "o-", color=pictures.BLUE, label="error of Y"
@@ -280,7 +291,7 @@ for t in (1, 2, 4, 6, 12, 1000):
 # There is no cliff at 6.0. Each halving of the threshold reduces the error by about the same factor, and multiplies the
 # 16-bit columns several times: near 6 the two curves cross. The paper chose 6.0 because treating the columns beyond it
 # was enough to bring the degradation of its models close to zero (section 3.2). Your model may need another: measure
-# it, as here; chapter 09 has the same sweep in perplexity.
+# it, as here; the [results](../docs/results.md) have the same sweep in perplexity.
 #
 # ## The dial again
 #
@@ -314,8 +325,7 @@ read_by = readers(model, tokens[:, :8].numpy())
 factors = (1, 8, 64, 256)
 methods = {
     "absmax, vector-wise": {"threshold": None},
-    "LLM.int8(), weights from codes": {},
-    "LLM.int8(), 16-bit W kept": {"outlier_weight": "float"},
+    "LLM.int8()": {"outlier_weight": "float"},
 }
 curves = {name: [] for name in methods}
 for factor in factors:
@@ -326,9 +336,22 @@ for factor in factors:
         )
 in_float = perplexity(model)
 
+less = in_float * 1.05
+predict.choice(
+    "LLM.int8() at factor 256",
+    ["within 5 % of float", "worse"],
+    "within 5 % of float" if curves["LLM.int8()"][-1] < less else "worse",
+)
+predict.choice(
+    "vector-wise at factor 256",
+    ["a little worse", "at least twice as bad"],
+    "at least twice as bad"
+    if curves["absmax, vector-wise"][-1] > 2 * in_float
+    else "a little worse",
+)
 figure, ax = plt.subplots()
 for (name, values), marker, color in zip(
-    curves.items(), "^os", (pictures.GREEN, pictures.ORANGE, pictures.BLUE), strict=True
+    curves.items(), "^o", (pictures.GREEN, pictures.BLUE), strict=True
 ):
     ax.plot(
         reach * np.array(factors),
@@ -351,169 +374,19 @@ pictures.show(
     figure,
     "Perplexity against the size of six turned columns, cut off at 26; float32 is a "
     f"dotted line at {in_float:.1f}. Vector-wise leaves the "
-    "picture beyond 6; LLM.int8() with 16-bit weights stays near the dotted line; with "
-    "weights from the codes it rises slightly.",
+    "picture beyond 6; LLM.int8() stays near the dotted line.",
 )
 print(
-    f"float32: {in_float:.2f}\n{'factor':<32}"
+    f"float32: {in_float:.2f}\n{'factor':<22}"
     + "".join(f"{factor:>11}" for factor in factors)
 )
 for name, values in curves.items():
-    print(f"{name:<32}" + "".join(f"{model_data.about(value):>11}" for value in values))
+    print(f"{name:<22}" + "".join(f"{model_data.about(value):>11}" for value in values))
 
 # %% [markdown]
 # The error stays low, whatever the size of the outliers. That is the paper's result, on a model that runs on a laptop.
-# (The [playground](../docs/playground/index.md) has such a dial to turn by hand.)
-#
-# Why does the orange line rise at the end? The dial made the weights that read the six columns small. They share the
-# scale of their row with weights of ordinary size:
-
-# %%
-reader = (
-    dial.turn(model, read_by, columns, 256)
-    .get_submodule("model.layers.5.mlp.gate_proj")
-    .weight.numpy()
-)
-zero_codes = (reference.absmax_quantize(reader, axis=-1).codes[:, columns] == 0).mean()
-print(f"of the codes of these columns, {zero_codes:.0%} are 0 at factor 256")
-
-# %% [markdown]
-# A weight whose code is 0 is lost, unless it is kept elsewhere. So where *do* the 16-bit weights come from?
-#
-# ## Where do the 16-bit weights come from?
-#
-# The formula multiplies $X_{:,O}$ by columns of the 16-bit W. But W is no longer there: the layer was loaded to keep
-# only codes. Two policies:
-#
-# - **dequantized**: take the columns of the codes and multiply by their scales. No second copy of W; the outlier
-#   columns have the weight's quantization error, not the input's. The default, and what bitsandbytes does.
-# - **float**: keep the 16-bit W beside the codes. Closest to the paper; three bytes per weight.
-#
-# > **Predict.** On the layer of the running table, how much larger is the error of the first? How many bytes does the
-# > second keep?
-
-# %%
-exact_y = x.astype(np.float64) @ w.T.astype(np.float64)
-for policy in ("dequantized", "float"):
-    layer = Int8Linear.from_float(w, outlier_weight=policy)
-    size = w.size + 4 * len(w) + (2 * w.size if policy == "float" else 0)
-    print(
-        f"{policy:<12} error of Y {running_table.error(layer(x), exact_y):.3%}, bytes "
-        f"of W {size:>9,} ({size / w.size:.2f} per weight)"
-    )
-
-# %% [markdown]
-# A tenth more error against three times the memory: on a real layer, whose weights were not scaled down by a dial, the
-# codes are precise enough. That is why they are the default. The time of both is in chapter 09.
-#
-# ## What does the rest of the batch do to my tokens?
-#
-# A column is an outlier if *any* row reaches the threshold: the whole batch decides. So the more rows are computed
-# together, the more columns go to 16 bits, and the result of a row depends on the other rows.
-#
-# > **Predict.** Do other rows make a row's result better or worse?
-
-# %%
-sizes = 2 ** np.arange(10)
-figure, ax = plt.subplots()
-for name, marker in (
-    ("model.layers.20.mlp.down_proj", "o"),
-    ("model.layers.27.mlp.down_proj", "^"),
-    ("model.layers.27.self_attn.q_proj", "s"),
-):
-    counts = [
-        int(reference.outlier_columns(inputs[name][-rows:]).sum()) for rows in sizes
-    ]
-    ax.plot(
-        sizes,
-        counts,
-        marker + "-",
-        markersize=4,
-        label=f"{name.removeprefix('model.layers.')} (of {inputs[name].shape[1]})",
-    )
-    print(f"{name}: {dict(zip(sizes.tolist(), counts, strict=True))}")
-ax.set(xscale="log", xlabel="rows computed together", ylabel="outlier columns")
-ax.legend()
-pictures.show(
-    figure,
-    "Outlier columns against the number of rows in the batch: two down_proj layers "
-    "climb steadily with "
-    "every doubling, q_proj stays at one column.",
-)
-
-name = "model.layers.27.mlp.down_proj"
-xb, wb = model_data.layer(name)
-exact_b = xb.astype(np.float64) @ wb.T.astype(np.float64)
-together = reference.llm_int8_matmul(xb, wb)
-alone = np.concatenate([reference.llm_int8_matmul(row[None], wb) for row in xb[-64:]])
-print(
-    "\nthe last 64 rows, computed together with all: error "
-    f"{running_table.error(together[-64:], exact_b[-64:]):.2%}"
-)
-print(
-    "the same rows, each computed alone:           error "
-    f"{running_table.error(alone, exact_b[-64:]):.2%}"
-)
-print(
-    f"rows whose result differs: {int((together[-64:] != alone).any(axis=1).sum())} of "
-    "64"
-)
-
-# %% [markdown]
-# Systematic outliers, as in `q_proj`, are in every row, so other rows change nothing. Scattered ones, as in
-# `down_proj`, accumulate. In a batch, a row gets more 16-bit columns than it needs, so its error tends to fall, and its
-# result is not reproducible from one batch to another. For reproducible results, fix the batch or turn decomposition
-# off.
-#
-# ## Absmax or zeropoint, continued
-#
-# Chapter 02 found that zeropoint's step is finer on one-sided inputs, because of outliers. Now we can take these out.
-#
-# > **Predict.** Over the 210 layers, how much smaller is zeropoint's error vector-wise? And with the outlier columns in
-# > 16 bits?
-
-# %%
-ratios = {"vector-wise": [], "LLM.int8()": []}
-for name in (name for name in inputs if name != "lm_head"):
-    xa, wa = inputs[name][:64], model.get_submodule(name).weight.numpy()
-    exact_a = xa.astype(np.float64) @ wa.T.astype(np.float64)
-    for how, threshold in (("vector-wise", None), ("LLM.int8()", 6.0)):
-        errors = [
-            running_table.error(
-                reference.llm_int8_matmul(xa, wa, threshold, q), exact_a
-            )
-            for q in ("absmax", "zeropoint")
-        ]
-        ratios[how].append(errors[1] / errors[0])
-figure, ax = plt.subplots()
-bins = np.linspace(0.5, 1.1, 31)
-for (how, values), color in zip(
-    ratios.items(), (pictures.BLUE, pictures.ORANGE), strict=True
-):
-    ax.hist(values, bins, color=color, alpha=0.6, label=how)
-ax.set(
-    xlabel="error of Y with zeropoint / with absmax",
-    ylabel="linear layers",
-    title="210 layers, 64 positions",
-)
-ax.legend()
-pictures.show(
-    figure,
-    "Histogram over the layers of zeropoint's error divided by absmax's. Vector-wise: "
-    f"median {np.median(ratios['vector-wise']):.2f}. "
-    f"LLM.int8(): median {np.median(ratios['LLM.int8()']):.2f}.",
-)
-for how, values in ratios.items():
-    low, middle, high = np.percentile(values, [10, 50, 90])
-    print(
-        f"{how:<12} zeropoint has {middle:.2f} of absmax's error in the median layer; "
-        f"80 % of the layers {low:.2f} to {high:.2f}"
-    )
-
-# %% [markdown]
-# Zeropoint's error is smaller by about a quarter before decomposition and a sixth after: without the outliers, inputs
-# are much less one-sided. Its price is the corrections in every product and a wider accumulator. Absmax with
-# decomposition is the method of the paper, and the rest of this tutorial uses it. Perplexity by both: chapter 09.
+# (The [playground](../docs/playground/index.md) has such a dial to turn by hand, and [a real
+# model](../docs/theatre/explore.md) one for each column of its activations.)
 #
 # ## The law
 #
@@ -543,6 +416,8 @@ assert (
     <= bound
 ).all()
 vectorwise_bound = bounds.llm_int8_matmul_bound(x, w, None)
+ratio = np.median(vectorwise_bound) / np.median(bound)
+predict.number("vector-wise bound over LLM.int8()'s, medians", ratio, ".1f")
 print(
     f"median bound of an entry of Y: vector-wise {np.median(vectorwise_bound):.1f}, "
     f"LLM.int8() {np.median(bound):.1f}"
@@ -556,6 +431,9 @@ print(
 
 # %%
 twice = reference.quantized_matmul(X, W) + float_part
+options = ["a little worse", "plainly wrong"]
+wrong = running_table.error(twice, exact) > 0.5
+predict.choice("the result is", options, options[wrong])
 negative = X * np.array([1, 1, -1, 1], np.float32)
 print(
     "not cleared, so counted twice:", f"error {running_table.error(twice, exact):.1%}"
@@ -568,9 +446,9 @@ print(
 )
 
 # %% [markdown]
-# A third mistake comes before the algorithm: some implementations, such as
-# [bitsandbytes](https://github.com/bitsandbytes-foundation/bitsandbytes), convert every input to float16 first. Its
-# largest number is 65504, and outliers are what is large:
+# A third mistake comes before the algorithm: some implementations convert every input to float16 first; bitsandbytes
+# [warns of it](https://github.com/bitsandbytes-foundation/bitsandbytes/blob/main/bitsandbytes/autograd/_functions.py):
+# "inputs will be cast from ... to float16". The largest number there is 65504, and outliers are what is large:
 
 # %%
 large = X.copy()
@@ -592,7 +470,9 @@ with np.errstate(all="ignore"):
 running_table.show(x, w, chapter=5)
 
 # %% [markdown]
-# The error is a twelfth of where it started, at half the bytes of float16.
+# The error is less than a twelfth of where it started. But look at the bytes: the outlier columns of W have to come
+# from somewhere, and this layer keeps all of W in 16 bits beside its codes. That is more memory than float16 alone
+# takes, not less. Chapter 06 gets rid of it.
 #
 # ## Exercise
 #
@@ -626,5 +506,5 @@ checks.decomposition(my_llm_int8)
 # 2. Clear the outlier columns before quantizing, so that they set no scale and are not counted twice.
 # 3. The batch decides which columns these are, at every call.
 #
-# You can now derive LLM.int8(). **Read on:** [06, a Triton kernel from nothing](06_quantize_kernel.ipynb), or, to stay
-# with models, [08](08_layer_and_model.ipynb). The paper: section 3.2.
+# You can now derive LLM.int8(). **Read on:** [06](06_weights_and_batch.ipynb), what the formula leaves open: where the
+# weights of the outlier columns come from, and what the rest of the batch does. The paper: section 3.2.

@@ -28,6 +28,8 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 from nbformat import NotebookNode
 
+from tutorials import folding
+
 FOLDER = Path(__file__).parent
 ROOT = FOLDER.parent
 
@@ -48,6 +50,9 @@ RELATIVE_TOLERANCE = 1e-3
 ABOUT_TOLERANCE = 0.05
 #: A number on its own, not a part of a word (int8) or of a version (2.13.0).
 NUMBER = re.compile(r"(?<![\w.])[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d*)?(?:e[-+]?\d+)?(?![\w]|\.\d)", re.IGNORECASE)
+
+#: A picture inside of a text.
+PICTURE = re.compile(r"data:image/[\w+;]+,[\w+/=]*")
 
 
 class Mismatch(Exception):
@@ -100,6 +105,7 @@ def execute(script: Path) -> NotebookNode:
             complaints = [output.text for output in cell.outputs if output.get("name") == "stderr"]
             if complaints:
                 raise Mismatch(f"cell {number} writes to stderr: {complaints[0].strip()[:400]}")
+            cell.outputs = folding.fold(cell.outputs)
     return notebook
 
 
@@ -144,7 +150,7 @@ def texts(output: NotebookNode) -> list[tuple[str, str]]:
     """The texts of an output, by MIME type; pictures left out."""
     if output.output_type == "stream":
         return [(output.name, output.text)]
-    return [(mime, text) for mime, text in sorted(output.get("data", {}).items()) if mime.startswith("text/")]
+    return [(mime, PICTURE.sub("", text)) for mime, text in sorted(output.get("data", {}).items()) if mime.startswith("text/")]
 
 
 def text_difference(old: str, new: str) -> str | None:

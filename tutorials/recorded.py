@@ -1,4 +1,4 @@
-"""The figures and sentences of chapter 09, from the JSON records of the experiments: a notebook times nothing itself.
+"""The figures and sentences of chapter 11, from the JSON records of the experiments: a notebook times nothing itself.
 
 Sentences with figures in them are made from the record as well, so that they stay true when it is made anew.
 """

@@ -28,14 +28,14 @@ def _layer(outlier_weight: str) -> Callable:
 
 
 METHODS = (
-    Method(1, "float16 weights, float32 sums", lambda x, w: x @ w.astype(np.float16).astype(np.float32).T, lambda n, k: 2 * n * k),
+    Method(0, "float16 weights, float32 sums", lambda x, w: x @ w.astype(np.float16).astype(np.float32).T, lambda n, k: 2 * n * k),
     Method(1, "absmax, one scale each", _quantized("tensor", "absmax"), lambda n, k: n * k + 4),
     Method(2, "zeropoint, one scale each", _quantized("tensor", "zeropoint"), lambda n, k: n * k + 8),
     Method(3, "absmax, one scale per row of X", _quantized("row", "absmax"), lambda n, k: n * k + 4),
     Method(3, "absmax, vector-wise", _quantized("vector", "absmax"), lambda n, k: n * k + 4 * n),
     Method(3, "zeropoint, vector-wise", _quantized("vector", "zeropoint"), lambda n, k: n * k + 8 * n),
-    Method(5, "LLM.int8(), weights from codes", _layer("dequantized"), lambda n, k: n * k + 4 * n),
     Method(5, "LLM.int8(), 16-bit W kept", _layer("float"), lambda n, k: 3 * n * k + 4 * n),
+    Method(6, "LLM.int8(), weights from codes", _layer("dequantized"), lambda n, k: n * k + 4 * n),
 )
 
 

@@ -4,11 +4,14 @@ Each notebook becomes one Markdown page, so that search, admonitions, formulae, 
 
 - a block quote that opens with a bold word, `> **Predict.** ...`, becomes an admonition of that title;
 - `<details><summary>Solution</summary>` becomes a folded admonition;
-- the code of a figure and the imports are folded, printed source code is highlighted, pictures become files;
+- a result that is to be predicted stays folded, and its prompt gets fields and a button (predictions.py);
+- imports, the code of figures, checks and long measurements are folded, printed source code is highlighted, pictures become files
+  (figures.py);
 - links to notebooks, documents and source files become links to the pages where the site shows them.
 """
 
 import base64
+import html
 import json
 import re
 import textwrap
@@ -16,8 +19,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import predictions
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
+
+from tutorials import times
 
 FOLDER = Path(__file__).resolve().parents[2] / "tutorials"
 NAV_ENTRY = "tutorials/*"
@@ -25,11 +31,23 @@ NAV_ENTRY = "tutorials/*"
 #: The kinds of admonition, by the bold word that opens a block quote.
 KINDS = {"Predict": "question", "Note": "note", "Warning": "warning", "Careful": "warning", "Tip": "tip", "Measured": "info"}
 
+NARROW = "application/vnd.llm-int8.narrow+svg"
+#: A picture inside of a folded result (tutorials/folding.py): the one for a phone, the description, the other.
+FOLDED_PICTURE = re.compile(r'<picture><source [^>]*srcset="data:[^,]*,([^"]*)"><img alt="([^"]*)" src="data:[^,]*,([^"]*)"></picture>')
+FOLDED = re.compile(r"<details>\n<summary>.*?</summary>\n\n(.*)\n\n</details>", re.DOTALL)
+
 DETAILS = re.compile(r"<details>\s*<summary>(.*?)</summary>\n(.*?)\n\s*</details>", re.DOTALL)
 QUOTE = re.compile(r"(?:^>.*\n?)+", re.MULTILINE)
 SOURCE_OUTPUT = re.compile(r"# \w[\w/]*\.py\n")
 #: A line of a cell that only imports and sets options.
 PREPARES = re.compile(r"(import|from|np\.set_printoptions|torch\.set_grad_enabled|os\.environ\[|kernel_checks\.guard|#|\)|\s|$)")
+#: A cell that shows a piece of a file and does nothing else.
+SHOWS = re.compile(r'source\.(show|part)\((?:[^"()]|"[^"]*")*\)')
+#: A line that raises if a claim of the chapter does not hold, and one that makes text, or a table, from a record or from files.
+CHECKS = re.compile(r"^\s*assert ", re.MULTILINE)
+WRITES = re.compile(r"^\s*(recorded\.say|source\.beside)\(", re.MULTILINE)
+#: A cell with more lines than this, and no kernel in it, is a measurement: the page shows what it prints.
+LONG = 20
 CHECKER = re.compile(r"^\s*(?:print\()?(kernel_checks|checks)\.\w+\(", re.MULTILINE)
 
 
@@ -73,6 +91,22 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 def page(notebook: Path) -> tuple[str, list[Picture]]:
     """The Markdown of a notebook, and its pictures."""
+    title, rest, pictures = content(notebook)
+    links = f"[Notebook]({notebook.name}){{ .md-button download }} [Script]({notebook.stem}.py){{ .md-button download }}"
+    taken = times.of_page(rest)
+    minutes = (
+        f"**{taken.reading} minutes** to read, **{taken.exercise}** for the [exercise](#exercise); [how this is counted](index.md#times)."
+    )
+    return f"{title}\n\n{links}\n{{ .downloads }}\n\n{minutes}\n{{ .minutes }}\n{rest}", pictures
+
+
+def effort(notebook: Path) -> times.Effort:
+    """What a notebook's page asks of its reader."""
+    return times.of_page(content(notebook)[1])
+
+
+def content(notebook: Path) -> tuple[str, str, list[Picture]]:
+    """The title of a notebook, the Markdown below it, and its pictures."""
     parts: list[str] = []
     pictures: list[Picture] = []
     for number, cell in enumerate(json.loads(notebook.read_text(encoding="utf-8"))["cells"]):
@@ -80,12 +114,15 @@ def page(notebook: Path) -> tuple[str, list[Picture]]:
         if cell["cell_type"] == "markdown":
             parts.append(prose(source))
         elif cell["cell_type"] == "code" and source.strip():
-            shown, of_cell = outputs(cell["outputs"], f"tutorials/{notebook.stem}-{number:02d}")
+            stem = f"{notebook.stem}-{number:02d}"
+            for output in cell["outputs"]:
+                if fields := output.get("metadata", {}).get("prediction"):
+                    parts[-1] = predictions.asked(parts[-1], fields, stem)
+            shown, of_cell = outputs(cell["outputs"], f"tutorials/{stem}")
             pictures += of_cell
             parts += [code(source, bool(of_cell)), *shown]
     title, _, rest = "\n\n".join(parts).partition("\n")
-    links = f"[Notebook]({notebook.name}){{ .md-button download }} [Script]({notebook.stem}.py){{ .md-button download }}"
-    return f"{title}\n\n{links}\n{{ .downloads }}\n{rest}", pictures
+    return title, rest, pictures
 
 
 def prose(source: str) -> str:
@@ -118,40 +155,74 @@ def links(source: str) -> str:
 
 
 def code(source: str, draws: bool) -> str:
-    """A code cell; folded if it only imports and sets options, or if it draws a picture."""
+    """A code cell; folded if the page is read without it, and left out if all it does is to show a piece of a file."""
     checker = CHECKER.search(source)
+    if not checker and SHOWS.fullmatch(source.strip()):
+        return ""
     fence = _fence(source.strip("\n"), "python")
-    if draws and not checker:
-        return f'??? code "Code of this figure"\n\n{textwrap.indent(fence, "    ")}'
-    if all(PREPARES.match(line) for line in source.splitlines()):
-        return f'??? code "Imports"\n\n{textwrap.indent(fence, "    ")}'
+    title = None if checker else folded(source, draws)
+    if title:
+        return f'??? code "{title}"\n\n{textwrap.indent(fence, "    ")}'
     if checker and checker[1] == "checks" and "NotImplemented" in source:
         return f"{fence}\n\n[Run this exercise in the browser](../playground/index.md#exercises){{ .try-it }}"
     return fence
+
+
+def folded(source: str, draws: bool) -> str | None:
+    """The title under which a code cell is folded, or None if it stays open: kernels, and what is short and computes."""
+    if draws:
+        return "Code of this figure"
+    if all(PREPARES.match(line) for line in source.splitlines()):
+        return "Imports"
+    if "@triton.jit" in source:
+        return "Code of the mistakes" if "HOW: tl.constexpr" in source else None
+    if WRITES.search(source):
+        return "Code of this text"
+    if CHECKS.search(source):
+        return "Code of this check"
+    return "Code of this measurement" if source.strip().count("\n") >= LONG else None
 
 
 def outputs(every: list[dict[str, Any]], stem: str) -> tuple[list[str], list[Picture]]:
     """The outputs of a cell in Markdown, and the pictures among them; `stem` starts the pictures' paths."""
     shown: list[str] = []
     pictures: list[Picture] = []
+
+    def picture(wide: str, narrow: str, alt: str) -> str:
+        path = f"{stem}-{len(pictures) // 2}"
+        pictures.extend([Picture(f"{path}.svg", wide.encode()), Picture(f"{path}-narrow.svg", narrow.encode())])
+        return f"![{_alt(alt)}]({Path(path).name}.svg){{ .figure }}"
+
+    def unfolded(match: re.Match[str]) -> str:
+        narrow, wide = (base64.b64decode(data).decode() for data in match.group(1, 3))
+        return picture(wide, narrow, html.unescape(match[2]))
+
     for output in every:
         data = output.get("data", {})
-        if "image/png" in data:
-            picture = Picture(f"{stem}-{len(pictures)}.png", base64.b64decode("".join(data["image/png"])))
-            alt = output.get("metadata", {}).get("image/png", {}).get("alt") or "".join(data.get("text/plain", ""))
-            pictures.append(picture)
-            shown.append(f"![{_alt(alt)}]({Path(picture.path).name}){{ .figure }}")
+        if "image/svg+xml" in data:
+            shown.append(picture("".join(data["image/svg+xml"]), "".join(data[NARROW]), "".join(data["text/plain"])))
+        elif "image/png" in data:
+            alt = output["metadata"]["image/png"]["alt"]
+            pictures.append(Picture(f"{stem}-{len(pictures)}.png", base64.b64decode("".join(data["image/png"]))))
+            shown.append(f"![{_alt(alt)}]({Path(pictures[-1].path).name}){{ .figure }}")
+        elif "prediction" in output.get("metadata", {}):
+            body = FOLDED.fullmatch("".join(data["text/markdown"]))
+            assert body is not None
+            shown.append(predictions.result(printed(prose(FOLDED_PICTURE.sub(unfolded, body[1])))))
         elif "text/markdown" in data:
             shown.append(prose("".join(data["text/markdown"])))
         elif "text/html" in data:
             shown.append(f'<div class="output" markdown="0">{"".join(data["text/html"])}</div>')
         else:
             text = "".join(output.get("text") or data.get("text/plain", "")).strip("\n")
-            if SOURCE_OUTPUT.match(text):
-                shown.append(_fence(text, "python"))
-            elif text:
-                shown.append(_fence(text, ".text .output .no-copy"))
+            if text:
+                shown.append(printed(_fence(text, "python" if SOURCE_OUTPUT.match(text) else "text")))
     return shown, pictures
+
+
+def printed(markdown: str) -> str:
+    """Marks the blocks of printed text."""
+    return re.sub(r"^(```+)text$", r"\1 { .text .output .no-copy }", markdown, flags=re.MULTILINE)
 
 
 def _alt(text: str) -> str:
@@ -160,4 +231,4 @@ def _alt(text: str) -> str:
 
 def _fence(text: str, language: str) -> str:
     ticks = "`" * max(3, 1 + max((len(run) for run in re.findall(r"`+", text)), default=0))
-    return f"{ticks}{f' {{ {language} }}' if language.startswith('.') else language}\n{text}\n{ticks}"
+    return f"{ticks}{language}\n{text}\n{ticks}"

@@ -29,11 +29,11 @@ NUMPY_SHA256 = "ebb61241d962b98b21597d7ce43b67668a6d5bab3acec4fbe958657320d7cd08
 CHECKERS = [
     path
     for path in sorted(ROOT.glob("tutorials/checks/*.py"))
-    if not path.stem.endswith("kernel") and path.stem not in ("kernel_checks", "launches")
+    if not path.stem.endswith("kernel") and path.stem not in ("kernel_checks", "launches", "launching", "poisoning")
 ]
 
 #: The Python files that the browser runs, unmodified.
-SOURCES = (*sorted(ROOT.glob("reference/*.py")), ROOT / "tutorials" / "__init__.py", *CHECKERS)
+SOURCES = (*sorted(ROOT.glob("reference/*.py")), ROOT / "tutorials" / "__init__.py", ROOT / "tutorials" / "guarding.py", *CHECKERS)
 
 STUB = re.compile(r"^checks\.\w+\((my_\w+)\)$", re.MULTILINE)
 

@@ -31,7 +31,7 @@ function startPython() {
     waiting.delete(data.id);
   });
   worker.addEventListener("error", (event) => say(`Python did not start: ${event.message}`, "failed"));
-  worker.postMessage({ sources });
+  worker.postMessage({ sources, module: "play" });
 }
 
 function ask(request) {
@@ -74,7 +74,7 @@ async function update() {
   if (!isReady) return;
   if (busy) return (again = true);
   busy = true;
-  shown = await ask({ settings: settings() });
+  shown = await ask({ function: "compute", arguments: settings() });
   busy = false;
   show();
   markStale();
@@ -241,7 +241,7 @@ for (const section of document.querySelectorAll(".exercise")) {
       button.disabled = false;
       report(`Stopped after ${EXERCISE_SECONDS} seconds. Python is starting again.`, "wrong");
     }, 1000 * EXERCISE_SECONDS);
-    const { text, passed } = await ask({ code: editor.value });
+    const { text, passed } = await ask({ function: "run", arguments: { code: editor.value } });
     clearTimeout(timer);
     button.disabled = false;
     report(text, passed ? "right" : passed === false ? "wrong" : "");

@@ -1,25 +1,28 @@
-// Runs the repository's own Python in a Web Worker: Pyodide, NumPy, reference/ and tutorials/checks, all from this site.
+// Runs the repository's own Python in a Web Worker: Pyodide, NumPy and the sources that it is given, all from this site. A request names a
+// function of `module` and its arguments.
 importScripts("pyodide/pyodide.js");
 
 const ready = new Promise((resolve) => {
-  self.addEventListener("message", ({ data }) => data.sources && resolve(start(data.sources)), { once: true });
+  self.addEventListener("message", ({ data }) => data.sources && resolve(start(data)), { once: true });
 });
 
-async function start(sources) {
+async function start({ sources, module }) {
   const pyodide = await loadPyodide({ indexURL: new URL("pyodide/", self.location).href });
   await pyodide.loadPackage("numpy", { messageCallback() {} });
   for (const path of sources) {
     const response = await fetch(path);
     if (!response.ok) throw new Error(`${path}: ${response.status}`);
     pyodide.FS.mkdirTree(`/repository/${path}`.replace(/\/[^/]*$/, ""));
-    pyodide.FS.writeFile(`/repository/${path}`, await response.text());
+    pyodide.FS.writeFile(`/repository/${path}`, new Uint8Array(await response.arrayBuffer()));
   }
-  pyodide.runPython("import sys; sys.path.insert(0, '/repository'); import play");
+  pyodide.globals.set("module", module);
   return pyodide.runPython(`
-import json
+import importlib, json, sys
+sys.path.insert(0, "/repository")
+module = importlib.import_module(module)
 def answer(request):
     request = json.loads(request)
-    return json.dumps(play.run(request["code"]) if "code" in request else play.compute(**request["settings"]))
+    return json.dumps(getattr(module, request["function"])(**request["arguments"]))
 answer`);
 }
 

@@ -43,7 +43,7 @@ def pictures(record: dict[str, Any]) -> Iterator[Any]:
         axes.invert_yaxis()
         axes.axvline(100, color=style.GREY, linestyle=":", linewidth=1.2)
         axes.set_xlabel("bytes, in % of the model in 16 bits")
-        axes.legend(fontsize=9, loc="upper center", bbox_to_anchor=(0.4, -0.18), ncols=len(PARTS), handlelength=1.2, columnspacing=1.2)
+        figure.legend(fontsize=9, loc="outside lower center", ncols=len(PARTS), handlelength=1.2, columnspacing=1.2)
         yield figure
 
 

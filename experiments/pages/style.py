@@ -6,12 +6,14 @@ if TYPE_CHECKING:  # what only writes records does without matplotlib
     from matplotlib.figure import Figure
 
 import io
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-#: Of middle brightness, so that each stands out on a white page and on a near-black one.
-BLUE, ORANGE, GREEN, RED, PURPLE, GREY = "#4a90d9", "#e0862b", "#3fa36b", "#d9574e", "#9a72d0", "#7d828c"
+#: Of middle brightness, so that each stands out on a white page and on a near-black one. The site replaces them by a darker or a
+#: lighter one of each, for the page that it shows (docs/stylesheets/extra.css).
+BLUE, ORANGE, GREEN, RED, PURPLE, GREY = "#4a90d9", "#e0862b", "#3fa36b", "#d9574e", "#9a72d0", "#70757e"
 
 COLORS = (BLUE, ORANGE, GREEN, RED, PURPLE, GREY)
 
@@ -37,6 +39,7 @@ STYLE: dict[Any, Any] = {
     "font.size": 11,
     "figure.constrained_layout.use": True,
     "svg.hashsalt": "llm-int8",
+    "svg.fonttype": "none",
 }
 
 
@@ -45,6 +48,20 @@ def png(figure: "Figure") -> bytes:
     content = io.BytesIO()
     figure.savefig(content, format="png", dpi=120, transparent=True, metadata={"Software": None})
     return content.getvalue()
+
+
+def svg(figure: "Figure") -> str:
+    """The figure as SVG, its text as text, without the date; coordinates to a hundredth of a point."""
+    import matplotlib
+
+    content = io.StringIO()
+    with matplotlib.rc_context({"svg.hashsalt": STYLE["svg.hashsalt"], "svg.fonttype": "none"}):
+        figure.savefig(content, format="svg", transparent=True, metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+
+    def short(tag: re.Match[str]) -> str:
+        return re.sub(r"\d+\.\d{3,}", lambda digits: f"{float(digits[0]):.2f}".rstrip("0").rstrip("."), tag[0])
+
+    return re.sub(r"<[^>]*>", short, content.getvalue())  # in the elements, not in the text that they show
 
 
 @contextmanager

@@ -6,13 +6,16 @@ Read in this order:
 2. `outliers.py`         which columns hold an outlier
 3. `quantization.py`     scales and codes of rows
 4. `product.py`          the int8 product, the outlier product, the epilogue
-5. `decode.py`           all of it in one launch, for few rows
-6. `layer.py`            the layer, by the separate kernels or by the one launch
-7. `operands.py`         how operands lie in memory, and what the kernels can make of it
-8. `configurations.py`   block shapes by architecture
+5. `epilogue.py`         scales, corrections and outlier weights, in registers
+6. `hopper.py`           the same product in Gluon, for sm_90: the matrix unit does not wait between blocks
+7. `decode.py`           all of it in one launch, for few rows
+8. `layer.py`            the layer, by the separate kernels or by the one launch
+9. `operands.py`         how operands lie in memory, and what the kernels can make of it
+10. `configurations.py`  block shapes by architecture
 """
 
 from ..interpreter import interpreted
+from .configurations import gluon
 from .layer import linear, tiled
 from .outliers import outlier_columns
 from .product import int8_matmul
@@ -21,4 +24,4 @@ from .quantization import quantize
 if interpreted():
     from . import old_interpreter  # noqa: F401, it mends Triton 3.6's
 
-__all__ = ["int8_matmul", "linear", "outlier_columns", "quantize", "tiled"]
+__all__ = ["gluon", "int8_matmul", "linear", "outlier_columns", "quantize", "tiled"]

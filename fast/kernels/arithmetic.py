@@ -60,6 +60,23 @@ def magnitudes(x, ZEROPOINT: tl.constexpr):
 
 
 @triton.jit
+def magnitude(x):
+    """|x| of numbers to be compared with a threshold, a NaN passed over by `larger`; in x's own type, two of which an instruction takes.
+
+    bfloat16, whose maximum Triton takes in float32, is widened once.
+    """
+    size = tl.abs(x.to(tl.float32) if x.dtype == tl.bfloat16 else x)
+    # The maximum of PTX passes over a NaN, that of the interpreter does not.
+    return tl.where(size == size, size, -1.0) if INTERPRETED else size
+
+
+@triton.jit
+def larger(a, b):
+    """The larger one of two numbers, the number where the other is a NaN."""
+    return tl.maximum(a, b)
+
+
+@triton.jit
 def parameters(above, below, ZEROPOINT: tl.constexpr):
     """Scale, inverse and zero point of slices, from the largest `magnitudes` of each; inverse is 0 where codes are 0."""
     steps: tl.constexpr = CODE_STEPS if ZEROPOINT else INT8_MAX
@@ -95,10 +112,59 @@ def absmax_scale(absmax):
 
 
 @triton.jit
+def bits_where_positive(v, DTYPE: tl.constexpr):
+    """All bits where v, int32 and not negative, is above 0, none where it is 0, in an integer as wide as DTYPE: an operand of `masked`.
+
+    By a sum and a shift: out of a comparison the compiler would make a selection again.
+    """
+    return ((0 - v) >> 31).to(tl.int16 if DTYPE.primitive_bitwidth == 16 else tl.int32)
+
+
+@triton.jit
+def masked(x, bits):
+    """x where `bits` are set, 0 elsewhere: one operation for two entries of 16 bits, where a selection would be one for each."""
+    return (x.to(bits.dtype, bitcast=True) & bits).to(x.dtype, bitcast=True)
+
+
+@triton.jit
+def larger_or_nan(a, b):
+    """The larger one of two numbers, or NaN where one is."""
+    return tl.maximum(a, b, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
+def sides(x, ZEROPOINT: tl.constexpr):
+    """Numbers whose maximum over a slice is its largest number above zero, and likewise below; as in `magnitudes`, but in x's own type.
+
+    As numbers, since the maximum of two float16 numbers each is one instruction, and that of two integers of 16 bits is not before sm_90.
+    bfloat16, whose maximum Triton takes in float32, is widened once.
+    """
+    value = x.to(tl.float32) if x.dtype == tl.bfloat16 else x
+    if ZEROPOINT:
+        return value, -value
+    else:
+        above = tl.abs(value)
+        return above, above
+
+
+@triton.jit
+def row_maximum(value):
+    """(rows,) int32: the bits in float32 of the largest number in each row of value, of NaN where one is, 0 where none is above zero."""
+    if INTERPRETED:  # its maximum of a row passes over a NaN
+        wide = value.to(tl.float32)
+        bits = tl.max(tl.where(wide == wide, wide.to(tl.int32, bitcast=True), MAGNITUDE_BITS), axis=1)
+    else:
+        bits = tl.reduce(value, 1, larger_or_nan).to(tl.float32).to(tl.int32, bitcast=True)
+        bits = tl.where((bits & MAGNITUDE_BITS) > INFINITY_BITS, MAGNITUDE_BITS, bits)
+    return tl.maximum(bits, 0)
+
+
+@triton.jit
 def encode(x, inverse, zero_point, ZEROPOINT: tl.constexpr):
-    """int8 codes of x; inverse and zero_point broadcast against it."""
+    """int8 codes of x, in X's own type; inverse and zero_point broadcast against it."""
     # --8<-- [start:encode]
-    steps = round_to_integer(tl.where(inverse > 0.0, x, 0.0) * inverse)
+    usable = masked(x, bits_where_positive(inverse.to(tl.int32, bitcast=True), x.dtype))
+    steps = round_to_integer(usable.to(tl.float32) * inverse)
     if ZEROPOINT:
         steps = tl.minimum(tl.maximum(steps + zero_point, CODE_MIN), CODE_MAX)
     return steps.to(tl.int8)

@@ -20,10 +20,24 @@ import triton.language as tl
 from torch import Tensor
 
 from ..weights import QuantizedWeight
-from .arithmetic import NO_FUSION, absmax_scale, encode, magnitudes, parameters, rounded
-from .configurations import Decode, architecture, decode_configuration
+from .arithmetic import (
+    INTERPRETED,
+    NO_FUSION,
+    absmax_scale,
+    encode,
+    larger,
+    larger_or_nan,
+    magnitude,
+    masked,
+    parameters,
+    rounded,
+    row_maximum,
+    sides,
+)
+from .configurations import Decode, all_registers, architecture, decode_configuration
+from .epilogue import corrected, from_code_units, outlier_product
 from .operands import Matrix, Side, aligned
-from .product import WIDE_FROM, corrected, from_code_units, outlier_product
+from .product import WIDE_FROM
 
 #: The first pass is bound by the latency of loading X; three blocks in flight hide it.
 SCAN_STAGES = tl.constexpr(3)
@@ -48,11 +62,13 @@ def decode_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     SCAN_K: tl.constexpr,
+    SCAN_OWN: tl.constexpr,
+    BLOCK_OWN: tl.constexpr,
 ):
     """Program p: all rows of Y, columns p * BLOCK_N onwards. Pass None for an absent operand; its code is compiled out.
 
     x: Matrix (M, K), float16, bfloat16 or float32, M <= ROWS.
-    w_side: Side (N, K), without tiles and code_sum.
+    w_side: Side (N, K), without code_sum.
     y: (M, N) of X's dtype, contiguous.
     float_weight: Matrix (N, K) of a floating dtype; None takes the outlier weights from the codes.
     bias: (N,) of a floating dtype.
@@ -68,21 +84,21 @@ def decode_kernel(
 
     x_rows = x.pointer + rows.to(tl.int64)[:, None] * x.stride_row
     wide = tl.arange(0, SCAN_K)
-    all_up = tl.zeros((ROWS, SCAN_K), tl.int32)
-    all_down = tl.zeros((ROWS, SCAN_K), tl.int32)
+    all_up, all_down = sides(tl.zeros((ROWS, SCAN_K), x.pointer.dtype.element_ty), ZEROPOINT)
     # --8<-- [start:first-pass]
     for k in tl.range(0, K, SCAN_K, num_stages=SCAN_STAGES):
         inside = live[:, None] & (k + wide < K)[None, :]
-        value = tl.load(x_rows + (k + wide).to(tl.int64)[None, :] * x.stride_column, mask=inside, other=0.0).to(tl.float32)
+        columns_ahead = tl.max_contiguous(k + wide, SCAN_OWN).to(tl.int64)
+        value = tl.load(x_rows + columns_ahead[None, :] * x.stride_column, mask=inside, other=0.0)
         if DETECT:
-            value = tl.where(_outliers(value, threshold)[None, :], 0.0, value)
-        up, down = magnitudes(value, ZEROPOINT)
-        all_up = tl.maximum(all_up, up)
+            value = masked(value, _regular(value, threshold)[None, :])
+        up, down = sides(value, ZEROPOINT)
+        all_up = larger_or_nan(all_up, up)
         if ZEROPOINT:
-            all_down = tl.maximum(all_down, down)
+            all_down = larger_or_nan(all_down, down)
     # --8<-- [end:first-pass]
-    up = tl.max(all_up, axis=1)
-    down = tl.max(all_down, axis=1) if ZEROPOINT else up
+    up = row_maximum(all_up)
+    down = row_maximum(all_down) if ZEROPOINT else up
     if not PER_ROW:
         up = tl.zeros_like(up) + tl.max(up, axis=0)
         down = tl.zeros_like(down) + tl.max(down, axis=0)
@@ -97,7 +113,8 @@ def decode_kernel(
     else:
         w_scale = absmax_scale(tl.load(w_side.absmax + columns * w_side.per_row))
     w_zero_point = tl.load(w_side.zero_point + columns * w_side.per_row) if ZEROPOINT else None
-    w_codes = w_side.codes.pointer + columns[:, None] * w_side.codes.stride_row + ks.to(tl.int64)[None, :] * w_side.codes.stride_column
+    # K runs down: a block of the shape of X's would be laid over the threads as that of X, which is not how its rows are to lie.
+    w_codes = w_side.codes.pointer + columns[None, :] * w_side.codes.stride_row + ks.to(tl.int64)[:, None] * w_side.codes.stride_column
     acc = tl.zeros((TILE_M, BLOCK_N), tl.int32)
     part = tl.zeros((TILE_M, BLOCK_N), tl.float32)
     # The sums of the codes of X and of W, as products with ones: the blocks are at hand, the matrix unit is idle, and two accumulators of
@@ -107,29 +124,31 @@ def decode_kernel(
     for k in range(0, K, BLOCK_K):
         in_k = k + ks < K
         inside = tile_live[:, None] & in_k[None, :]
-        value = tl.load(tile_x + (k + ks).to(tl.int64)[None, :] * x.stride_column, mask=inside, other=0.0)
-        w_block = tl.load(w_codes, mask=in_k[None, :], other=0)
+        columns_ahead = tl.max_contiguous(k + ks, BLOCK_OWN).to(tl.int64)
+        value = tl.load(tile_x + columns_ahead[None, :] * x.stride_column, mask=inside, other=0.0)
+        w_block = tl.load(w_codes, mask=in_k[:, None], other=0)
         w_codes += BLOCK_K * tl.cast(w_side.codes.stride_column, tl.int64)
-        regular = value.to(tl.float32)
         if DETECT:
-            outlier = _outliers(regular, threshold)
-            regular = tl.where(outlier[None, :], 0.0, regular)
-        code = encode(regular, inverse[:, None], x_zero_point[:, None], ZEROPOINT)
+            bits = _regular(value, threshold)
+            regular = masked(value, bits[None, :])
+        else:
+            regular = value
+        code = _apart(encode(regular, inverse[:, None], x_zero_point[:, None], ZEROPOINT))
         if ZEROPOINT:
             code = tl.where(in_k[None, :], code, 0)  # what lies outside has the code of zero
             x_code_sums = tl.dot(code, tl.full((BLOCK_K, BLOCK_N), 1, tl.int8), x_code_sums, out_dtype=tl.int32)
-            w_code_sums = tl.dot(tl.full((TILE_M, BLOCK_K), 1, tl.int8), w_block.T, w_code_sums, out_dtype=tl.int32)
-        acc = tl.dot(code, w_block.T, acc, out_dtype=tl.int32)
+            w_code_sums = tl.dot(tl.full((TILE_M, BLOCK_K), 1, tl.int8), w_block, w_code_sums, out_dtype=tl.int32)
+        acc = tl.dot(code, w_block, acc, out_dtype=tl.int32)
         if DETECT:  # noqa: SIM102 (the compiler evaluates this test, the program the next)
-            if tl.max(outlier.to(tl.int32), axis=0) > 0:
-                x_o = tl.where(outlier[None, :], value, 0.0).to(x.pointer.dtype.element_ty)
+            if tl.max((bits + 1).to(tl.int32), axis=0) > 0:
+                x_o = masked(value, ~bits[None, :])
                 if float_weight is not None:
-                    f = float_weight.pointer + columns[:, None] * float_weight.stride_row
-                    f += (k + ks).to(tl.int64)[None, :] * float_weight.stride_column
+                    f = float_weight.pointer + columns[None, :] * float_weight.stride_row
+                    f += (k + ks).to(tl.int64)[:, None] * float_weight.stride_column
                     # A weight that is not finite may meet a zero here: its row has the scale NaN, so the result is NaN anyway.
-                    part = outlier_product(x_o, tl.load(f, mask=in_k[None, :], other=0.0), part, None)
+                    part = outlier_product(x_o, tl.load(f, mask=in_k[:, None], other=0.0).T, part, None)
                 else:
-                    part = outlier_product(x_o, w_block, part, w_zero_point)
+                    part = outlier_product(x_o, w_block.T, part, w_zero_point)
 
     if ZEROPOINT:
         acc = corrected(acc, x_zero_point[:, None], w_zero_point[None, :], x_code_sums, w_code_sums, K, WIDE)  # type: ignore[index]
@@ -150,12 +169,40 @@ def _repeated(v, TILE_M: tl.constexpr):
 
 
 @triton.jit
-def _outliers(value, threshold):
-    """Which columns of the block hold a magnitude of `threshold` or more; a NaN is not an outlier.
+def _regular(value, threshold):
+    """Of each column of the block all bits, or none where it holds a magnitude of `threshold` or more: an operand of `masked`.
 
-    With the threshold 0 the padding counts as well: it adds zeros to the outlier product, and its rows are not stored.
+    A NaN is not an outlier. With the threshold 0 the padding counts as well: it adds zeros to the outlier product, and its rows are not
+    stored.
     """
-    return tl.max((tl.abs(value) >= threshold).to(tl.int32), axis=0) > 0
+    largest = _of_columns(magnitude(value)).to(tl.float32)
+    # Bits of numbers that are not negative sort as they do; the sign of their difference tells which is the larger one.
+    below = tl.maximum(largest, 0.0).to(tl.int32, bitcast=True) - tl.cast(threshold, tl.float32).to(tl.int32, bitcast=True)
+    return (below >> 31).to(tl.int16)
+
+
+@triton.jit
+def _apart(code):
+    """code, made in the layout of the block of X, each once.
+
+    Were all that makes it entry by entry, the compiler would do that in the layout of the matrix instruction's operand: once in each
+    warp, and where X has few rows, again for each row of the instruction. It moves nothing across a reduction, here of one entry each.
+    """
+    return code if INTERPRETED else tl.reduce(code.reshape(code.shape[0], code.shape[1], 1), 2, larger)
+
+
+@triton.jit
+def _of_columns(size):
+    """(columns,) the largest of each column of size (rows, columns).
+
+    By halves: so the compiler sees that neighbours in a row go through the same steps, and takes two at a time; of `tl.reduce` it does not.
+    """
+    HALF: tl.constexpr = size.shape[0] // 2
+    if HALF == 0:
+        return size.reshape(size.shape[1])
+    else:
+        upper, lower = tl.split(size.reshape(2, HALF, size.shape[1]).permute(1, 2, 0))
+        return _of_columns(larger(upper, lower))
 
 
 def decode_linear(
@@ -181,12 +228,15 @@ def decode_linear(
             PER_ROW=per_row,
             WIDE=weight.zero_point is not None and k >= WIDE_FROM,
             ROWS=rows,
-            TILE_M=config.tile_m,
+            TILE_M=max(config.tile_m, rows),
             BLOCK_N=config.block_n,
             BLOCK_K=config.block_k,
             SCAN_K=config.scan // rows,
+            SCAN_OWN=max(1, config.scan // rows // (32 * config.warps)),
+            BLOCK_OWN=max(1, config.block_k // (32 * config.warps)),
             num_warps=config.warps,
             num_stages=config.stages,
             **NO_FUSION,
+            **all_registers(config.warps),
         )
     return y

@@ -1,7 +1,8 @@
 """What the kernels take: matrices and what belongs to them, as records, and how they lie in memory.
 
 Triton takes a NamedTuple apart: its fields reach the compiled kernel one by one, as separate arguments would. A field that is None, like
-an argument that is None, is compiled out.
+an argument that is None, is compiled out. Tensor descriptors stay arguments of their own: Triton's launcher, which makes them what the copy
+engine reads, finds none in a record (3.6 and 3.7).
 """
 
 from typing import Any, NamedTuple
@@ -60,7 +61,6 @@ class Side(NamedTuple):
     """One operand of the int8 product, X or W: (rows, K).
 
     codes: Matrix of int8.
-    tiles: a tensor descriptor of codes, where the copy engine loads its blocks; None where the threads do.
     scale: float32; None where `absmax` is given, and for the bare accumulators.
     absmax: float32, the largest magnitudes, from which the kernel derives the scale; None where `scale` is given.
     zero_point: int32, as scale; None for absmax.
@@ -69,7 +69,6 @@ class Side(NamedTuple):
     """
 
     codes: Any
-    tiles: Any = None
     scale: Any = None
     absmax: Any = None
     zero_point: Any = None
@@ -77,16 +76,16 @@ class Side(NamedTuple):
     per_row: Any = 0
 
     @classmethod
-    def of(cls, x: Quantized, tiles: Any = None) -> "Side":
+    def of(cls, x: Quantized) -> "Side":
         """The record of a quantized X, or of codes alone."""
         per_row = 0 if x.scale is None else int(x.scale.numel() > 1)
-        return cls(Matrix.of(x.codes), tiles, x.scale, None, x.zero_point, x.code_sum, per_row)
+        return cls(Matrix.of(x.codes), x.scale, None, x.zero_point, x.code_sum, per_row)
 
     @classmethod
-    def of_weight(cls, w: QuantizedWeight, tiles: Any = None, code_sum: Tensor | None = None) -> "Side":
+    def of_weight(cls, w: QuantizedWeight, code_sum: Tensor | None = None) -> "Side":
         """The record of a weight, as its layer keeps it."""
         per_row = int(w.stored_scale.numel() > 1)
-        return cls(Matrix.of(w.codes), tiles, None if w.absmax is not None else w.kept_scale, w.absmax, w.zero_point, code_sum, per_row)
+        return cls(Matrix.of(w.codes), None if w.absmax is not None else w.kept_scale, w.absmax, w.zero_point, code_sum, per_row)
 
 
 def aligned(codes: Tensor) -> bool:

@@ -2,8 +2,8 @@
 
     X (M, K)      column blocks ->
     rows   +------+------+------+------+
-    split 0|  p   |  p   |  p   |  p   |    program p walks down the rows of its block and keeps one bit per column;
-           +------+------+------+------+    then it stores one byte per column into its own line of
+    split 0|  p   |  p   |  p   |  p   |    program p walks down the rows of its block and keeps the largest magnitudes;
+           +------+------+------+------+    then it compares them with the threshold and stores one byte per column into its own line of
     split 1|  p   |  p   |  p   |  p   |
            +------+------+------+------+    flags (splits, K)
 
@@ -23,7 +23,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .arithmetic import NO_FUSION, magnitudes
+from .arithmetic import NO_FUSION, larger, magnitude, magnitudes
 from .configurations import Scan, architecture, scan_configuration
 
 
@@ -60,6 +60,7 @@ def scan_columns(
     ZEROPOINT: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    STAGES: tl.constexpr,
 ):
     """Program (i, s): columns i * BLOCK_K onwards, rows s * rows_per_split onwards.
 
@@ -76,26 +77,28 @@ def scan_columns(
     lanes = tl.arange(0, BLOCK_M)
     source = x + columns.to(tl.int64)[None, :] * stride_column
 
-    hit = tl.zeros((BLOCK_M, BLOCK_K), tl.int32)
+    # From below every threshold on: a column of NaN alone stays there.
+    largest = magnitude(tl.zeros((BLOCK_M, BLOCK_K), x.dtype.element_ty)) - 1
     up = tl.zeros((BLOCK_M, BLOCK_K), tl.int32)
     down = tl.zeros((BLOCK_M, BLOCK_K), tl.int32)
     # --8<-- [start:walk]
-    for row in range(first, last, BLOCK_M):
+    for row in tl.range(first, last, BLOCK_M, num_stages=STAGES):
         # Past the end the last row is read again: it changes no maximum, and needs no mask.
         rows = tl.minimum(row + lanes, last - 1).to(tl.int64)
-        value = tl.load(source + rows[:, None] * stride_row, mask=inside[None, :], other=0.0).to(tl.float32)
+        value = tl.load(source + rows[:, None] * stride_row, mask=inside[None, :], other=0.0)
         if flags is not None:
-            hit = tl.where(tl.abs(value) >= threshold, 1, hit)  # a NaN is not an outlier
+            largest = larger(largest, magnitude(value))  # passes over a NaN, which is not an outlier
         # --8<-- [end:walk]
         if above is not None:
-            value_up, value_down = magnitudes(value, ZEROPOINT)
+            value_up, value_down = magnitudes(value.to(tl.float32), ZEROPOINT)
             up = tl.maximum(up, value_up)
             if ZEROPOINT:
                 down = tl.maximum(down, value_down)
 
     line = split.to(tl.int64) * K + columns
     if flags is not None:
-        tl.store(flags + line, tl.max(hit, axis=0).to(tl.uint8), mask=inside)
+        hit = tl.max(largest.to(tl.float32), axis=0) >= threshold
+        tl.store(flags + line, hit.to(tl.uint8), mask=inside)
     if above is not None:
         tl.store(above + line, tl.max(up, axis=0), mask=inside)
         if ZEROPOINT:
@@ -105,10 +108,22 @@ def scan_columns(
 @triton.jit
 def is_outlier(flags, columns, K, SPLITS: tl.constexpr):
     """Whether each of `columns` is an outlier in any split; false beyond K."""
+    return _any_split(flags, columns, K, SPLITS) != 0
+
+
+@triton.jit
+def bits_of_regular(flags, columns, K, SPLITS: tl.constexpr, DTYPE: tl.constexpr):
+    """Of each of `columns` all bits, or none where it is an outlier, in an integer as wide as DTYPE: an operand of `masked`."""
+    # Not by a comparison, out of which the compiler would make a selection for each entry again.
+    return _any_split(flags, columns, K, SPLITS).to(tl.int16 if DTYPE.primitive_bitwidth == 16 else tl.int32) - 1
+
+
+@triton.jit
+def _any_split(flags, columns, K, SPLITS: tl.constexpr):
     hit = tl.load(flags + columns, mask=columns < K, other=0)
     for split in tl.static_range(1, SPLITS):
         hit |= tl.load(flags + split * K + columns, mask=columns < K, other=0)
-    return hit != 0
+    return hit
 
 
 @triton.jit
@@ -188,6 +203,7 @@ def scan(x: Tensor, threshold: float | None, extremes: bool, zeropoint: bool, co
             ZEROPOINT=zeropoint,
             BLOCK_M=config.block_m,
             BLOCK_K=config.block_k,
+            STAGES=config.stages,
             num_warps=config.warps,
             num_stages=1,
             **NO_FUSION,

@@ -19,6 +19,7 @@ Neighbouring programs own tiles of GROUP_M rows of tiles, column by column, so t
 distinct tiles of both operands, most of them from the second-level cache.
 """
 
+import warnings
 from typing import Any
 
 import torch
@@ -28,8 +29,9 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from ..weights import QuantizedWeight
-from .arithmetic import INTERPRETED, NO_FUSION, absmax_scale, rounded
+from .arithmetic import NO_FUSION, rounded
 from .configurations import Product, architecture, product_configuration
+from .epilogue import CODE_UNIT, corrected, from_code_units, has_matrix_product, outlier_product, owned_tile, weight_scale, widened
 from .operands import Matrix, Quantized, Side, aligned, sixteen_bits
 
 #: From this K on, the corrected zeropoint accumulator can overflow int32: each of K terms is at most 255 * 255.
@@ -38,6 +40,8 @@ WIDE_FROM = (2**31 - 1) // 255**2 + 1
 
 @triton.jit
 def product_kernel(
+    x_tiles,
+    w_tiles,
     x_side,
     w_side,
     y,
@@ -59,7 +63,9 @@ def product_kernel(
 ):
     """One program per tile of Y. Pass None for an absent operand; its code is compiled out.
 
-    x_side, w_side: Side (M, K) and (N, K); the tiles of both, with blocks (BLOCK_M, BLOCK_K) and (BLOCK_N, BLOCK_K), or of neither.
+    x_tiles, w_tiles: tensor descriptors of the codes, with blocks (BLOCK_M, BLOCK_K) and (BLOCK_N, BLOCK_K), by which the copy engine loads
+        them; None where the threads do.
+    x_side, w_side: Side (M, K) and (N, K).
     y: (M, N), contiguous: int32 to store the bare accumulators (no scale), else X's dtype.
     x: Matrix (M, K), float16, bfloat16 or float32; read in outlier columns only.
     float_weight: Matrix (N, K) of a floating dtype; None takes the outlier weights from the codes.
@@ -70,23 +76,16 @@ def product_kernel(
     EVEN_K: BLOCK_K divides K, so the int8 loop needs no mask.
     """
     program = tl.program_id(0)
-    tiles_m = tl.cdiv(M, BLOCK_M)
-    tiles_n = tl.cdiv(N, BLOCK_N)
-    in_group = GROUP_M * tiles_n
-    first_m = program // in_group * GROUP_M
-    group_m = tl.minimum(tiles_m - first_m, GROUP_M)
-    tile_m = first_m + program % in_group % group_m
-    tile_n = program % in_group // group_m
-
+    tile_m, tile_n = owned_tile(program, M, N, BLOCK_M, BLOCK_N, GROUP_M)
     # Load the count now, so that its latency is hidden by the int8 loop.
     count = tl.load(outliers.columns + K) if DECOMPOSE else 0
     acc = tl.zeros((BLOCK_M, BLOCK_N), tl.int32)
-    if w_side.tiles is not None:
+    if w_tiles is not None:
         # --8<-- [start:int8-loop]
         # The copy engine fills entries outside of the matrix with zeros.
         for k in range(0, K, BLOCK_K):
-            x_block = x_side.tiles.load([tile_m * BLOCK_M, k])
-            w_block = w_side.tiles.load([tile_n * BLOCK_N, k])
+            x_block = x_tiles.load([tile_m * BLOCK_M, k])
+            w_block = w_tiles.load([tile_n * BLOCK_N, k])
             acc = tl.dot(x_block, w_block.T, acc, out_dtype=tl.int32)
         # --8<-- [end:int8-loop]
     else:
@@ -116,10 +115,7 @@ def product_kernel(
         tl.store(target, acc, mask=in_m[:, None] & in_n[None, :])
     else:
         x_scale = tl.load(x_side.scale + rows * x_side.per_row, mask=in_m, other=0.0)
-        if w_side.absmax is None:
-            w_scale = tl.load(w_side.scale + columns * w_side.per_row, mask=in_n, other=0.0)
-        else:
-            w_scale = absmax_scale(tl.load(w_side.absmax + columns * w_side.per_row, mask=in_n, other=0.0))
+        w_scale = weight_scale(w_side, columns, in_n)
         w_zero_point = None
         if w_side.zero_point is not None:
             w_zero_point = tl.load(w_side.zero_point + columns * w_side.per_row, mask=in_n, other=0)
@@ -189,64 +185,6 @@ def add_outlier_columns(result, x_rows, x_stride_column, w_rows, w_stride_column
     return result
 
 
-#: Where outlier weights are taken from the codes, the float32 sums are in units of w_scale * CODE_UNIT: a code, less a zero point at
-#: most 255 in magnitude, enters as code / 128: exact in both 16-bit types, and at most 2, so that a product overflows no sooner than x * 2.
-CODE_UNIT = tl.constexpr(128.0)
-
-
-@triton.jit
-def from_code_units(result, w_scale):
-    """result * (w_scale * CODE_UNIT), in two steps: the factor alone may overflow, half of it does not. w_scale (N,)."""
-    return (result * (w_scale * (CODE_UNIT / 2))[None, :]) * 2.0
-
-
-@triton.constexpr_function
-def has_matrix_product(x, w):
-    """Whether the outlier product of these element types runs on 16-bit matrix instructions without narrowing either."""
-    return x.primitive_bitwidth == 16 and (w == tl.int8 or w == x)
-
-
-@triton.jit
-def widened(w, w_zero_point):
-    """Outlier weights in float32: codes as (code - w_zero_point) / CODE_UNIT, floats as they are.
-
-    w_zero_point: as w by broadcasting, or None.
-    """
-    if w.dtype == tl.int8:
-        if w_zero_point is not None:
-            w = w.to(tl.int32) - w_zero_point
-        return w.to(tl.float32) * (1 / CODE_UNIT)
-    else:
-        return w.to(tl.float32)
-
-
-@triton.jit
-def outlier_product(x, w, result, w_zero_point):
-    """result + x @ w.T, accumulated in float32.
-
-    x (M, O) of X's 16-bit dtype; w (N, O) of the same dtype, or int8 codes, as in `widened`. w_zero_point (N,), or None.
-    """
-    if w.dtype == tl.int8:
-        w = widened(w, w_zero_point[:, None] if w_zero_point is not None else None).to(x.dtype)
-    if INTERPRETED and x.dtype == tl.bfloat16:
-        x = x.to(tl.float32)
-        w = w.to(tl.float32)
-    return tl.dot(x, w.T, result, input_precision="ieee")
-
-
-@triton.jit
-def corrected(acc, x_zero_point, w_zero_point, x_code_sum, w_code_sum, K, WIDE: tl.constexpr):
-    """The sum of (x - x_zero_point) * (w - w_zero_point) over codes, exactly, from `acc`, the sum of x * w.
-
-    acc (M, N); x_zero_point, x_code_sum (M, 1); w_zero_point, w_code_sum (1, N).
-    """
-    if WIDE:
-        acc = acc.to(tl.int64)
-        x_zero_point = x_zero_point.to(tl.int64)
-        w_zero_point = w_zero_point.to(tl.int64)
-    return acc - x_zero_point * w_code_sum - w_zero_point * x_code_sum + K * x_zero_point * w_zero_point
-
-
 def launch_product(
     quantized: Quantized,
     weight: QuantizedWeight | Quantized,
@@ -256,48 +194,89 @@ def launch_product(
     bias: Tensor | None = None,
     config: Product | None = None,
 ) -> Tensor:
-    """Fills `y` (M, N), neither of them 0, from a quantized X (M, K) and W (N, K); the other tensors as in `product_kernel`."""
+    """Fills `y` (M, N), neither of them 0, from a quantized X (M, K) and W (N, K); the other tensors as in `product_kernel`.
+
+    config: None for that of the tables, of which `product_kernel` also multiplies what the kernel in Gluon cannot.
+
+    Raises:
+        RuntimeError: `config` is for the kernel in Gluon, which cannot run here.
+    """
     codes, w = quantized.codes, weight.codes
     (m, k), n = codes.shape, w.shape[0]
+    arch = architecture(codes.device)
     wide = quantized.zero_point is not None and k >= WIDE_FROM
-    if config is None:
+    chosen = config
+    if chosen is None:
         general = wide or not (aligned(codes) and aligned(w)) or not (x is None or sixteen_bits(x, float_weight))
-        config = product_configuration(architecture(codes.device), m, n, general)
-    x_tiles = w_tiles = None
-    if config.tma and k > 0:
-        x_tiles = TensorDescriptor.from_tensor(codes, [config.block_m, config.block_k])
-        w_tiles = TensorDescriptor.from_tensor(w, [config.block_n, config.block_k])
+        chosen = product_configuration(arch, m, n, general)
+    side_x, side_w = Side.of(quantized), _weight_side(weight)
+    outlier_operands = (None if x is None else Matrix.of(x), None if float_weight is None else Matrix.of(float_weight))
+    arguments = (side_x, side_w, y, *outlier_operands, bias, quantized.outliers, m, n, k)
+    grid = (triton.cdiv(m, chosen.block_m) * triton.cdiv(n, chosen.block_n),)
+    flags = {"DECOMPOSE": quantized.outliers is not None, "WIDE": wide, "GROUP_M": chosen.group_m, "num_warps": chosen.warps}
+    flags |= {f"BLOCK_{name}": getattr(chosen, f"block_{name.lower()}") for name in "MNKO"} | NO_FUSION
     with torch.cuda.device_of(codes):
-        product_kernel[(triton.cdiv(m, config.block_m) * triton.cdiv(n, config.block_n),)](
-            Side.of(quantized, x_tiles),
-            _weight_side(weight, w_tiles),
-            y,
-            None if x is None else Matrix.of(x),
-            None if float_weight is None else Matrix.of(float_weight),
-            bias,
-            quantized.outliers,
-            m,
-            n,
-            k,
-            DECOMPOSE=quantized.outliers is not None,
-            WIDE=wide,
-            EVEN_K=k % config.block_k == 0,
-            BLOCK_M=config.block_m,
-            BLOCK_N=config.block_n,
-            BLOCK_K=config.block_k,
-            BLOCK_O=config.block_o,
-            GROUP_M=config.group_m,
-            num_warps=config.warps,
-            num_stages=config.stages,
-            **NO_FUSION,
-        )
+        if chosen.gluon and k > 0:
+            problem = _no_gluon_for(arch, chosen, x, float_weight) or _launch_in_gluon(codes, w, chosen, grid, arguments, flags)
+            if not problem:
+                return y
+            if config is not None:
+                raise RuntimeError(f"{config}: {problem}")
+        x_tiles = w_tiles = None
+        if chosen.tma and k > 0:
+            x_tiles = TensorDescriptor.from_tensor(codes, [chosen.block_m, chosen.block_k])
+            w_tiles = TensorDescriptor.from_tensor(w, [chosen.block_n, chosen.block_k])
+        product_kernel[grid](x_tiles, w_tiles, *arguments, EVEN_K=k % chosen.block_k == 0, num_stages=chosen.stages, **flags)
     return y
 
 
-def _weight_side(weight: QuantizedWeight | Quantized, tiles: Any) -> Side:
+def _no_gluon_for(arch: str, config: Product, x: Tensor | None, float_weight: Tensor | None) -> str:
+    """Why the kernel in Gluon is not for this product; empty where it is."""
+    if arch != "sm_90":
+        return f"the kernel in Gluon is for sm_90, this is {arch}"
+    if not config.tma:
+        return "the kernel in Gluon loads its blocks by the copy engine alone"
+    if config.block_m % (16 * config.warps):
+        return "a warp of the kernel in Gluon has 16 rows of the tile, or several times 16"
+    if x is not None and not sixteen_bits(x, float_weight):
+        return "the kernel in Gluon adds outlier products in 16 bits only"
+    return ""
+
+
+#: Kinds of launches of the kernel in Gluon -> why this Triton does not compile it; empty where it does.
+gluon_problems: dict[tuple[bool, bool], str] = {}
+
+
+def _launch_in_gluon(codes: Tensor, w: Tensor, config: Product, grid: tuple[int], arguments: tuple, flags: dict[str, Any]) -> str:
+    """Launches the kernel in Gluon; returns why it cannot, if so, and then nothing has been launched.
+
+    Gluon is experimental: another version of Triton may lack any part of it. A kind of launch that needs parts of the language which
+    others do not, with outliers or without, scaled or not, is therefore compiled before its first launch.
+    """
+    kind = (flags["DECOMPOSE"], arguments[0].scale is None)
+    problem = gluon_problems.get(kind)
+    if problem:
+        return problem
+    try:
+        from . import hopper
+
+        tiles = [hopper.tiles_of(codes, config.block_m, config.block_k), hopper.tiles_of(w, config.block_n, config.block_k)]
+        if problem is None:
+            hopper.hopper_product_kernel.warmup(*tiles, *arguments, grid=grid, STAGES=config.stages, **flags)
+    except Exception as error:  # what is not there shows as an error of any type
+        found = f"Triton {triton.__version__} does not compile the kernel in Gluon: {error}"
+        warnings.warn(f"{found}\nproduct_kernel multiplies instead", RuntimeWarning, stacklevel=2)
+        gluon_problems[kind] = found
+        return found
+    gluon_problems[kind] = ""
+    hopper.hopper_product_kernel[grid](*tiles, *arguments, STAGES=config.stages, **flags)
+    return ""
+
+
+def _weight_side(weight: QuantizedWeight | Quantized) -> Side:
     if isinstance(weight, Quantized):
-        return Side.of(weight, tiles)
-    return Side.of_weight(weight, tiles, None if weight.zero_point is None else code_sums(weight.codes))
+        return Side.of(weight)
+    return Side.of_weight(weight, None if weight.zero_point is None else code_sums(weight.codes))
 
 
 def code_sums(codes: Tensor) -> Tensor:

@@ -20,10 +20,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .arithmetic import NO_FUSION, encode, magnitudes, parameters
+from .arithmetic import NO_FUSION, encode, magnitudes, masked, parameters, row_maximum, sides
 from .configurations import Gather, Rows, all_registers, architecture, gather_configuration, rows_configuration
 from .operands import Matrix, Outliers, Quantized
-from .outliers import Scanned, compact, gather, is_outlier, scan
+from .outliers import Scanned, bits_of_regular, compact, gather, is_outlier, scan
 
 #: Block size of the passes that are not bandwidth-bound: the list of outliers, the extremes of a tensor.
 SHORT_BLOCK = tl.constexpr(2048)
@@ -97,31 +97,36 @@ def quantize_blocks(
     """Blocks of ROWS rows, REPEAT of them from `first` on; arguments as in `quantize_rows`."""
     ZEROPOINT: tl.constexpr = quantized.zero_point is not None
     flags = scanned.flags
+    DTYPE: tl.constexpr = x.pointer.dtype.element_ty
     columns = tl.arange(0, BLOCK_K)
-    skipped = is_outlier(flags, columns, K, SPLITS) if flags is not None and HELD else None
+    # A thread stores the codes of no more entries than one load of 16 bytes has: with twice as many, which is how stores alone would
+    # have it, the loads of a warp would lie 32 bytes apart and take half of each sector.
+    side_by_side = tl.max_contiguous(columns, 128 // DTYPE.primitive_bitwidth)
+    kept = bits_of_regular(flags, columns, K, SPLITS, DTYPE) if flags is not None and HELD else None
     if scanned.above is not None:
         tensor_up, tensor_down = _tensor_extremes(scanned, K, SPLITS, SHORT_BLOCK)
 
-    for block in tl.range(first, tl.minimum(first + REPEAT, tl.cdiv(M, ROWS)), num_stages=2):
+    for block in tl.range(first, tl.minimum(first + REPEAT, tl.cdiv(M, ROWS)), num_stages=3):
         rows = tl.cast(block, tl.int64) * ROWS + tl.arange(0, ROWS)
         live = rows < M
         source = x.pointer + rows[:, None] * x.stride_row
         target = quantized.codes + rows[:, None] * K
 
         if HELD:
-            held = _regular(source, columns, live, skipped, K, x.stride_column)
+            held = _regular(source, columns, live, kept, K, x.stride_column)
         if scanned.above is not None:
             up, down = tensor_up, tensor_down
         elif HELD:
-            all_up, all_down = magnitudes(held, ZEROPOINT)
-            up = tl.max(all_up, axis=1)
-            down = tl.max(all_down, axis=1) if ZEROPOINT else up
+            above, below = sides(held, ZEROPOINT)
+            up = row_maximum(above)
+            down = row_maximum(below) if ZEROPOINT else up
         else:
             all_up = tl.zeros((ROWS, BLOCK_K), tl.int32)
             all_down = tl.zeros((ROWS, BLOCK_K), tl.int32)
             for k in range(0, K, BLOCK_K):
-                skip = is_outlier(flags, k + columns, K, SPLITS) if flags is not None else None
-                value_up, value_down = magnitudes(_regular(source, k + columns, live, skip, K, x.stride_column), ZEROPOINT)
+                counted = bits_of_regular(flags, k + columns, K, SPLITS, DTYPE) if flags is not None else None
+                value = _regular(source, k + columns, live, counted, K, x.stride_column)
+                value_up, value_down = magnitudes(value.to(tl.float32), ZEROPOINT)
                 all_up = tl.maximum(all_up, value_up)
                 if ZEROPOINT:
                     all_down = tl.maximum(all_down, value_down)
@@ -144,16 +149,16 @@ def quantize_blocks(
         if HELD:
             inside = live[:, None] & (columns < K)[None, :]
             code = encode(held, inverse, shift, ZEROPOINT)
-            tl.store(target + columns[None, :], code, mask=inside)
+            tl.store(target + side_by_side[None, :], code, mask=inside)
             if quantized.code_sum is not None:
                 tl.store(quantized.code_sum + rows, tl.sum(tl.where(inside, code.to(tl.int32), 0), axis=1), mask=live)
         else:
             total = tl.zeros((ROWS, BLOCK_K), tl.int32)
             for k in range(0, K, BLOCK_K):
                 inside = live[:, None] & (k + columns < K)[None, :]
-                skip = is_outlier(flags, k + columns, K, SPLITS) if flags is not None else None
-                code = encode(_regular(source, k + columns, live, skip, K, x.stride_column), inverse, shift, ZEROPOINT)
-                tl.store(target + k + columns[None, :], code, mask=inside)
+                counted = bits_of_regular(flags, k + columns, K, SPLITS, DTYPE) if flags is not None else None
+                code = encode(_regular(source, k + columns, live, counted, K, x.stride_column), inverse, shift, ZEROPOINT)
+                tl.store(target + k + side_by_side[None, :], code, mask=inside)
                 if quantized.code_sum is not None:
                     total += tl.where(inside, code.to(tl.int32), 0)
             if quantized.code_sum is not None:
@@ -161,12 +166,12 @@ def quantize_blocks(
 
 
 @triton.jit
-def _regular(source, columns, live, skipped, K, stride_column):
-    """`columns` of the rows at `source` in float32; 0 in `skipped` columns (None: in none) and outside X."""
+def _regular(source, columns, live, kept, K, stride_column):
+    """`columns` of the rows at `source`, in X's type; 0 where the bits of `kept` are (None: nowhere) and outside X."""
     inside = live[:, None] & (columns < K)[None, :]
-    value = tl.load(source + columns.to(tl.int64)[None, :] * stride_column, mask=inside, other=0.0).to(tl.float32)
-    if skipped is not None:
-        value = tl.where(skipped[None, :], 0.0, value)
+    value = tl.load(source + columns.to(tl.int64)[None, :] * stride_column, mask=inside, other=0.0)
+    if kept is not None:
+        value = masked(value, kept[None, :])
     return value
 
 

@@ -11,13 +11,13 @@ Nor does code that tells quantized weights apart (T5). A reader that is not foun
 
 import ast
 import functools
-import inspect
 import re
-import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from torch import nn
+
+from .source import is_self, method_source
 
 #: What may be read of a weight without using its values or converting anything to its dtype.
 _HARMLESS = {"device", "shape", "size", "ndim", "dim", "numel", "nelement", "is_cuda", "is_meta", "requires_grad", "requires_grad_", "grad"}
@@ -54,24 +54,12 @@ def _reads(module_class: type[nn.Module]) -> tuple[_Read, ...]:
     pending, reads = ["forward"], list[_Read]()
     while pending:
         name = pending.pop()
-        tree = None if name in reached else _source(module_class, name)
+        tree = None if name in reached else method_source(module_class, name)
         reached.add(name)
         if tree is not None:
-            pending += [node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute) and _is_self(node.value)]
+            pending += [node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute) and is_self(node.value)]
             reads += _weights_read(tree, ())
     return tuple(reads)
-
-
-def _source(module_class: type[nn.Module], name: str) -> ast.AST | None:
-    """The source of a method, None where there is none to read or where torch.nn.Module defines it."""
-    method = inspect.getattr_static(module_class, name, None)
-    method = method.fget if isinstance(method, property) else inspect.unwrap(method) if callable(method) else None
-    if not inspect.isfunction(method) or method is getattr(nn.Module, name, None):
-        return None
-    try:
-        return ast.parse(textwrap.dedent(inspect.getsource(method)))
-    except (OSError, SyntaxError):  # made at run time; or a lambda
-        return None
 
 
 def _weights_read(node: ast.AST, conditions: tuple[ast.expr, ...], parent: ast.AST | None = None) -> Iterator[_Read]:
@@ -103,10 +91,6 @@ def _path(node: ast.expr) -> tuple[str, ...]:
 def _ends_with(name: list[str], path: tuple[str, ...]) -> bool:
     end = name[-len(path) :]
     return len(end) == len(path) and all(part in ("*", own) for part, own in zip(path, end, strict=True))
-
-
-def _is_self(node: ast.expr) -> bool:
-    return isinstance(node, ast.Name) and node.id == "self"
 
 
 def _is_ruled_out(test: ast.expr, module: nn.Module) -> bool:

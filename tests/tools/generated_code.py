@@ -12,6 +12,7 @@ import os
 import re
 import subprocess
 import tempfile
+import warnings
 from collections import Counter
 from collections.abc import Callable, Container, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -24,13 +25,17 @@ from unittest import mock
 import torch
 import triton
 from triton.backends.compiler import GPUTarget
+from triton.backends.nvidia import driver
 from triton.compiler import ASTSource
+from triton.experimental.gluon._runtime import GluonASTSource
+from triton.experimental.gluon.nvidia.hopper import TensorDescriptor as GluonTensorDescriptor
 from triton.runtime.jit import JITFunction
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from fast import kernels
-from fast.kernels import decode, outliers, product, quantization
+from fast.kernels import decode, hopper, outliers, product, quantization
 from fast.weights import QuantizedWeight
+from tests.tools import machine_code
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -43,7 +48,10 @@ POINTERS = {
     torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32", torch.int8: "i8", torch.uint8: "u8", torch.int32: "i32"
 }  # fmt: skip
 KERNELS = {
-    k.__name__: k for k in (outliers.scan_columns, quantization.quantize_rows, product.product_kernel, decode.decode_kernel)
+    k.__name__: k
+    for k in (
+        outliers.scan_columns, quantization.quantize_rows, product.product_kernel, hopper.hopper_product_kernel, decode.decode_kernel
+    )
 }  # fmt: skip
 OPTIONS = ("num_warps", "num_stages", "enable_fp_fusion", "maxnreg")
 NVIDIA_TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
@@ -74,6 +82,7 @@ SHAPES = {
     "large": (4096, 8192, 8192),
     "medium": (512, 4096, 4096),
     "small": (200, 8192, 2048),
+    "smaller": (100, 8192, 2048),
     "few": (48, 8192, 16384),
     "fewer": (24, 8192, 32768),
     "decode": (16, 8192, 8192),
@@ -103,12 +112,38 @@ def cases() -> Iterator[tuple[str, Callable[[], Any]]]:
     yield "ragged", lambda: linear(1001, 4097, 4099)
     yield "decode ragged", lambda: linear(3, 4097, 4099)
     yield "int8_matmul", lambda: product.int8_matmul(meta((4096, 8192), torch.int8), meta((8192, 8192), torch.int8))
+    for name, call in gluon_cases():
+        yield f"gluon, {name}", partial(in_gluon, call)
     yield "quantize a tensor", lambda: quantization.quantize(meta((8192, 8192), torch.float16), False, "zeropoint")
     yield "quantize rows", lambda: quantization.quantize(meta((8192, 8192), torch.float32), True, "zeropoint")
 
 
+def gluon_cases() -> Iterator[tuple[str, Callable[[], Any]]]:
+    """Names and calls that together reach every flag of the kernel in Gluon, and every row of the table that it can take."""
+    m, n, k = SHAPES["large"]
+    for name in ("large", "medium", "few"):
+        yield f"{name}, absmax", partial(linear, *SHAPES[name])
+        yield f"{name}, zeropoint", partial(linear, *SHAPES[name], zeropoint=True)
+    yield "large, threshold None", partial(linear, m, n, k, threshold=None)
+    yield "large, zeropoint, threshold None", partial(linear, m, n, k, threshold=None, zeropoint=True)
+    for dtype in (torch.float16, torch.bfloat16):
+        yield f"large, float weight, {dtype}".replace("torch.", ""), partial(linear, m, n, k, dtype, float_weight=dtype)
+    yield "large, one scale", partial(linear, m, n, k, per_row=False)
+    yield "int8_matmul", lambda: product.int8_matmul(meta((m, k), torch.int8), meta((n, k), torch.int8))
+
+
+def in_gluon(call: Callable[[], Any]) -> None:
+    """A call whose product the kernel in Gluon computes, where there is one."""
+    with warnings.catch_warnings(), kernels.gluon():
+        warnings.simplefilter("error")
+        call()
+
+
 #: Every row of every table once, without and with outliers: what the suite compiles on every run.
-QUICK = (*(f"{name}, absmax" for name in SHAPES), "large, threshold None", "float32", "decode ragged")
+QUICK = (
+    *(f"{name}, absmax" for name in SHAPES), "large, threshold None", "float32", "decode ragged", "gluon, large, absmax",
+    "gluon, large, zeropoint", "gluon, int8_matmul",
+)  # fmt: skip
 
 
 def meta(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
@@ -166,8 +201,9 @@ def specialize(arch: str, case: str, kernel: JITFunction, args: dict[str, Any], 
         if isinstance(value, torch.Tensor):
             divisible.append(place)  # allocations are
             return f"*{POINTERS[value.dtype]}"
-        if isinstance(value, TensorDescriptor):
-            return f"tensordesc<{POINTERS[value.base.dtype]}{list(value.block_shape)}>"
+        if isinstance(value, TensorDescriptor | GluonTensorDescriptor):
+            layout = f",{value.layout!r}" if isinstance(value, GluonTensorDescriptor) else ""
+            return f"tensordesc<{POINTERS[value.base.dtype]}{list(value.block_shape)}{layout}>"
         if isinstance(value, float):
             return "fp32"
         if value % 16 == 0:
@@ -189,13 +225,24 @@ def flat(name: str, kind: Any) -> dict[str, str]:
 def compiled(launch: Launch) -> dict[str, Any]:
     """Compiles one launch; returns what the machine code says."""
     divisible = {place: [["tt.divisibility", 16]] for place in launch.divisible}
-    source = ASTSource(KERNELS[launch.kernel], dict(launch.signature), dict(launch.constants), divisible)
+    kernel = KERNELS[launch.kernel]
+    source = (GluonASTSource if kernel.is_gluon() else ASTSource)(kernel, dict(launch.signature), dict(launch.constants), divisible)
     built = triton.compile(source, target=TARGETS[launch.arch], options=dict(launch.options))
+    if launch.arch != "gfx942":
+        unpack(dict(enumerate(kind for _, kind in launch.signature)), built.metadata.tensordesc_meta)
     constants = {k: v for k, v in launch.named_constants().items() if isinstance(v, int | bool)}
     signature = {inner: value for name, kind in launch.signature for inner, value in flat(name, kind).items()}
     facts = {"arch": launch.arch, "case": launch.case, "kernel": launch.kernel, "shared": built.metadata.shared}
     facts |= {"signature": signature, "constants": constants, "options": dict(launch.options)}
     return facts | (read_amd(built.asm["amdgcn"]) if launch.arch == "gfx942" else read_nvidia(built.asm["cubin"]))
+
+
+def unpack(signature: dict[int, Any], tensor_maps: Any) -> None:
+    """Lets Triton's launcher take the arguments of a kernel apart; it raises where it does not find every tensor descriptor."""
+    if hasattr(driver, "expand_signature"):
+        driver.expand_signature(signature.values(), tensor_maps)
+    else:  # Triton 3.6
+        driver.make_launcher({}, signature, tensor_maps)
 
 
 def read_nvidia(cubin: bytes) -> dict[str, Any]:
@@ -207,15 +254,28 @@ def read_nvidia(cubin: bytes) -> dict[str, Any]:
             for option in ("--dump-resource-usage", "--dump-sass")
         )
     registers, stack, local = (int(re.search(rf"{name}:(\d+)", usage)[1]) for name in ("REG", "STACK", "LOCAL"))  # type: ignore[index]
-    lines = re.findall(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_]+[^;]*);", code)
+    lines = machine_code.lines(code)
+    matrix_loops = [loop for loop in machine_code.loops(lines) if any("GMMA" in line.opcode for line in loop)]
     return {
         "registers": registers,
         "stack": stack + local,
-        "instructions": Counter(line.split()[0] for line in lines),
+        "instructions": Counter(line.opcode for line in lines),
+        # Of each loop with matrix instructions: these, and the waits for them by how many groups of them they leave in flight.
+        "matrix_loops": [
+            Counter(line.text if "DEPBAR" in line.opcode else line.opcode for line in loop if re.search("GMMA|GROUP.DEPBAR", line.opcode))
+            for loop in matrix_loops
+        ],
+        "after_the_wait": [after_the_wait(loop) for loop in matrix_loops if any("IGMMA" in line.opcode for line in loop)],
         # The sum that rounds to an integer, by its constant 1.5 * 2**23: as a sum, and as part of a fused multiply-add.
-        "rounding_sums": sum(line.startswith("FADD") and "12582912" in line for line in lines),
-        "fused_rounding": sum(line.startswith("FFMA") and "12582912" in line for line in lines),
+        "rounding_sums": sum(line.text.startswith("FADD") and "12582912" in line.text for line in lines),
+        "fused_rounding": sum(line.text.startswith("FFMA") and "12582912" in line.text for line in lines),
     }
+
+
+def after_the_wait(loop: list[machine_code.Line]) -> tuple[int, int]:
+    """Of a loop over K: the instructions from its wait for matrix instructions to the next of them, and the barriers among these."""
+    found = machine_code.between(loop, "GROUP.DEPBAR", "IGMMA")
+    return len(found), sum(line.opcode.startswith("BAR") for line in found)
 
 
 def read_amd(code: str) -> dict[str, Any]:
@@ -250,11 +310,13 @@ def main() -> None:
 
 def row(facts: dict[str, Any]) -> str:
     block = "x".join(str(v) for k, v in facts["constants"].items() if k.startswith(("BLOCK", "ROWS")))
+    after = "".join(f"  {count} instructions, {barriers} barriers after its wait" for count, barriers in facts.get("after_the_wait", ()))
     matrix = ", ".join(sorted({name for name in facts["instructions"] if re.search("MMA|mfma", name)}))
-    warps, stages = facts["options"]["num_warps"], facts["options"]["num_stages"]
+    warps = facts["options"]["num_warps"]
+    stages = facts["options"].get("num_stages", facts["constants"].get("STAGES"))
     return (
-        f"{facts['arch']:7} {facts['kernel']:15} {facts['case']:32} {block:15} {warps:2} warps {stages} stages "
-        f"{facts['registers']:3} registers {facts['stack']:4} spilled {facts['shared']:6} B shared  {matrix}"
+        f"{facts['arch']:7} {facts['kernel']:21} {facts['case']:32} {block:15} {warps:2} warps {stages} stages "
+        f"{facts['registers']:3} registers {facts['stack']:4} spilled {facts['shared']:6} B shared  {matrix}{after}"
     )
 
 

@@ -1,232 +1,303 @@
-"""Faults in the machine code: one at a time is put into the PTX of a kernel, and the emulator must find it.
+"""Faults in the machine code: one at a time is put into a compiled kernel, and the emulator must find it.
 
-    python -m tests.tools.machine_faults                              a sample of every kind, every kernel, every architecture
-    python -m tests.tools.machine_faults --arch sm_90 --kernel decode_kernel --sample 0      all places of all kinds
-    make machine-faults                                         and keeps the record that the verification page shows
+    python -m tests.tools.machine_faults                    a sample of every kind, every kernel, every architecture
+    python -m tests.tools.machine_faults --arch sm_90 --kernel decode_kernel --sample 0      every place of every variant
+    python -m tests.tools.machine_faults --resume --out FILE.json     goes on with a run that was ended
+    make machine-faults                                     and keeps the record that the verification page shows
 
-A fault is caught if the sanitizer stops the program or its result differs from the reference. The record has each survivor with its
-line; why it is one, where that is known, stands in tests/tools/surviving_faults.toml.
+The kernels are those that the cases of tests/compiled_cases.py launch, in all their variants. Two places are the same fault if they have
+the kind, the line of source and the form of instruction in common. One is drawn, from the variant that runs quickest; where it survives,
+up to two more, from other variants. Of faults that take order away (barriers, waits, fences, commits) each place in that variant is tried.
+
+A fault is caught if the sanitizer stops the program or the result differs. Of the faults of order some change nothing, since the compiler
+puts two barriers where one suffices, and the sanitizer's vector clocks decide which: all that survive alone are removed together, one
+after the other, as long as every two accesses that conflict stay ordered. What can go in this company is *redundant*: the barriers that are
+left order everything. What cannot is *caught in company*. Every other survivor is in the record; why it is one stands in
+tests/tools/surviving_faults.toml.
 """
 
 import argparse
+import hashlib
 import json
+import linecache
 import os
 import random
 import re
-import signal
 import sys
 import time
 import tomllib
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+import numpy as np
+
+from emulator.parse import Instruction, Kernel
+from tests.tools import replay
+from tests.tools.fault_sites import ORDERING, FaultSite, signature, sites, written
+
+ROOT = Path(__file__).resolve().parents[2]
 EXPLAINED = Path(__file__).parent / "surviving_faults.toml"
-#: Kernel -> the beginning of the name of the case (tests/compiled_cases.py) that it runs in.
-CASES = {
-    "scan_columns": "scan", "quantize_rows": "quantize rows, repeated", "product_kernel": "product 0: {}, zeropoint",
-    "decode_kernel": "decode 2:",
-}  # fmt: skip
-#: Seconds after which a program is taken not to end, which counts as caught.
-LIMIT = 120
-#: Kinds of which every place is tried, whatever the sample.
-WHOLE = ("remove a barrier", "remove a wait", "raise a wait", "remove a fence")
+ARCHITECTURES = ("sm_80", "sm_89", "sm_90", "sm_100")
+#: Launches of one variant on which a survivor is tried.
+INPUTS = 3
+#: Places of one fault that are tried, the first of them in the quickest variant.
+PLACES = 3
 
-OPPOSITE = {"lt": "ge", "ge": "lt", "le": "gt", "gt": "le", "eq": "ne", "ne": "eq"}
+#: A place: the launches of a variant, and the fault.
+Place = tuple[list[replay.Noted], FaultSite]
 
 
-class FaultSite(NamedTuple):
-    """A line of PTX (from 1 on) and what stands there instead."""
+def variants(arch: str, kernels: Sequence[str]) -> dict[str, list[list[replay.Noted]]]:
+    """Kernel -> its variants, each as the launches of it; the quickest first."""
+    from tests import compiled_cases
 
-    kind: str
-    line: int
-    text: str
-
-
-def sites(ptx: str) -> Iterator[FaultSite]:
-    """Every fault that could be put into a module."""
-    lines = ptx.split("\n")
-    begin = next(i for i, text in enumerate(lines) if text == "{")
-    for number, text in enumerate(lines[begin:], begin + 1):
-        code = text.split("//")[0]
-        removed = ""
-        if re.search(r"\bbar\.sync", code):
-            yield FaultSite("remove a barrier", number, removed)
-        elif re.search(r"\b(cp\.async\.wait_group|wgmma\.wait_group|tcgen05\.wait)", code):
-            yield FaultSite("remove a wait", number, removed)
-            if found := re.search(r"wait_group(?:\.sync\.aligned)?\s+(0x)?(\d+)", code):
-                higher = f"{int(found[2], 16 if found[1] else 10) + 1}"
-                yield FaultSite("raise a wait", number, code[: found.start(2) - len(found[1] or "")] + higher + code[found.end(2) :])
-        elif "mbarrier.try_wait" in code:
-            # The branch that waits again follows; without it the first answer, which may be no, is taken.
-            again = next((n for n, t in enumerate(lines[number : number + 3], number + 1) if "bra" in t), None)
-            if again:
-                yield FaultSite("remove a wait", again, removed)
-        elif re.search(r"\b(fence\.proxy|wgmma\.fence)", code):
-            yield FaultSite("remove a fence", number, removed)
-        elif found := re.search(r"\b(mma\.sync\S+)\s+(.*);", code):
-            yield from _operands(number, code)
-        elif found := re.search(r"(@)(!?)(%p\d+)\s", code):
-            turned = code[: found.start(2)] + ("" if found[2] else "!") + code[found.end(2) :]
-            yield FaultSite("turn a predicate", number, turned)
-        elif found := re.search(r"\bsetp\.(lt|le|gt|ge|eq|ne)\.", code):
-            yield FaultSite("turn a comparison", number, code[: found.start(1)] + OPPOSITE[found[1]] + code[found.end(1) :])
-        elif found := re.search(r"\[\s*(%\w+)(?:\s*\+\s*(\d+))?\s*\]", code):
-            if re.search(r"\b(ld|st|ldmatrix|stmatrix)\b", code):
-                shifted = f"[{found[1]}+{int(found[2] or 0) + 16}]"
-                yield FaultSite("shift an address", number, code[: found.start()] + shifted + code[found.end() :])
-        elif found := re.search(r"\b(shl|shr)\.\w+\s+(\S+), (\S+), (\d+);", code):
-            yield FaultSite("shift a shift", number, code[: found.start(4)] + str(int(found[4]) + 1) + code[found.end(4) :])
-        elif (found := re.search(r"\b(sub\.\w+|selp\.\w+)\s+(\S+), ([^,]+), ([^,;]+)([,;])", code)) and found[3] != found[4]:
-            exchanged = f"{found[1]} {found[2]}, {found[4]}, {found[3]}{found[5]}"
-            yield FaultSite("exchange operands", number, code[: found.start()] + exchanged + code[found.end() :])
+    found: dict[str, dict[Any, list[replay.Noted]]] = defaultdict(lambda: defaultdict(list))
+    for name, call in compiled_cases.cases(arch).items():
+        for launch in replay.noted(arch, name, call):
+            if not kernels or launch.name in kernels:
+                same = found[launch.name][tuple(i.text for i in launch.kernel.code)]
+                same.append(launch)
+                # The last launch of a case is compared with the reference itself; the others need the whole case to be sure.
+                same.sort(key=lambda x: (not x.last, x.seconds))
+                del same[INPUTS:]
+    return {name: sorted(found[name].values(), key=lambda launches: launches[0].seconds) for name in sorted(found)}
 
 
-def _operands(number: int, code: str) -> Iterator[FaultSite]:
-    """Two registers of A, and of B, in each other's place."""
-    lists = list(re.finditer(r"\{([^}]*)\}", code))
-    for part in lists[1:3]:
-        names = [n.strip() for n in part[1].split(",")]
-        for first in range(len(names) - 1):
-            if names[first] != names[first + 1]:
-                swapped = names.copy()
-                swapped[first], swapped[first + 1] = swapped[first + 1], swapped[first]
-                yield FaultSite("exchange operands of mma", number, code[: part.start(1)] + ", ".join(swapped) + code[part.end(1) :])
+def chosen(kernel: str, every: list[list[replay.Noted]], sample: int, seed: int) -> tuple[dict[int, list[Place]], list[list[Place]]]:
+    """(faults of order by variant, the other faults, each as the places to try). sample: of the others, per kind; 0 for all places."""
+    ordering: dict[int, list[Place]] = {}
+    others: dict[Any, list[list[Place]]] = defaultdict(list)
+    for number, launches in enumerate(every):
+        code = launches[0].kernel
+        reached = np.sum([launch.reached for launch in launches], axis=0)
+        groups: dict[Any, list[Place]] = defaultdict(list)
+        for site in sites(code):
+            if reached[site.at]:
+                groups[signature(code, site)].append((launches, site))
+        for key, places in groups.items():
+            if key[0] not in ORDERING:
+                others[key].append(places)
+            elif not sample or not any(key == signature(known[0][0].kernel, known[1]) for v in ordering.values() for known in v):
+                ordering.setdefault(number, []).extend(places)
+    dice = random.Random(f"{seed}{kernel}")
+    if not sample:
+        return ordering, [[place] for groups_of in others.values() for places in groups_of for place in places]
+    by_kind: dict[str, list[list[Place]]] = defaultdict(list)
+    for key in sorted(others):
+        by_kind[key[0]].append([dice.choice(places) for places in others[key][:PLACES]])
+    return ordering, [fault for kind in sorted(by_kind) for fault in dice.sample(by_kind[kind], min(sample, len(by_kind[kind])))]
 
 
-class _TooLongError(Exception):
-    pass
-
-
-def _alarm(*_: Any) -> None:
-    raise _TooLongError
-
-
-def outcome(arch: str, kernel: str, call: Callable[[], None], site: FaultSite | None) -> str:
-    """What found the fault: a kind of the sanitizer, "difference", "no end"; "" for nothing."""
-    import emulator
-    import fast
-    from tests.comparison import poisoned
-
-    def change(ptx: str) -> str:
-        if site is None or f".entry {kernel}(" not in ptx:
-            return ptx
-        lines = ptx.split("\n")
-        lines[site.line - 1] = site.text
-        return "\n".join(lines)
-
-    signal.signal(signal.SIGALRM, _alarm)
-    signal.alarm(LIMIT)
-    try:
-        with emulator.gpu(arch, change=change), fast.backend("triton"), poisoned():
-            call()
-    except emulator.Fault as fault:
-        return fault.kind
-    except AssertionError:
-        return "difference"
-    except _TooLongError:
-        return "no end"
-    finally:
-        signal.alarm(0)
+def outcome(arch: str, calls: dict[str, Callable[[], None]], launches: list[replay.Noted], faults: Sequence[FaultSite]) -> str:
+    """What catches the faults, on the first of the launches on which something does; "" for nothing."""
+    for launch in launches:
+        if not any(launch.reached[fault.at] for fault in faults):
+            continue
+        if not launch.left and (found := launch.run([], note=True)):
+            raise RuntimeError(f"{arch}, {launch.case}: without any fault {found}")
+        found = launch.run(faults)
+        if found == "difference" and not launch.last:
+            found = replay.outcome_of_case(arch, calls[launch.case], launch, faults)
+        if found:
+            return found
     return ""
 
 
-def campaign(arch: str, kernel: str, sample: int, seed: int) -> dict[str, Any]:
-    """Tries the faults of one kernel on one architecture."""
+def removable(arch: str, calls: dict[str, Callable[[], None]], launches: list[replay.Noted], alone: list[FaultSite]) -> dict[int, str]:
+    """Of faults of order that each survive alone: place -> what catches it in the company of those before it that may go; "" if it may."""
+    gone: list[FaultSite] = []
+    found = {}
+    for site in alone:
+        found[site.at] = outcome(arch, calls, launches, [*gone, site])
+        if not found[site.at]:
+            gone.append(site)
+    return found
+
+
+def in_loop(code: Kernel, at: int) -> bool:
+    """Whether a branch behind a place goes back to before it."""
+    return any(i.opcode.startswith("bra") and code.labels[str(i.operands[0])] <= at <= n for n, i in enumerate(code.code))
+
+
+def entry(launches: list[replay.Noted], site: FaultSite) -> dict[str, Any]:
+    """What the record says of a fault."""
+    code = launches[0].kernel
+    i = code.code[site.at]
+    return {
+        "kind": site.kind, "line": str(i.place), "source": source(i), "ptx": i.text, "instead": written(site), "case": launches[0].case,
+        "in_loop": in_loop(code, site.at),
+    }  # fmt: skip
+
+
+def campaign(
+    arch: str, kernels: Sequence[str], sample: int, seed: int, done: Sequence[str], lines: Path | None, own: str
+) -> list[dict[str, Any]]:
+    """Tries the faults of the kernels on one architecture but those that are done; each row also becomes a line of a file, with `own`."""
     os.environ["EMULATE"] = arch
     import torch
 
     torch.set_num_threads(1)
-    import emulator
     from tests import compiled_cases
 
-    every = compiled_cases.cases(arch)
-    prefix = CASES[kernel].split("{")[0]
-    name = next(n for n in every if n.startswith(prefix) and ("{}" not in CASES[kernel] or "outliers" in n))
-    call = every[name]
+    calls = compiled_cases.cases(arch)
     begin = time.perf_counter()
-    if found := outcome(arch, kernel, call, None):
-        raise RuntimeError(f"{arch}, {kernel}: without any fault {found}")
-    with emulator.gpu(arch) as device:
-        call()
-    launch = next(x for x in device.launches if x.kernel == kernel)
-    reached = {i.number: count for i, count in zip(launch.machine.kernel.code, launch.reached, strict=True)}
-    places = {i.number: i for i in launch.machine.kernel.code}
-    by_kind: dict[str, list[FaultSite]] = {}
-    for site in sites(launch.ptx):
-        if reached.get(site.line):
-            by_kind.setdefault(site.kind, []).append(site)
+    every = {name: found for name, found in variants(arch, kernels).items() if name not in done}
+    print(f"{arch}: {sum(map(len, every.values()))} variants of {len(every)} kernels, {time.perf_counter() - begin:.0f} s", flush=True)
+    rows = []
+    for kernel, its_variants in every.items():
+        rows.append(of_kernel(arch, calls, kernel, its_variants, sample, seed))
+        if lines:
+            with lines.open("a") as file:
+                file.write(json.dumps([own, rows[-1]]) + "\n")
+    return rows
+
+
+def digest(sample: int, seed: int) -> str:
+    """Names what a row depends on: the kernels, the cases, the emulator, and the settings."""
+    files = [path for folder in ("fast/kernels", "emulator", "tests/tools") for path in sorted((ROOT / folder).glob("*.py"))]
+    text = b"".join(path.read_bytes() for path in [*files, ROOT / "tests" / "compiled_cases.py"])
+    return hashlib.sha256(text + f"{sample} {seed}".encode()).hexdigest()[:16]
+
+
+def of_kernel(
+    arch: str, calls: dict[str, Callable[[], None]], kernel: str, its_variants: list[list[replay.Noted]], sample: int, seed: int
+) -> dict[str, Any]:
+    """Tries the faults of one kernel; the row of the record."""
+    begin = time.perf_counter()
     tried: Counter[str] = Counter()
     caught: Counter[str] = Counter()
     how: Counter[str] = Counter()
-    survivors = []
-    for kind, found_sites in sorted(by_kind.items()):
-        chosen = found_sites
-        if sample and kind not in WHOLE and len(found_sites) > sample:
-            chosen = random.Random(f"{seed}{arch}{kernel}{kind}").sample(found_sites, sample)
-        for site in chosen:
-            result = outcome(arch, kernel, call, site)
-            tried[kind] += 1
-            caught[kind] += bool(result)
-            how[result or "survived"] += 1
-            if not result:
-                i = places[site.line]
-                print(f"survived: {arch} {kernel} {kind}: {i.place}: {i.text}  ->  {' '.join(site.text.split())}", flush=True)
-                survivors.append({"kind": kind, "line": str(i.place), "ptx": i.text, "instead": " ".join(site.text.split())})
-    print(f"{arch} {kernel}: {caught.total()} of {tried.total()} caught, {time.perf_counter() - begin:.0f} s", flush=True)
+    company: list[dict[str, Any]] = []
+    redundant: list[dict[str, Any]] = []
+    survivors: list[dict[str, Any]] = []
+    ordering, others = chosen(kernel, its_variants, sample, seed)
+    for places in ordering.values():
+        alone: dict[str, list[FaultSite]] = defaultdict(list)
+        launches = places[0][0]
+        for _, site in places:
+            tried[site.kind] += 1
+            found = outcome(arch, calls, launches, [site])
+            how[found or "survived"] += 1
+            caught[site.kind] += bool(found)
+            if not found:
+                alone[site.kind].append(site)
+        for sites_alone in alone.values():
+            together = removable(arch, calls, launches, sites_alone)
+            for site in sites_alone:
+                found = together[site.at]
+                (company if found else redundant).append(entry(launches, site) | {"caught_by": found})
+    for fault in others:
+        kind = fault[0][1].kind
+        tried[kind] += 1
+        found = next(filter(None, (outcome(arch, calls, launches, [site]) for launches, site in fault)), "")
+        how[found or "survived"] += 1
+        caught[kind] += bool(found)
+        if not found:
+            survivors.append(entry(*fault[-1]))
+            print(f"survived: {arch} {kernel} {described(survivors[-1])}", flush=True)
+    seconds = time.perf_counter() - begin
+    counts = f"{caught.total()} of {tried.total()} caught, {len(company)} in company, {len(redundant)} redundant, {len(survivors)} survive"
+    print(f"{arch} {kernel}: {counts}, {seconds:.0f} s", flush=True)
     return {
-        "arch": arch, "kernel": kernel, "case": name, "places": {k: len(v) for k, v in by_kind.items()}, "tried": dict(tried),
-        "caught": dict(caught), "how": dict(how), "survivors": survivors,
+        "arch": arch, "kernel": kernel, "variants": len(its_variants), "tried": dict(tried), "caught": dict(caught), "how": dict(how),
+        "company": company, "redundant": redundant, "survivors": survivors, "seconds": round(seconds),
     }  # fmt: skip
 
 
-def explanation(survivor: dict[str, str]) -> str | None:
-    """Why a survivor is one, from tests/tools/surviving_faults.toml: the first entry whose kind and pattern fit."""
+def described(survivor: dict[str, Any]) -> str:
+    """A survivor in one line."""
+    change = f"{survivor['ptx']}  ->  {survivor['instead']}"
+    return f"{survivor['kind']}: {survivor['case']}, {survivor['line']}: {change}  # {survivor['source']}"
+
+
+def source(instruction: Instruction) -> str:
+    """The line of source that an instruction was made from, of this repository where the file is in it."""
+    if instruction.place is None:
+        return ""
+    parts = Path(instruction.place.file).parts
+    here = [Path(*parts[n:]) for n in range(1, len(parts)) if (ROOT / Path(*parts[n:])).is_file()]
+    return linecache.getline(str(ROOT / here[0] if here else instruction.place.file), instruction.place.line).strip()
+
+
+def explanation(survivor: dict[str, Any]) -> str | None:
+    """Why a survivor is one, from tests/tools/surviving_faults.toml: the first entry whose kind and patterns fit."""
     for entry in tomllib.loads(EXPLAINED.read_text())["fault"]:
-        if (
-            entry["kind"] == survivor["kind"]
-            and re.search(entry["ptx"], survivor["ptx"])
-            and re.search(entry.get("line", ""), survivor["line"])
-        ):
-            return entry["why"]
+        fits = all(re.search(entry.get(field, ""), survivor[field]) for field in ("source", "ptx", "instead"))
+        if fits and entry["kind"] == survivor["kind"]:
+            return str(entry["why"])
     return None
+
+
+def summary(rows: list[dict[str, Any]]) -> dict[str, int]:
+    """Sums over the rows of a record."""
+    return {
+        "tried": sum(sum(r["tried"].values()) for r in rows),
+        "caught": sum(sum(r["caught"].values()) for r in rows),
+        "company": sum(len(r["company"]) for r in rows),
+        "redundant": sum(len(r["redundant"]) for r in rows),
+        "explained": sum(s["why"] is not None for r in rows for s in r["survivors"]),
+        "unexplained": sum(s["why"] is None for r in rows for s in r["survivors"]),
+    }
+
+
+def report(rows: list[dict[str, Any]]) -> None:
+    """Prints the counts, and adds to each survivor why it is one."""
+    for kind in sorted({k for r in rows for k in r["tried"]}):
+        company, redundant = (sum(s["kind"] == kind for r in rows for s in r[what]) for what in ("company", "redundant"))
+        tried, caught = (sum(r[what].get(kind, 0) for r in rows) for what in ("tried", "caught"))
+        print(f"{kind:32} {caught:5} of {tried:5} caught, {company} in company, {redundant} redundant")
+    for r in rows:
+        for s in r["survivors"]:
+            s["why"] = explanation(s)
+            if s["why"] is None:
+                print(f"not explained: {r['arch']} {r['kernel']} {described(s)}")
+    sums = summary(rows)
+    found, counted = sums["caught"] + sums["company"], sums["tried"] - sums["redundant"]
+    print(
+        f"{sums['caught']} of {sums['tried']} caught alone, {sums['company']} in company, {sums['redundant']} redundant: "
+        f"{found} of {counted}, {found / max(1, counted):.1%}; {sums['explained']} survivors explained, {sums['unexplained']} not"
+    )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--arch", action="append", help="only this architecture (repeatable)")
-    parser.add_argument("--kernel", action="append", choices=CASES, help="only this kernel (repeatable)")
-    parser.add_argument("--sample", type=int, default=10, help="places per kind, kernel and architecture; 0 for all")
+    parser.add_argument("--arch", action="append", choices=ARCHITECTURES, help="only this architecture (repeatable)")
+    parser.add_argument("--kernel", action="append", default=[], help="only this kernel, by its function's name (repeatable)")
+    parser.add_argument("--sample", type=int, default=12, help="faults per kind, kernel and architecture, those of order aside; 0 for all")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=2, help="processes")
+    parser.add_argument("--resume", action="store_true", help="keep what FILE.json.rows has of the same kernels, cases and settings")
     parser.add_argument("--out", help="a JSON record")
     options = parser.parse_args()
     if os.environ.get("TRITON_INTERPRET") == "1":
         parser.error("TRITON_INTERPRET=1 replaces the compiler: unset it")
-    architectures = options.arch or ["sm_80", "sm_89", "sm_90", "sm_100"]
-    work = [(a, k) for a in architectures for k in options.kernel or CASES]
+    own = digest(options.sample, options.seed)
+    lines = Path(options.out + ".rows") if options.out else None
+    rows: list[dict[str, Any]] = []
+    if lines and lines.exists():
+        if options.resume:
+            held = [json.loads(line) for line in lines.read_text().splitlines()]
+            rows = [row for theirs, row in held if theirs == own]
+        else:
+            lines.unlink()
     with ProcessPoolExecutor(options.jobs) as pool:
-        futures = [pool.submit(campaign, arch, kernel, options.sample, options.seed) for arch, kernel in work]
-        rows = [future.result() for future in futures]
-    tried, caught = (sum(sum(r[what].values()) for r in rows) for what in ("tried", "caught"))
-    for kind in sorted({k for r in rows for k in r["tried"]}):
-        print(f"{kind:26} {sum(r['caught'].get(kind, 0) for r in rows):5} of {sum(r['tried'].get(kind, 0) for r in rows):5} caught")
-    unexplained = 0
-    for r in rows:
-        for s in r["survivors"]:
-            s["why"] = explanation(s)
-            unexplained += s["why"] is None
-            if s["why"] is None:
-                print(f"not explained: {r['arch']} {r['kernel']} {s['kind']}: {s['ptx']}")
-    print(f"{caught} of {tried} caught ({caught / max(1, tried):.1%}), {unexplained} survivors without an explanation")
+        futures = []
+        for arch in options.arch or ARCHITECTURES:
+            done = [row["kernel"] for row in rows if row["arch"] == arch]
+            futures.append(pool.submit(campaign, arch, options.kernel, options.sample, options.seed, done, lines, own))
+        rows += [row for future in futures for row in future.result()]
+    report(rows)
     if options.out:
         from experiments import machine
 
         record = machine.heading("machine_faults", {"sample": options.sample, "seed": options.seed})
         record["command"] = "python -m tests.tools.machine_faults " + " ".join(sys.argv[1:])
         Path(options.out).write_text(json.dumps(record | {"rows": rows}, indent=1) + "\n")
+        assert lines
+        lines.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

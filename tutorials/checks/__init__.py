@@ -10,13 +10,16 @@ One file per chapter, `engine.py` what they share. NumPy and `reference` only, s
 kernels' are in `kernel_checks.py`, which has to be imported by itself.
 """
 
+from .chapter_00_float16 import float16
 from .chapter_01_absmax import absmax
 from .chapter_02_zeropoint import zeropoint
 from .chapter_03_granularity import vectorwise
 from .chapter_04_outliers import outlier_features
 from .chapter_05_decomposition import decomposition
-from .chapter_08_layer import layer
-from .chapter_09_costs import layer_bytes
+from .chapter_06_outlier_part import outlier_part
+from .chapter_09_program import program
+from .chapter_10_layer import layer
+from .chapter_11_costs import layer_bytes
 from .engine import Exercise, Verdict
 
 __all__ = [
@@ -24,9 +27,12 @@ __all__ = [
     "Verdict",
     "absmax",
     "decomposition",
+    "float16",
     "layer",
     "layer_bytes",
     "outlier_features",
+    "outlier_part",
+    "program",
     "vectorwise",
     "zeropoint",
 ]

@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from tutorials.guarding import OutOfBounds, Stopped
+
 from . import comparing, showing
 from .comparing import ROUNDOFF, Fault
 
@@ -41,22 +43,6 @@ class Verdict:
         return self.message
 
 
-class Stopped(Exception):
-    """An answer was stopped; the text says where and why, without a name of an exception before it."""
-
-
-class OutOfBounds(Stopped):
-    """An answer was stopped because it would have loaded or stored outside of its buffers.
-
-    Attributes:
-        what: "loads a", "stores y": what it does to which buffer, by which two such answers are told apart.
-    """
-
-    def __init__(self, what: str, text: str = "") -> None:
-        super().__init__(text)
-        self.what = what
-
-
 @dataclass
 class Exercise:
     """One exercise: the right answer, inputs from small to large, and the mistakes that are known.
@@ -69,6 +55,7 @@ class Exercise:
         plain: names of results of one entry that may come as a plain number.
         bound: for a result that need not be equal bit for bit, how far it may be off: (right result, arguments) to an array.
         idea: (in words, (results, right results, arguments) to bool): when the idea is right although bits are not.
+        unwritten: what a stub does, and what to do about it.
     """
 
     right: Callable
@@ -80,6 +67,7 @@ class Exercise:
     plain: Sequence[str] = ()
     bound: Callable[[np.ndarray, tuple], np.ndarray] | None = None
     idea: tuple[str, Callable[[tuple, tuple, tuple], bool]] | None = None
+    unwritten: str = "returns NotImplemented. Write it, then run this cell again."
 
     def __call__(self, candidate: Callable) -> Verdict:
         """Runs `candidate` on every case; reports a fault of form first, then the first case that fails, as small as it gets."""
@@ -87,12 +75,12 @@ class Exercise:
         cases = list(self.cases())
         first = call(candidate, cases[0])
         if first is NotImplemented:
-            return Verdict(False, f"not yet: {name} returns NotImplemented. Write it, then run this cell again.")
+            return Verdict(False, f"not yet: {name} {self.unwritten}")
         answers = [first, *(call(candidate, args) for args in cases[1:])]
         faults = [self._fault_of(answer, args, candidate) for answer, args in zip(answers, cases, strict=True)]
         wrong = {index: fault for index, fault in enumerate(faults) if fault}
         if not wrong:
-            return Verdict(True, f"right: {name} agrees with the reference on {len(cases)} inputs, edges included.")
+            return Verdict(True, f"right: {name} agrees {self._exactly} on {len(cases)} of {len(cases)} inputs, edges included.")
         shown = next((index for index, fault in wrong.items() if fault.form), min(wrong))
         smallest = self._shrink(candidate, cases[shown], wrong[shown].form)
         fault = self.fault(candidate, smallest) or wrong[shown]
@@ -120,6 +108,10 @@ class Exercise:
                 return fault
         return None
 
+    @property
+    def _exactly(self) -> str:
+        return "within its bound" if self.bound else "bit for bit"
+
     def _grade(self, name: str, answers: list, cases: list[tuple], faults: list[Fault | None]) -> str:
         """The first line: whether the idea is right, and on how many inputs the answer is."""
         passed = sum(fault is None for fault in faults)
@@ -131,8 +123,7 @@ class Exercise:
                     for answer, args in zip(answers, cases, strict=True)
                 ]
             if all(close):
-                exactly = "within its bound" if self.bound else "bit for bit"
-                grades = f"{words} on {len(cases)} of {len(cases)} inputs, {exactly} on {passed}"
+                grades = f"{words} on {len(cases)} of {len(cases)} inputs, {self._exactly} on {passed}"
                 return f"the idea is right: {grades}. The smallest input where not:"
         return f"not right yet: {name} is right on {passed} of {len(cases)} inputs. The smallest input found where it is wrong:"
 

@@ -11,10 +11,7 @@ never written all show.
 """
 
 import contextlib
-import linecache
 import os
-import sys
-import types
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,9 +20,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from .engine import OutOfBounds, Stopped
+from tutorials import guarding
 
-SENTINEL_CODE, SENTINEL_SCALE = -99, -99.0
+from .poisoning import SENTINEL_CODE, padded
+
 DEVICE = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"
 
 #: Bytes on either side of a buffer: a wrong address that is nearer is known to be meant for this buffer.
@@ -64,19 +62,23 @@ class Memory:
     def __init__(self) -> None:
         self.buffers: list[Buffer] = []
 
-    def rows(self, name: str, values: np.ndarray, extra: int = 0, fill: float = 0) -> torch.Tensor:
-        """An input: `values` (rows, K) or (rows,), as rows that are `extra` longer; `fill` there, and in a block beyond the last row."""
+    def rows(self, name: str, values: np.ndarray, extra: int = 0, fill: float = 0, tail: bool = True) -> torch.Tensor:
+        """An input: `values` (rows, K) or (rows,), as rows that are `extra` longer; `fill` there, and in a block beyond the last row.
+
+        tail: False for memory that ends with the last entry.
+        """
         if values.ndim == 1:
             return self._buffer(name, values, writable=False)
-        count, k = values.shape
-        flat = np.full(count * (k + extra) + power_of_two(k), fill, values.dtype)
-        wide = flat[: count * (k + extra)].reshape(count, k + extra)
-        wide[:, :k] = values
-        return self._buffer(name, flat, writable=False)[: wide.size].view(wide.shape)[:, :k]
+        flat, stride = padded(values, extra, fill, tail)
+        return torch.as_strided(self._buffer(name, flat, writable=False), values.shape, (stride, 1))
 
     def result(self, name: str, shape: tuple[int, ...], dtype: type, sentinel: float) -> torch.Tensor:
         """A result, every entry of it the sentinel."""
         return self._buffer(name, np.full(int(np.prod(shape)), sentinel, dtype), writable=True).view(shape)
+
+    def values(self, tensor: torch.Tensor) -> np.ndarray:
+        """What a buffer holds, after a launch."""
+        return tensor.cpu().numpy()
 
     def _buffer(self, name: str, flat: np.ndarray, writable: bool) -> torch.Tensor:
         if DEVICE == "cpu":
@@ -101,7 +103,7 @@ class Memory:
             kernel[grid](*arguments, **options)
         for buffer in self.buffers:
             if (buffer.whole[buffer.tensor.numel() :] != SENTINEL_CODE).any():
-                raise OutOfBounds(
+                raise guarding.OutOfBounds(
                     f"stores {buffer.name}", f"the kernel stores beyond the end of {buffer.name}, a buffer of {buffer.tensor.numel()}"
                 )
 
@@ -114,7 +116,7 @@ class Memory:
         try:
             yield
         except Exception as error:
-            raise _as_the_reader_sees_it(error) from None
+            raise guarding.as_the_reader_sees_it(error, _own) from None
         finally:
             interpreter._interpreter = original
 
@@ -133,17 +135,15 @@ class Memory:
         for buffer in self.buffers:
             inside = (lanes >= buffer.start) & (lanes + size <= buffer.end)
             if stores and not buffer.writable and inside.any():
-                raise OutOfBounds(f"stores {buffer.name}", f"{_program(axes)} stores into {buffer.name}, an input, {_line()}")
+                raise guarding.into_an_input(_program(axes), buffer.name, guarding.place(_own))
             within |= inside
         if within.all():
             return
         first = int(lanes[~within][0])
         buffer = min(self.buffers, key=lambda b: max(b.start - first, first - b.end))
         offset = (first - buffer.start) // buffer.entry - buffer.first
-        does = "stores" if stores else "loads"
-        advice = f"a mask is missing or too wide, or the offset is not that of {buffer.name}"
-        where = f"offset {offset} of {buffer.name}, a buffer of {buffer.tensor.numel() - buffer.first}"
-        raise OutOfBounds(f"{does} {buffer.name}", f"{_program(axes)} {does} {where}, {_line()}\n  ({advice})")
+        size = buffer.tensor.numel() - buffer.first
+        raise guarding.outside(_program(axes), stores, buffer.name, offset, size, guarding.place(_own))
 
 
 def guard_every_launch() -> None:
@@ -218,53 +218,14 @@ class _Watch:
         return self._original.atomic_cas(pointers, compared, values, order)
 
 
-def _program(axes: int) -> str:
+def _program(axes: int) -> tuple[int, ...]:
     from triton.runtime.interpreter import interpreter_builder
 
-    ids = interpreter_builder.grid_idx[:axes]
-    return f"program {ids[0] if axes == 1 else tuple(ids)}"
+    return tuple(interpreter_builder.grid_idx[:axes])
 
 
 def _own(filename: str) -> bool:
-    """Whether a file is the reader's: neither Triton's, nor Python's, nor a checker's."""
+    """Whether a file is the reader's, and not Triton's either."""
     import triton
 
-    others = (Path(triton.__file__).parent, Path(np.__file__).parent, Path(contextlib.__file__).parent, Path(__file__).parent)
-    return not any(Path(filename).is_relative_to(folder) for folder in others)
-
-
-def _line() -> str:
-    """The reader's line that is running: its number, which in a notebook counts from the top of the cell, and its text."""
-    frame: types.FrameType | None = sys._getframe()
-    while frame is not None and not _own(frame.f_code.co_filename):
-        frame = frame.f_back
-    return "in the kernel" if frame is None else _named(frame.f_code.co_filename, frame.f_lineno)
-
-
-def _named(filename: str, number: int) -> str:
-    text = linecache.getline(filename, number).strip()
-    return f"line {number}{f': {text}' if text else ''}"
-
-
-def _as_the_reader_sees_it(error: BaseException) -> BaseException:
-    """What went wrong, without the interpreter around it, and with the line of the kernel."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    if isinstance(error, Stopped):
-        return error
-    trace, place = error.__traceback__, None
-    while trace is not None:
-        if _own(trace.tb_frame.f_code.co_filename):
-            place = trace.tb_frame.f_code.co_filename, trace.tb_lineno
-        trace = trace.tb_next
-    if place is None:
-        return error
-    text = f"it raised {type(error).__name__} in {_named(*place)}\n  {error}"
-    if isinstance(error, TypeError | AttributeError) and "[" in linecache.getline(*place) and "tl.load" not in linecache.getline(*place):
-        text += "\n  (a kernel gets pointers, not arrays: tl.load(x + offsets) instead of x[...])"
-    return Stopped(text)
-
-
-def power_of_two(n: int) -> int:
-    """The smallest one that is at least `n`."""
-    return 1 << (n - 1).bit_length()
+    return guarding.is_readers(filename, (Path(triton.__file__).parent,))
