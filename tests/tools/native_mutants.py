@@ -99,7 +99,18 @@ class Case(NamedTuple):
 
 def cases() -> Iterator[Case]:
     """Few rows and many, whole registers and not, every option; the awkward values among them."""
-    shapes = ((1, 70, 17), (3, 130, 9), (8, 64, 50), (9, 67, 5), (37, 70, 53), (70, 33, 7), (20, 300, 9), (2, 40_000, 3), (9, 40_000, 2))
+    shapes = (
+        (1, 70, 17),
+        (3, 130, 9),
+        (8, 64, 50),
+        (9, 67, 5),
+        (37, 70, 53),
+        (70, 33, 7),
+        (20, 300, 9),
+        (66, 2060, 7),
+        (2, 40_000, 3),
+        (9, 40_000, 2),
+    )
     options = list(combinations(DTYPES, QUANTIZERS, OUTLIER_WEIGHTS, (True, False)))
     for number, ((m, k, n), (dtype, quantizer, outlier_weight, per_row)) in enumerate(combinations(shapes, options)):
         spoiled = ("nan", "inf") if number % 7 == 0 and m > 2 else ()
