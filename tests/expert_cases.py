@@ -1,5 +1,7 @@
 """Modules of experts for the tests: those of transformers with small random weights, and one that is made for them."""
 
+import importlib
+import importlib.util
 from typing import Any
 
 import torch
@@ -10,7 +12,6 @@ from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3Exper
 from transformers.models.gpt_oss.modeling_gpt_oss import GptOssExperts
 from transformers.models.llama4.modeling_llama4 import Llama4TextExperts
 from transformers.models.mixtral.modeling_mixtral import MixtralExperts
-from transformers.models.muse_spark.modeling_muse_spark import MuseSparkExperts, MuseSparkTextConfig
 from transformers.models.nemotron_h.modeling_nemotron_h import NemotronHExperts
 from transformers.models.olmoe.modeling_olmoe import OlmoeExperts
 from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeExperts
@@ -32,11 +33,11 @@ FAMILIES: dict[str, tuple[type[nn.Module], Any]] = {
     "Llama 4": (Llama4TextExperts, tf.Llama4TextConfig(hidden_size=HIDDEN, intermediate_size=INNER, num_local_experts=EXPERTS)),
     "Nemotron-H": (NemotronHExperts, tf.NemotronHConfig(hidden_size=HIDDEN, moe_intermediate_size=INNER, n_routed_experts=EXPERTS)),
     "Aria": (AriaExperts, AriaTextConfig(hidden_size=HIDDEN, intermediate_size=INNER, moe_num_experts=EXPERTS)),
-    "Muse Spark": (
-        MuseSparkExperts,
-        MuseSparkTextConfig(moe_hidden_size=HIDDEN, moe_intermediate_size=INNER, num_local_experts=EXPERTS),
-    ),
 }
+if importlib.util.find_spec("transformers.models.muse_spark"):  # transformers 5.17 does not have it
+    muse_spark: Any = importlib.import_module("transformers.models.muse_spark.modeling_muse_spark")
+    config = muse_spark.MuseSparkTextConfig(moe_hidden_size=HIDDEN, moe_intermediate_size=INNER, num_local_experts=EXPERTS)
+    FAMILIES["Muse Spark"] = (muse_spark.MuseSparkExperts, config)
 
 
 def experts_of(family: str, dtype: torch.dtype = torch.float32, seed: int = 0) -> nn.Module:
