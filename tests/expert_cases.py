@@ -7,7 +7,6 @@ from typing import Any
 import torch
 import transformers as tf
 from torch import Tensor, nn
-from transformers.models.aria.modeling_aria import AriaExperts, AriaTextConfig
 from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3Experts
 from transformers.models.gpt_oss.modeling_gpt_oss import GptOssExperts
 from transformers.models.llama4.modeling_llama4 import Llama4TextExperts
@@ -32,11 +31,17 @@ FAMILIES: dict[str, tuple[type[nn.Module], Any]] = {
     ),
     "Llama 4": (Llama4TextExperts, tf.Llama4TextConfig(hidden_size=HIDDEN, intermediate_size=INNER, num_local_experts=EXPERTS)),
     "Nemotron-H": (NemotronHExperts, tf.NemotronHConfig(hidden_size=HIDDEN, moe_intermediate_size=INNER, n_routed_experts=EXPERTS)),
-    "Aria": (AriaExperts, AriaTextConfig(hidden_size=HIDDEN, intermediate_size=INNER, moe_num_experts=EXPERTS)),
 }
-if importlib.util.find_spec("transformers.models.muse_spark"):  # transformers 5.17 does not have it
+#: transformers 5.17 does not have Muse Spark, and stores Aria's experts in another way.
+IS_RECENT = importlib.util.find_spec("transformers.models.muse_spark") is not None
+if IS_RECENT:
     muse_spark: Any = importlib.import_module("transformers.models.muse_spark.modeling_muse_spark")
     config = muse_spark.MuseSparkTextConfig(moe_hidden_size=HIDDEN, moe_intermediate_size=INNER, num_local_experts=EXPERTS)
+    aria: Any = importlib.import_module("transformers.models.aria.modeling_aria")
+    FAMILIES["Aria"] = (
+        aria.AriaExperts,
+        aria.AriaTextConfig(hidden_size=HIDDEN, intermediate_size=INNER, moe_num_experts=EXPERTS),
+    )
     FAMILIES["Muse Spark"] = (muse_spark.MuseSparkExperts, config)
 
 
