@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 
 from .global_memory import GlobalMemory
-from .machine import LANES, Machine, Step
+from .machine import Machine, Step
 from .memory import Clocks, Memory
 from .parse import Address, Instruction
+from .registers import LANES
 from .values import Array
 
 SECTOR, BANKS, WORD = 32, 32, 4

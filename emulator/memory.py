@@ -10,6 +10,7 @@ Sources: PTX ISA 9.0, 8.7.1 "Conflict and Data-races", 8.9.5 "Causality Order", 
 import numpy as np
 
 from .faults import Fault
+from .parse import Kernel
 from .values import Array
 
 #: What memory holds that nothing has written.
@@ -170,3 +171,20 @@ class Memory:
         """A matrix product has read the granules until now."""
         self.in_use[granules] -= 1
         self.read[warp, granules] = self.clocks.own[warp]
+
+
+def smallest_access(kernel: Kernel, space: str) -> int:
+    """The smallest width of any access to `space` ("shared" or "global") in bytes, at most 16: the size of a shadow's granule."""
+    widths = [16]
+    for i in kernel.code:
+        name, *modifiers = i.opcode.split(".")
+        if name in ("ld", "st", "atom", "red") and space in (m.partition("::")[0] for m in modifiers):
+            vector = next((int(m[1:]) for m in modifiers if m in ("v2", "v4", "v8")), 1)
+            widths.append(vector * int(modifiers[-1].lstrip("bfusx")[:2].rstrip("x")) // 8)
+        elif name == "cp" and "bulk" not in modifiers and "async" in modifiers and len(i.operands) >= 3:
+            widths.append(int(str(i.operands[2]), 0) if space == "shared" else 4)
+        elif name == "mbarrier" and space == "shared":
+            widths.append(8)
+        elif name == "tcgen05" and "alloc" in modifiers and space == "shared":
+            widths.append(4)
+    return min(widths)

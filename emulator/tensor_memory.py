@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .asynchronous import CLUSTER, found_barrier, one
 from .exchange import whole_warps
 from .faults import Fault
+from .mbarriers import found_barrier, one
 from .memory import Memory
 from .parse import Instruction, Unsupported
 from .rules import Run, rule
-from .transfers import addressed, as_list
+from .transfers import CLUSTER, addressed, as_list
 from .values import Array
 from .warpgroup import Operand
 

@@ -20,6 +20,7 @@ MOVE = "Data Movement and Conversion Instructions: "
 #: Hints to caches, which change no result: cache operators, eviction priorities, prefetch sizes, cache policies.
 HINTS = r"(?:\.(?:ca|cg|cs|cv|lu|wb|wt))?(?:\.L1::\w+)?(?:\.L2::cache_hint)?(?:\.L2::(?:64|128|256)B)?"
 SHARED = r"shared(?:::cta)?"
+CLUSTER = r"shared(?:::cta|::cluster)?"
 
 
 def addressed(address: Any, machine: "Machine") -> Callable[["Machine"], Array]:

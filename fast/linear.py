@@ -195,7 +195,8 @@ class Int8Linear(HoldsCodes, nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         """Returns x @ weight.T + bias, (..., N) for x (..., K), by mixed-precision decomposition."""
         own = self._parameters
-        weight, bias = QuantizedWeight.of_layer(self), own["bias"] if "bias" in own else self.bias
+        weight = QuantizedWeight.of_layer(self)
+        bias = own["bias"] if "bias" in own else self.bias  # noqa: SIM401, which would ask the module for it at every call
         native = engine_for(x, weight, bias)
         if native is not None and x.shape[-1] == self.in_features:
             return native.linear(x, weight, bias, arguments.threshold(self.threshold), self.granularity != "tensor")

@@ -5,7 +5,8 @@ import pytest
 
 from emulator import Fault
 from emulator.global_memory import Buffer, GlobalMemory
-from emulator.machine import Machine, smallest_access
+from emulator.machine import Machine
+from emulator.memory import smallest_access
 from emulator.parse import parse
 from emulator.tensor_map import TensorMap
 

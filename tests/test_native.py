@@ -36,10 +36,7 @@ engines = pytest.mark.parametrize("name", HERE)
 SHAPES = [(1, 130, 53), (3, 64, 7), (8, 67, 50), (9, 1, 1), (17, 70, 53), (65, 130, 100), (130, 31, 6)]
 
 
-@pytest.fixture(autouse=True)
-def on_the_cpu():
-    with fast.backend("cpu"):
-        yield
+pytestmark = pytest.mark.usefixtures("on_the_cpu")
 
 
 def layer(n=53, k=70, dtype=torch.float32, bias=True, **options):

@@ -4,7 +4,6 @@ import copy
 import logging
 import sys
 import weakref
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -21,10 +20,7 @@ from tests.comparison import DTYPES, REFERENCE, assert_product, assert_same
 VOCABULARY = 40
 
 
-@pytest.fixture(autouse=True)
-def on_the_cpu() -> Iterator[None]:
-    with fast.backend("cpu"):
-        yield
+pytestmark = pytest.mark.usefixtures("on_the_cpu")
 
 
 def llama(**options: Any) -> nn.Module:

@@ -513,5 +513,6 @@ checks.outlier_features(my_outlier_features)
 # 3. They grow with the size of the model: what works on a small model says little about a large one, until you turn the
 #    dial.
 #
+# The activations of every block, to look through: [a real model](../docs/theatre/explore.md).
 # **Read on:** [05, decomposition](05_decomposition.ipynb). The criterion: `reference/features.py`. The paper: section 4
 # and its figure 3.

@@ -31,7 +31,7 @@ import reference
 from experiments.lm import dial
 from experiments.lm.recording import readers
 from reference import bounds
-from tutorials import checks, model_data, pictures, running_table, source
+from tutorials import checks, model_data, pictures, predict, running_table, source
 from tutorials.example import W, X
 
 torch.set_grad_enabled(False)
@@ -107,7 +107,7 @@ pictures.show(
 # ## By hand
 #
 # > **Predict.** In the 4 x 4 example, which columns are in O? Without them, what are the four row scales, and the codes
-# > of the second row, 2.54, 0.36, (12.70), -1.10?
+# > of the second row, 2.54, 0.36, (12.70), -1.10? A column in O is multiplied as zeros.
 
 # %%
 outliers = reference.outlier_columns(X)
@@ -116,6 +116,9 @@ regular = np.where(outliers, np.float32(0), X)
     reference.absmax_quantize(regular, -1),
     reference.absmax_quantize(W, -1),
 )
+predict.text("columns in O, counted from 0", np.flatnonzero(outliers))
+predict.text("the four row scales", sx.ravel())
+predict.text("the codes of the second row", xq[1])
 figure = pictures.matrices(
     [
         ("X", X, "{:g}", np.broadcast_to(outliers, X.shape)),
@@ -135,8 +138,8 @@ pictures.show(
 )
 
 # %% [markdown]
-# Row two by hand, first result: int8, (127 x 100 + 18 x (-127) + 0 x 40 + (-55) x 60) x 0.02 x 0.001 = 7114 x 0.00002 =
-# 0.1423; float, 12.70 x 0.04 = 0.508; together 0.6503.
+# Row two by hand, first result: the int8 sum is 127 x 100 + 18 x (-127) + 0 x 40 + (-55) x 60 = 7114, times 0.02 x
+# 0.001 is 0.1423; in float 12.70 x 0.04 = 0.508; together 0.6503.
 #
 # > **Predict.** Rows two and four contain an outlier, rows one and three none. Which rows of Y get better?
 
@@ -160,19 +163,24 @@ pictures.show(
     "difference between the last two is "
     f"{np.abs(int8_part + float_part - exact).max():.4f}.",
 )
-for name, y in (
-    ("vector-wise", reference.quantized_matmul(X, W)),
-    ("LLM.int8()", int8_part + float_part),
-):
-    print(
-        f"{name:<12} error of each row of Y: "
-        f"{np.linalg.norm(y - exact, axis=1) / np.linalg.norm(exact, axis=1)}"
+errors = {
+    name: np.linalg.norm(y - exact, axis=1) / np.linalg.norm(exact, axis=1)
+    for name, y in (
+        ("vector-wise", reference.quantized_matmul(X, W)),
+        ("LLM.int8()", int8_part + float_part),
     )
+}
+better = errors["LLM.int8()"] < 0.99 * errors["vector-wise"]
+predict.text("rows of Y that get better, counted from 1", np.flatnonzero(better) + 1)
+for name, of_rows in errors.items():
+    print(f"{name:<12} error of each row of Y: {of_rows}")
+predict.explain(
+    "The second row has finer codes now; in chapter 03 they were 25, 4, 127 and -11. "
+    "The other two contain no outlier; they lose nothing when their third entry is "
+    "left out of int8, too."
+)
 
 # %% [markdown]
-# The second row has the codes 127, 18, 0 and -55 now; in chapter 03 they were 25, 4, 127 and -11. Rows one and three
-# contain no outlier; they lose nothing when their third entry is left out of int8, too.
-#
 # ## The code
 
 # %%
@@ -212,8 +220,8 @@ print("mask and regular part equal, bit for bit; Y within its bound, entry by en
 # The threshold trades error for 16-bit work. Measure both on the inputs of all `q_proj`, `gate_proj` and `down_proj` in
 # every third block.
 #
-# > **Predict.** What happens to the error above the largest entry, and at threshold 0? Where does the 16-bit work start
-# > to grow fast?
+# > **Predict.** Vector-wise, without outlier columns, the error is 2.5 %. What is it with the threshold 6, and with 1?
+# > Which share of the work is then in 16 bits?
 
 # %%
 thresholds = [0.5, 1, 1.5, 2, 3, 4, 5, 6, 8, 12, 20, 50, 1000]
@@ -241,6 +249,10 @@ for t in thresholds:
         sum(reference.outlier_columns(a, t).sum() * len(b) for a, b, _ in layers) / work
     )
 
+for t in (6, 1):
+    place = thresholds.index(t)
+    predict.number(f"error at threshold {t}", 100 * errors[place], ".2f", "%")
+    predict.number(f"16-bit work at threshold {t}", 100 * shares[place], ".1f", "%")
 figure, ax = plt.subplots()
 ax.plot(
     thresholds, 100 * np.array(errors), "o-", color=pictures.BLUE, label="error of Y"
@@ -279,7 +291,7 @@ for t in (1, 2, 4, 6, 12, 1000):
 # There is no cliff at 6.0. Each halving of the threshold reduces the error by about the same factor, and multiplies the
 # 16-bit columns several times: near 6 the two curves cross. The paper chose 6.0 because treating the columns beyond it
 # was enough to bring the degradation of its models close to zero (section 3.2). Your model may need another: measure
-# it, as here; chapter 11 has the same sweep in perplexity.
+# it, as here; the [results](../docs/results.md) have the same sweep in perplexity.
 #
 # ## The dial again
 #
@@ -324,6 +336,19 @@ for factor in factors:
         )
 in_float = perplexity(model)
 
+less = in_float * 1.05
+predict.choice(
+    "LLM.int8() at factor 256",
+    ["within 5 % of float", "worse"],
+    "within 5 % of float" if curves["LLM.int8()"][-1] < less else "worse",
+)
+predict.choice(
+    "vector-wise at factor 256",
+    ["a little worse", "at least twice as bad"],
+    "at least twice as bad"
+    if curves["absmax, vector-wise"][-1] > 2 * in_float
+    else "a little worse",
+)
 figure, ax = plt.subplots()
 for (name, values), marker, color in zip(
     curves.items(), "^o", (pictures.GREEN, pictures.BLUE), strict=True
@@ -360,7 +385,8 @@ for name, values in curves.items():
 
 # %% [markdown]
 # The error stays low, whatever the size of the outliers. That is the paper's result, on a model that runs on a laptop.
-# (The [playground](../docs/playground/index.md) has such a dial to turn by hand.)
+# (The [playground](../docs/playground/index.md) has such a dial to turn by hand, and [a real
+# model](../docs/theatre/explore.md) one for each column of its activations.)
 #
 # ## The law
 #
@@ -390,6 +416,8 @@ assert (
     <= bound
 ).all()
 vectorwise_bound = bounds.llm_int8_matmul_bound(x, w, None)
+ratio = np.median(vectorwise_bound) / np.median(bound)
+predict.number("vector-wise bound over LLM.int8()'s, medians", ratio, ".1f")
 print(
     f"median bound of an entry of Y: vector-wise {np.median(vectorwise_bound):.1f}, "
     f"LLM.int8() {np.median(bound):.1f}"
@@ -403,6 +431,9 @@ print(
 
 # %%
 twice = reference.quantized_matmul(X, W) + float_part
+options = ["a little worse", "plainly wrong"]
+wrong = running_table.error(twice, exact) > 0.5
+predict.choice("the result is", options, options[wrong])
 negative = X * np.array([1, 1, -1, 1], np.float32)
 print(
     "not cleared, so counted twice:", f"error {running_table.error(twice, exact):.1%}"
@@ -415,9 +446,9 @@ print(
 )
 
 # %% [markdown]
-# A third mistake comes before the algorithm: some implementations, such as
-# [bitsandbytes](https://github.com/bitsandbytes-foundation/bitsandbytes), convert every input to float16 first. Its
-# largest number is 65504, and outliers are what is large:
+# A third mistake comes before the algorithm: some implementations convert every input to float16 first; bitsandbytes
+# [warns of it](https://github.com/bitsandbytes-foundation/bitsandbytes/blob/main/bitsandbytes/autograd/_functions.py):
+# "inputs will be cast from ... to float16". The largest number there is 65504, and outliers are what is large:
 
 # %%
 large = X.copy()

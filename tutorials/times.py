@@ -67,7 +67,8 @@ def of_page(markdown: str) -> Effort:
     lines = set(code_lines(text.partition(EXERCISE)[0]))
     prose = FENCE.sub("", text)
     pictures = len(re.findall(r"^ *!\[", prose, re.MULTILINE))
-    for nothing in (r"!\[(?:\\.|[^\]])*\]\([^)]*\)", r"\$\$.*?\$\$", r"\]\([^)]*\)", r"<[^>]+>", r"\{ [.:#][^}]*\}"):
+    # A prediction's fields are part of its time.
+    for nothing in (r"<form.*?</form>", r"!\[(?:\\.|[^\]])*\]\([^)]*\)", r"\$\$.*?\$\$", r"\]\([^)]*\)", r"<[^>]+>", r"\{ [.:#][^}]*\}"):
         prose = re.sub(nothing, " ", prose, flags=re.DOTALL)
     prose, tables = TABLE.subn("", prose)
     words = len(re.findall(r"[^\s|>#*-]+", prose))

@@ -68,6 +68,7 @@ def page_text(record: dict[str, Any], mutants: dict[str, Any] | None, faults: di
             for row in record["compiled"]
         ),
         "",
+        *faults_table(faults),
         "### By file",
         "",
         "| file | laws | tests | cases | date |",
@@ -96,12 +97,53 @@ def faults_lines(faults: dict[str, Any] | None) -> list[str]:
         return []
     rows = faults["rows"]
     tried, caught = (sum(sum(row[what].values()) for row in rows) for what in ("tried", "caught"))
-    places = sum(sum(row["places"].values()) for row in rows)
+    company, redundant, survivors = (sum(len(row[what]) for row in rows) for what in ("company", "redundant", "survivors"))
     unexplained = sum(survivor["why"] is None for row in rows for survivor in row["survivors"])
     architectures = ", ".join(dict.fromkeys(row["arch"] for row in rows))
     return [
-        f"| faults in the machine code | {tried:,} of {places:,} places tried on {architectures}: {caught:,} caught, "
-        f"{caught / tried:.1%}, {tried - caught - unexplained} survivors explained, {unexplained} not ({faults['date']}) |"
+        f"| faults in the machine code | {tried:,} tried on {architectures}: {caught:,} caught alone, {company} in company, {redundant} "
+        f"redundant; {(caught + company) / max(1, tried - redundant):.1%} of those not redundant caught, "
+        f"{survivors - unexplained} survivors explained, {unexplained} not ({faults['date']}) |"
+    ]
+
+
+def faults_table(faults: dict[str, Any] | None) -> list[str]:
+    """The faults by kind, and by kernel and architecture; none without a record."""
+    if faults is None:
+        return []
+    rows = faults["rows"]
+
+    def cells(name: str, counts: dict[str, int]) -> str:
+        names = ("tried", "caught", "company", "redundant", "survivors")
+        return f"| {name} | " + " | ".join(f"{counts[n]:,}" for n in names) + " |"
+
+    by_kind: dict[str, dict[str, int]] = {}
+    for row in rows:
+        for what in ("tried", "caught"):
+            for kind, count in row[what].items():
+                counts = by_kind.setdefault(kind, dict.fromkeys(("tried", "caught", "company", "redundant", "survivors"), 0))
+                counts[what] += count
+        for what in ("company", "redundant", "survivors"):
+            for fault in row[what]:
+                by_kind[fault["kind"]][what] += 1
+    by_kernel = {
+        f"`{row['kernel']}`, {row['arch']}, {row['variants']} variants": {
+            "tried": sum(row["tried"].values()), "caught": sum(row["caught"].values()),
+            **{what: len(row[what]) for what in ("company", "redundant", "survivors")},
+        }
+        for row in rows
+    }  # fmt: skip
+    return [
+        "### Faults in the machine code",
+        "",
+        f"Made by `{faults['command']}`. *In company*: survives alone, and is caught once the redundant ones are gone as well. "
+        "*Redundant*: without it the vector clocks still order every two accesses that conflict.",
+        "",
+        "| fault | tried | caught | in company | redundant | survivors |",
+        "| --- | ---: | ---: | ---: | ---: | ---: |",
+        *(cells(kind, by_kind[kind]) for kind in sorted(by_kind)),
+        *(cells(name, counts) for name, counts in by_kernel.items()),
+        "",
     ]
 
 

@@ -2,6 +2,7 @@
 
     python -m tests.tools.machine_faults                    a sample of every kind, every kernel, every architecture
     python -m tests.tools.machine_faults --arch sm_90 --kernel decode_kernel --sample 0      every place of every variant
+    python -m tests.tools.machine_faults --resume --out FILE.json     goes on with a run that was ended
     make machine-faults                                     and keeps the record that the verification page shows
 
 The kernels are those that the cases of tests/compiled_cases.py launch, in all their variants. Two places are the same fault if they have
@@ -16,6 +17,7 @@ tests/tools/surviving_faults.toml.
 """
 
 import argparse
+import hashlib
 import json
 import linecache
 import os
@@ -130,8 +132,10 @@ def entry(launches: list[replay.Noted], site: FaultSite) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def campaign(arch: str, kernels: Sequence[str], sample: int, seed: int) -> list[dict[str, Any]]:
-    """Tries the faults of the kernels on one architecture."""
+def campaign(
+    arch: str, kernels: Sequence[str], sample: int, seed: int, done: Sequence[str], lines: Path | None, own: str
+) -> list[dict[str, Any]]:
+    """Tries the faults of the kernels on one architecture but those that are done; each row also becomes a line of a file, with `own`."""
     os.environ["EMULATE"] = arch
     import torch
 
@@ -140,9 +144,22 @@ def campaign(arch: str, kernels: Sequence[str], sample: int, seed: int) -> list[
 
     calls = compiled_cases.cases(arch)
     begin = time.perf_counter()
-    every = variants(arch, kernels)
+    every = {name: found for name, found in variants(arch, kernels).items() if name not in done}
     print(f"{arch}: {sum(map(len, every.values()))} variants of {len(every)} kernels, {time.perf_counter() - begin:.0f} s", flush=True)
-    return [of_kernel(arch, calls, kernel, its_variants, sample, seed) for kernel, its_variants in every.items()]
+    rows = []
+    for kernel, its_variants in every.items():
+        rows.append(of_kernel(arch, calls, kernel, its_variants, sample, seed))
+        if lines:
+            with lines.open("a") as file:
+                file.write(json.dumps([own, rows[-1]]) + "\n")
+    return rows
+
+
+def digest(sample: int, seed: int) -> str:
+    """Names what a row depends on: the kernels, the cases, the emulator, and the settings."""
+    files = [path for folder in ("fast/kernels", "emulator", "tests/tools") for path in sorted((ROOT / folder).glob("*.py"))]
+    text = b"".join(path.read_bytes() for path in [*files, ROOT / "tests" / "compiled_cases.py"])
+    return hashlib.sha256(text + f"{sample} {seed}".encode()).hexdigest()[:16]
 
 
 def of_kernel(
@@ -226,20 +243,8 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, int]:
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--arch", action="append", choices=ARCHITECTURES, help="only this architecture (repeatable)")
-    parser.add_argument("--kernel", action="append", default=[], help="only this kernel, by its function's name (repeatable)")
-    parser.add_argument("--sample", type=int, default=12, help="faults per kind, kernel and architecture, those of order aside; 0 for all")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--jobs", type=int, default=2, help="processes")
-    parser.add_argument("--out", help="a JSON record")
-    options = parser.parse_args()
-    if os.environ.get("TRITON_INTERPRET") == "1":
-        parser.error("TRITON_INTERPRET=1 replaces the compiler: unset it")
-    with ProcessPoolExecutor(options.jobs) as pool:
-        futures = [pool.submit(campaign, a, options.kernel, options.sample, options.seed) for a in options.arch or ARCHITECTURES]
-        rows = [row for future in futures for row in future.result()]
+def report(rows: list[dict[str, Any]]) -> None:
+    """Prints the counts, and adds to each survivor why it is one."""
     for kind in sorted({k for r in rows for k in r["tried"]}):
         company, redundant = (sum(s["kind"] == kind for r in rows for s in r[what]) for what in ("company", "redundant"))
         tried, caught = (sum(r[what].get(kind, 0) for r in rows) for what in ("tried", "caught"))
@@ -255,12 +260,44 @@ def main() -> None:
         f"{sums['caught']} of {sums['tried']} caught alone, {sums['company']} in company, {sums['redundant']} redundant: "
         f"{found} of {counted}, {found / max(1, counted):.1%}; {sums['explained']} survivors explained, {sums['unexplained']} not"
     )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--arch", action="append", choices=ARCHITECTURES, help="only this architecture (repeatable)")
+    parser.add_argument("--kernel", action="append", default=[], help="only this kernel, by its function's name (repeatable)")
+    parser.add_argument("--sample", type=int, default=12, help="faults per kind, kernel and architecture, those of order aside; 0 for all")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--jobs", type=int, default=2, help="processes")
+    parser.add_argument("--resume", action="store_true", help="keep what FILE.json.rows has of the same kernels, cases and settings")
+    parser.add_argument("--out", help="a JSON record")
+    options = parser.parse_args()
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        parser.error("TRITON_INTERPRET=1 replaces the compiler: unset it")
+    own = digest(options.sample, options.seed)
+    lines = Path(options.out + ".rows") if options.out else None
+    rows: list[dict[str, Any]] = []
+    if lines and lines.exists():
+        if options.resume:
+            held = [json.loads(line) for line in lines.read_text().splitlines()]
+            rows = [row for theirs, row in held if theirs == own]
+        else:
+            lines.unlink()
+    with ProcessPoolExecutor(options.jobs) as pool:
+        futures = []
+        for arch in options.arch or ARCHITECTURES:
+            done = [row["kernel"] for row in rows if row["arch"] == arch]
+            futures.append(pool.submit(campaign, arch, options.kernel, options.sample, options.seed, done, lines, own))
+        rows += [row for future in futures for row in future.result()]
+    report(rows)
     if options.out:
         from experiments import machine
 
         record = machine.heading("machine_faults", {"sample": options.sample, "seed": options.seed})
         record["command"] = "python -m tests.tools.machine_faults " + " ".join(sys.argv[1:])
         Path(options.out).write_text(json.dumps(record | {"rows": rows}, indent=1) + "\n")
+        assert lines
+        lines.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Mutation testing: makes small faults in `reference/` and `fast/`, one at a time, and runs the tests on each.
+"""Mutation testing: makes small faults in `reference/`, `fast/` and `emulator/`, one at a time, and runs the tests on each.
 
     python -m tests.tools.mutants                     a random sample of all mutants, for half an hour
     python -m tests.tools.mutants --resume            goes on where the last run stopped; what survived is tried again first
@@ -59,6 +59,9 @@ BACKBONE = ("worked_examples", "errors", "edges", "exhaustive", "pairs", "laws")
 
 KERNELS = ("worked_examples", "guarded", "exhaustive", "edges", "kernels", "pairs")
 
+#: Tests of the emulator on PTX by hand.
+BY_HAND = ("emulator", "emulator_asynchronous", "emulator_transfers", "emulator_matrix", "emulator_instructions")
+
 #: Which tests run for which files, the quick ones first, which of the three sides (tests/comparison.py) they run on, and which of them
 #: do (pytest's -k): a layer of few rows has one kernel, another has others (ROUTES of tests/comparison.py).
 TESTS: dict[str, tuple[tuple[str, ...], tuple[str, ...], str]] = {
@@ -83,22 +86,30 @@ TESTS: dict[str, tuple[tuple[str, ...], tuple[str, ...], str]] = {
     "fast/eager.py": (("worked_examples", "edges", "derivatives", "new_weights", "operators"), ("cpu",), ""),
     "fast/guard.py": (("guard", "linear"), ("cpu",), ""),
     "fast/*.py": ((*BACKBONE, "linear", "structure"), ("cpu",), ""),
+    **{f"emulator/{name}.py": (("emulator_instructions",), (), "") for name in ("integers", "moves", "floats", "values", "exchange")},
+    **{f"emulator/{name}.py": (("emulator_matrix", "emulator_asynchronous"), (), "") for name in ("matrix", "warpgroup", "tensor_memory")},
+    **{f"emulator/{name}.py": (("emulator_profiler",), (), "not machine_code") for name in ("ceilings", "counters", "profiler", "sass")},
+    **{f"emulator/{name}.py": (("emulator_strangers",), (), "") for name in ("launch", "parameters")},
+    "emulator/*.py": (BY_HAND, (), ""),
 }
+
+#: Of these files all parameters of a test function are run: each is an instruction or a rule of its own, and takes no time.
+EVERY_CASE = "emulator/*.py"
 
 #: Left out. configurations.py: its rows change speed and not results; tests/tools/generated_code.py holds them to what compiles without
 #: spills.
 #: huggingface, distributed.py: each of their tests loads a model, seconds to minutes for each mutant.
 #: old_interpreter.py: what it mends is another version's. hopper.py: Triton's interpreter, which the mutants run in, has no Gluon;
-#: tests/tools/machine_faults.py puts faults into what the compiler makes of it.
+#: tests/tools/machine_faults.py puts faults into what the compiler makes of it. emulator/manual.py: section numbers.
 LEFT_OUT = (
-    "fast/kernels/configurations.py", "fast/kernels/hopper.py", "fast/kernels/old_interpreter.py", "fast/distributed.py",
-    "fast/huggingface/*", "*/__init__.py",
+    "emulator/manual.py", "emulator/__main__.py", "fast/kernels/configurations.py", "fast/kernels/hopper.py",
+    "fast/kernels/old_interpreter.py", "fast/distributed.py", "fast/huggingface/*", "*/__init__.py",
 )  # fmt: skip
 
 
 def files() -> list[str]:
     """The files that are mutated, by their paths in the repository."""
-    found = [path.relative_to(ROOT) for package in ("reference", "fast") for path in sorted((ROOT / package).rglob("*.py"))]
+    found = [path.relative_to(ROOT) for package in ("reference", "fast", "emulator") for path in sorted((ROOT / package).rglob("*.py"))]
     return [str(path) for path in found if not any(path.match(pattern) for pattern in LEFT_OUT)]
 
 
@@ -108,10 +119,10 @@ def tests_of(file: str) -> tuple[tuple[str, ...], tuple[str, ...], str]:
 
 
 class Chosen:
-    """A pytest plugin: of the tests of sides that a fault can reach, at most CASES of each law, and each law once before any again."""
+    """A pytest plugin: of the tests of sides that a fault can reach, at most `cases` of each law, and each law once before any again."""
 
-    def __init__(self, sides: tuple[str, ...]) -> None:
-        self.sides = sides
+    def __init__(self, sides: tuple[str, ...], cases: int) -> None:
+        self.sides, self.cases = sides, cases
 
     def pytest_collection_modifyitems(self, items: list) -> None:
         laws: dict[str, list] = {}
@@ -119,7 +130,7 @@ class Chosen:
             if str(_side(item)) in (*self.sides, "None"):
                 laws.setdefault(item.nodeid.partition("[")[0], []).append(item)
         draw = random.Random(0)
-        rounds = itertools.zip_longest(*(draw.sample(law, min(len(law), CASES)) for law in laws.values()))
+        rounds = itertools.zip_longest(*(draw.sample(law, min(len(law), self.cases)) for law in laws.values()))
         items[:] = [item for cases in rounds for item in cases if item is not None]
 
 
@@ -201,9 +212,10 @@ def _run_tests(file: str, copy: Path) -> None:
         import pytest
 
         names, sides, chosen = tests_of(file)
+        cases = sys.maxsize if Path(file).match(EVERY_CASE) else CASES
         options = ["-x", "-q", "--no-header", "-p", "no:cacheprovider", "-p", "no:xdist", "-m", "not deep and not site", "-k", chosen]
         options += ["-W", "ignore:Module already imported so cannot be rewritten"]  # by the parent, on purpose
-        code = int(pytest.main([*options, *(f"tests/test_{name}.py" for name in names)], plugins=[Chosen(sides)]))
+        code = int(pytest.main([*options, *(f"tests/test_{name}.py" for name in names)], plugins=[Chosen(sides, cases)]))
     except BaseException:
         traceback.print_exc()
     finally:
@@ -246,7 +258,7 @@ def make_copies(folder: Path, processes: int) -> list[Path]:
     for package in ("numpy", "torch", "triton", "triton.language", "triton.runtime.interpreter", "hypothesis", "pytest"):
         importlib.import_module(package)
     sys.modules["torch"].set_num_threads(1)
-    for name in [name for name in sys.modules if name.partition(".")[0] in ("tests", "fast", "reference")]:
+    for name in [name for name in sys.modules if name.partition(".")[0] in ("tests", "fast", "reference", "emulator")]:
         del sys.modules[name]
     return copies
 
