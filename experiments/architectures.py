@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 import fast
-from fast import Int8Linear
+from fast import Int8Experts, Int8Linear
 from fast.huggingface import Int8Config
 
 from . import machine, records
@@ -34,6 +34,9 @@ IDS = torch.arange(3, 15)[None]
 DECODER: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 128}
 GROUPED: dict[str, Any] = DECODER | {"num_key_value_heads": 2}
 EXPERTS: dict[str, Any] = GROUPED | {"moe_intermediate_size": 96, "num_experts": 4, "num_experts_per_tok": 2}
+SHARED: dict[str, Any] = EXPERTS | {"shared_expert_intermediate_size": 96, "head_dim": 16, "linear_num_key_heads": 2}
+SHARED |= {"linear_num_value_heads": 4, "linear_key_head_dim": 16, "linear_value_head_dim": 16}
+SHARED |= {"layer_types": ["linear_attention", "full_attention"]}
 ENCODER: dict[str, Any] = DECODER | {"max_position_embeddings": 64}
 T5: dict[str, Any] = {
     "vocab_size": 128,
@@ -116,6 +119,58 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any], str]] = {
         | {"first_k_dense_replace": 1},
         "text",
     ),
+    "Qwen3-Next": ("Qwen3NextForCausalLM", SHARED, "text"),
+    "Qwen3.5 MoE": ("Qwen3_5MoeForCausalLM", SHARED, "text"),
+    "OLMoE": ("OlmoeForCausalLM", GROUPED | {"num_experts": 4, "num_experts_per_tok": 2}, "text"),
+    "Granite MoE": ("GraniteMoeForCausalLM", GROUPED | {"num_local_experts": 4, "num_experts_per_tok": 2}, "text"),
+    "gpt-oss": (
+        "GptOssForCausalLM",
+        GROUPED
+        | {"head_dim": 16, "num_local_experts": 4, "num_experts_per_tok": 2, "layer_types": ["sliding_attention", "full_attention"]},
+        "text",
+    ),
+    "Llama 4": (
+        "Llama4ForCausalLM",
+        GROUPED
+        | {"head_dim": 16, "intermediate_size_mlp": 96, "num_local_experts": 4, "num_experts_per_tok": 1, "interleave_moe_layer_step": 1},
+        "text",
+    ),
+    "Gemma 4": (
+        "Gemma4ForCausalLM",
+        EXPERTS
+        | {"enable_moe_block": True, "top_k_experts": 2, "head_dim": 16, "vocab_size_per_layer_input": 128}
+        | {"hidden_size_per_layer_input": 16, "layer_types": ["sliding_attention", "full_attention"]},
+        "text",
+    ),
+    "AFMoE": ("AfmoeForCausalLM", EXPERTS | {"num_dense_layers": 1, "head_dim": 16}, "text"),
+    "Nemotron-H": (
+        "NemotronHForCausalLM",
+        GROUPED
+        | {"head_dim": 16, "n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 48, "n_group": 1, "topk_group": 1}
+        | {"moe_shared_expert_intermediate_size": 48, "layers_block_type": ["moe", "attention"], "mamba_num_heads": 4}
+        | {"mamba_head_dim": 16, "n_groups": 2, "ssm_state_size": 8},
+        "text",
+    ),
+    "JetMoE": (
+        "JetMoeForCausalLM",
+        {"vocab_size": 128, "hidden_size": 64, "num_hidden_layers": 2, "num_key_value_heads": 2, "kv_channels": 16}
+        | {"intermediate_size": 96, "num_local_experts": 4, "num_experts_per_tok": 2},
+        "text",
+    ),
+    "LongCat Flash": (
+        "LongcatFlashForCausalLM",
+        {"vocab_size": 128, "hidden_size": 64, "num_layers": 2, "num_attention_heads": 4, "ffn_hidden_size": 96, "head_dim": 8}
+        | {"expert_ffn_hidden_size": 32, "n_routed_experts": 4, "zero_expert_num": 2, "moe_topk": 2, "q_lora_rank": 32}
+        | {"kv_lora_rank": 32, "qk_nope_head_dim": 8, "qk_rope_head_dim": 8, "v_head_dim": 16},
+        "text",
+    ),
+    "DBRX": (
+        "DbrxForCausalLM",
+        {"vocab_size": 128, "d_model": 64, "n_heads": 4, "n_layers": 2, "max_seq_len": 64}
+        | {"attn_config": {"kv_n_heads": 2, "rope_theta": 10000.0, "clip_qkv": 8}}
+        | {"ffn_config": {"ffn_hidden_size": 96, "moe_num_experts": 4, "moe_top_k": 2, "hidden_size": 64}},
+        "text",
+    ),
     "Mamba": ("MambaForCausalLM", {"vocab_size": 128, "hidden_size": 64, "num_hidden_layers": 2, "state_size": 8}, "text"),
     "FalconMamba": ("FalconMambaForCausalLM", {"vocab_size": 128, "hidden_size": 64, "num_hidden_layers": 2, "state_size": 8}, "text"),
     "Mamba 2": (
@@ -160,6 +215,9 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any], str]] = {
 
 #: Steps in the order in which they are tried; what follows one that fails is tried on what is there.
 STEPS = ("quantize", "forward", "save", "load", "generate", "LoRA", "footprint", "summary")
+
+#: What PEFT takes for the names of single experts' layers.
+OF_EXPERTS = ("gate_proj", "up_proj", "down_proj")
 
 #: The relative error of a model's output, beyond which a layer must have been misread. Rounding 8 bits in two layers stays far below.
 FAR = 0.25
@@ -240,9 +298,10 @@ class _Tried:
     def quantize(self) -> None:
         self.model = fast.quantize_model(self.model, progress=False)
         layers = [module for module in self.model.modules() if isinstance(module, Int8Linear)]
+        experts = [module for module in self.model.modules() if isinstance(module, Int8Experts)]
         model: Any = self.model
         kept = [reason for _, reason in model.quantization_summary.kept.values()]
-        self.row |= {"int8": len(layers), "float": len(kept)}
+        self.row |= {"int8": len(layers), "experts": len(experts), "float": len(kept)}
         if not layers:
             raise StepError("no layer is int8")
 
@@ -296,6 +355,9 @@ class _Tried:
     def _trained(self, model: nn.Module) -> dict[str, Tensor]:
         """The weights beside the adapters, by the names of the model, after one step of training."""
         names = sorted({name for name, module in self.model.named_modules() if isinstance(module, Int8Linear)})
+        if any(isinstance(module, Int8Experts) for module in self.model.modules()):
+            # Of a mixture of experts PEFT takes these names for the experts', also where they are those of a layer beside them.
+            names = [name for name in names if name.rpartition(".")[2] not in OF_EXPERTS]
         torch.manual_seed(2)
         adapted = peft.get_peft_model(copy.deepcopy(model), peft.LoraConfig(r=4, target_modules=names))
         optimizer = torch.optim.SGD([p for p in adapted.parameters() if p.requires_grad], lr=0.1)

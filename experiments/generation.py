@@ -11,6 +11,7 @@ the bfloat16 one and is then on disk; one that is wrong is recorded with the rea
 import argparse
 import copy
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any, NamedTuple
@@ -22,27 +23,34 @@ from tqdm import tqdm
 
 import fast
 
-from . import command, contenders, machine, records, timing
+from . import command, machine, model_peers, peers, records, timing, token_time
 from .command import InputError
-from .contenders import WrongResult
 from .journal import Journal
 from .lm import models
+from .model_peers import Engine
 from .pages.generation import BASELINE, KINDS, pictures, section
+from .truth import WrongResult
 
 #: How far a model's next-token distributions may be from float32's, by their mean Kullback-Leibler divergence, in nats. LLM.int8() costs
 #: SmolLM2 a few hundredths; the bound is there to catch a broken model, not to rank them.
 DIVERGENCE_BOUND = 0.25
 
 
+#: An engine that gives no probabilities is held against the float32 model by its tokens: how much less probable than the most probable
+#: one they may be, in nats, on average. Tokens drawn blindly are off by about 10.
+REGRET_BOUND = 1.0
+
+
 class Model(NamedTuple):
     """A way to run the language model: how it is made from the float32 one."""
 
     label: str
-    make: Callable[[nn.Module], nn.Module]
+    make: Callable[[nn.Module], Any]
+    bound: float = DIVERGENCE_BOUND
 
 
 def variants() -> dict[str, Model]:
-    """The models to compare, by name, with what is installed."""
+    """The models to compare that are torch modules, by name, with what is installed."""
     found = {
         "fp32": Model("float32", lambda model: model),
         BASELINE: Model("bfloat16", lambda model: copy.deepcopy(model).to(torch.bfloat16)),
@@ -50,8 +58,10 @@ def variants() -> dict[str, Model]:
         "int8-bf16": Model("fast, bfloat16 activations", lambda model: quantized(model, torch.bfloat16)),
         "int8-bf16-head": Model("fast, bfloat16 activations, int8 output head", lambda model: with_int8_head(model, torch.bfloat16)),
     }
-    if contenders.installed("bitsandbytes"):
+    if peers.installed("bitsandbytes"):
         found["bitsandbytes"] = Model("bitsandbytes, bfloat16 activations", bitsandbytes_model)
+    # With one scale for all of X and one for all of W it loses more than a nat; blind predictions would be off by 8.
+    found["torch-dynamic"] = Model("torch quantize_dynamic, float32 activations, int8 output head", torch_dynamic_model, 3.0)
     return found
 
 
@@ -70,13 +80,20 @@ def with_int8_head(model: nn.Module, dtype: torch.dtype) -> nn.Module:
 
 def bitsandbytes_model(model: nn.Module) -> nn.Module:
     """A copy in bfloat16 whose linear layers, but the output head, are bitsandbytes'."""
-    contenders.quiet()
+    peers.quiet()
     made = copy.deepcopy(model).to(torch.bfloat16)
     head = made.get_output_embeddings()
     for name, layer in list(made.named_modules()):
         if type(layer) is nn.Linear and layer is not head:
-            made.set_submodule(name, contenders.bitsandbytes_layer(layer.weight, layer.bias))
+            made.set_submodule(name, peers.bitsandbytes_layer(layer.weight, layer.bias))
     return made
+
+
+def torch_dynamic_model(model: nn.Module) -> nn.Module:
+    """PyTorch's `quantize_dynamic` of a copy in float32, which has no way around the output head."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it is deprecated
+        return torch.ao.quantization.quantize_dynamic(copy.deepcopy(model), {nn.Linear}, torch.qint8)
 
 
 def prefill(model: nn.Module, prompt: Tensor) -> Any:
@@ -120,7 +137,9 @@ def log_probabilities(model: nn.Module, prompt: Tensor) -> Tensor:
     return model(input_ids=prompt, use_cache=False).logits[0].float().log_softmax(-1)
 
 
-def check(label: str, model: nn.Module, prompt: Tensor, context: int, count: int, expected: Tensor) -> tuple[dict[str, float], list[int]]:
+def check(
+    label: str, model: nn.Module, prompt: Tensor, context: int, count: int, expected: Tensor, bound: float = DIVERGENCE_BOUND
+) -> tuple[dict[str, float], list[int]]:
     """Returns the mean loss on the prompt and the divergence from `expected`, the float32 model's log probabilities, and its tokens.
 
     Raises:
@@ -128,8 +147,8 @@ def check(label: str, model: nn.Module, prompt: Tensor, context: int, count: int
     """
     found = log_probabilities(model, prompt)
     divergence = F.kl_div(found, expected, log_target=True, reduction="batchmean").item()
-    if not divergence <= DIVERGENCE_BOUND:
-        raise WrongResult(f"{label}: its predictions are {divergence:.3g} nats from float32's, {DIVERGENCE_BOUND} is allowed")
+    if not divergence <= bound:
+        raise WrongResult(f"{label}: its predictions are {divergence:.3g} nats from float32's, {bound} is allowed")
     start = prompt[:, :context]
     tokens = decode(model, start, count, time.perf_counter)[0].tolist()
     mask = torch.ones_like(start)
@@ -138,6 +157,20 @@ def check(label: str, model: nn.Module, prompt: Tensor, context: int, count: int
     if not generated or tokens[: len(generated)] != generated:
         raise WrongResult(f"{label}: the timed loop made the tokens {tokens}, generate() made {generated}")
     return {"loss": F.nll_loss(found[:-1], prompt[0, 1:]).item(), "divergence": divergence}, tokens
+
+
+def check_tokens(label: str, whole: nn.Module, start: Tensor, tokens: Sequence[int]) -> dict[str, float | None]:
+    """Holds the tokens that an engine made after `start` (1, T) against the float32 model `whole`; no loss and no divergence is known.
+
+    Raises:
+        WrongResult: it finds them too improbable.
+    """
+    made = torch.tensor([list(tokens)], device=start.device)
+    found = log_probabilities(whole, torch.cat([start, made], dim=1))[start.shape[1] - 1 : -1]
+    regret = (found.amax(-1) - found.gather(1, made.T)[:, 0]).mean().item()
+    if not regret <= REGRET_BOUND:
+        raise WrongResult(f"{label}: its tokens are {regret:.3g} nats less probable than float32's, {REGRET_BOUND} is allowed")
+    return {"loss": None, "divergence": None}
 
 
 class Bench:
@@ -165,25 +198,38 @@ class Bench:
         """
         label = self._found[name].label
         model = self._baseline if name == BASELINE else self._found[name].make(self._whole)
-        quality, tokens = check(label, model, self._prompt, self._context, self._count, self._expected)
-        now = timing.stopwatch(self._prompt.device.type)
-        timed = {
-            (own, kind): sampler
-            for own, one in {BASELINE: self._baseline, name: model}.items()
-            for kind, sampler in samplers(one, self._prompt, self._context, self._count, now).items()
-        }
+        now, start = timing.stopwatch(self._prompt.device.type), self._prompt[:, : self._context]
+        row: dict[str, Any] = {"model": name, "label": label}
+        if isinstance(model, Engine):
+            tokens = model.tokens_after(start[0].tolist(), self._count)
+            row |= {"bytes": model.bytes} | check_tokens(label, self._whole, start, tokens)
+            own = self._engine_samplers(model, now)
+        else:
+            quality, tokens = check(label, model, self._prompt, self._context, self._count, self._expected, self._found[name].bound)
+            row |= {"bytes": size_of(model)} | quality
+            own = samplers(model, self._prompt, self._context, self._count, now)
+        base = own if name == BASELINE else samplers(self._baseline, self._prompt, self._context, self._count, now)
+        timed = {(n, kind): sampler for n, found in {BASELINE: base, name: own}.items() for kind, sampler in found.items()}
         for sampler in timed.values():
             sampler()
         samples = timing.interleave(timed, rounds)
-        row: dict[str, Any] = {"model": name, "label": label, "bytes": size_of(model)} | quality
         row["first_tokens"] = agreement(tokens, self._tokens)
         for kind in KINDS:
-            own = samples[name, kind]
+            times = samples[name, kind]
             row[kind] = {
-                "tokens_per_second": timing.spread([1 / seconds for seconds in own]),
-                "ratio": timing.ratio(samples[BASELINE, kind], own),
+                "tokens_per_second": timing.spread([1 / seconds for seconds in times]),
+                "ratio": timing.ratio(samples[BASELINE, kind], times),
             }
+        if not isinstance(model, Engine) and self._prompt.device.type == "cpu":
+            row["parts"] = token_time.per_token(model, lambda clock: decode(model, start, self._count, clock)[1], 2, self._count - 1)
         return row
+
+    def _engine_samplers(self, engine: Engine, now: Callable[[], float]) -> dict[str, timing.Sampler]:
+        prompt = self._prompt[0].tolist()
+        return {
+            "prefill": lambda: engine.prefill_seconds(prompt, now),
+            "decode": lambda: engine.decode_seconds(prompt[: self._context], self._count, now),
+        }
 
 
 def size_of(model: nn.Module) -> int:
@@ -214,11 +260,11 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def load(options: argparse.Namespace, device: str) -> tuple[str, nn.Module, Tensor]:
-    """The model's name, the model in float32 and the prompt (1, T)."""
+def load(options: argparse.Namespace, device: str) -> tuple[models.Source | None, str, nn.Module, Tensor]:
+    """Where the model comes from (None: from nowhere), its name, the model in float32 and the prompt (1, T)."""
     text = models.read_passages(None, 1, options.prompt)[0]
     if options.rehearse:
-        model = models.tiny_llama()
+        source, model = None, models.tiny_llama()
         tokens = list(text[1].encode())
         name = "a tiny random Llama"
     else:
@@ -227,7 +273,7 @@ def load(options: argparse.Namespace, device: str) -> tuple[str, nn.Module, Tens
         model = models.load_model(source, torch.float32, device)
         name = source.name
     prompt = torch.from_numpy(models.cut_windows(text[0], tokens, options.prompt, 1)).to(device)
-    return name, model, prompt
+    return source, name, model, prompt
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -245,7 +291,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         torch.set_num_threads(options.threads)
     if options.model is None and not options.rehearse:
         models.find_model(None)  # says what is missing before anything is loaded
-    name, whole, prompt = load(options, device)
+    source, name, whole, prompt = load(options, device)
 
     settings = {
         "model": name,
@@ -259,6 +305,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     found = variants()
     if options.rehearse:
         found.pop("bitsandbytes", None)  # the rehearsal of the layers has it
+    if options.rehearse or device == "cuda":
+        found.pop("torch-dynamic")  # for a CPU alone
+    else:
+        engines = model_peers.available(source, options.prompt + options.new)
+        found |= {key: Model(label, make) for key, (label, make) in engines.items()}
     same = [key for key in settings if key != "picture"]
     journal = Journal(
         out, machine.heading("generation", settings), lambda row: row["model"], options.resume, list(found), same, machine.alive

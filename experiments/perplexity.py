@@ -3,6 +3,7 @@
     python -m experiments.perplexity                       the demo: SmolLM2, Python's documentation, every method
     python -m experiments.perplexity --passages 6 --windows 6 --engine fast        with narrower intervals
     python -m experiments.perplexity --layers attention mlp all --methods llm-int8-absmax
+    python -m experiments.perplexity --engine fast --layers all all-and-head --methods llm-int8-absmax
     python -m experiments.perplexity --thresholds 0.5 1 2 4 6 8 12 off --methods llm-int8-absmax
     python -m experiments.perplexity --batch 1 3 --methods absmax-tensor llm-int8-absmax
 
@@ -28,7 +29,7 @@ from .lm.engines import OutlierShare, fast_engine, reference_engine
 from .lm.losses import CONFIDENCE, difference, perplexity
 from .lm.methods import ENGINES, LAYERS, METHODS, Setting
 from .pages import tables
-from .pages.perplexity import cells, pictures
+from .pages.perplexity import cells, head_alone, pictures
 
 
 def measure(
@@ -191,6 +192,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     shown = [f"{source.name}, {sum(map(len, windows.values()))} windows of {options.tokens} tokens", tables.table(*cells(rows))]
     if len(engines) == 2:
         shown.append(f"the engines' perplexities differ by at most {100 * record['engines_differ_by']:.4f} %")
+    shown += head_alone(rows)
     records.finish(out, record, pictures(record), shown)
 
 

@@ -11,7 +11,8 @@ bound: floors, no times.
 
 import os
 from collections.abc import Callable, Sequence
-from typing import Any
+from contextlib import nullcontext
+from typing import Any, NamedTuple
 from unittest import mock
 
 import torch
@@ -36,14 +37,25 @@ SHAPES = {
     "decode, one row": (1, 8192, 8192),
 }
 THRESHOLD = 6.0
-#: Outlier columns: 0.1 % of K, as in the paper's larger models.
-COLUMNS = 8
+#: One column in so many is an outlier column: 0.1 %, as in the paper's larger models.
+OUTLIER_EVERY = 1024
+
+
+class Run(NamedTuple):
+    """One launch, of which a program in its steady state was counted.
+
+    hbm_bytes: what such a program moves from and to device memory. programs: how many of the grid's do as much.
+    """
+
+    profile: Profile
+    hbm_bytes: float
+    programs: int
 
 
 def inputs(m: int, k: int) -> torch.Tensor:
-    """X (m, k) with COLUMNS outlier columns; its rows repeat after 64."""
+    """X (m, k) with outlier columns; its rows repeat after 64."""
     x = torch.randn(min(m, 64), k, generator=torch.Generator().manual_seed(1)).clamp(-5, 5).to(HALF).repeat(-(-m // 64), 1)[:m].contiguous()
-    x[:, torch.linspace(5, k - 7, COLUMNS).long()] = 20.0
+    x[:, torch.linspace(5, k - 7, k // OUTLIER_EVERY).long()] = 20.0
     return x
 
 
@@ -59,18 +71,18 @@ def weight(n: int, k: int) -> Any:
     return QuantizedWeight(codes(n, k, 2), torch.rand(n, 1) + 0.5)
 
 
-def scanned(arch: str, shape: str) -> tuple[Profile, float]:
-    """`scan_columns`; the profile, and the bytes that a program moves from and to device memory."""
+def scanned(arch: str, shape: str) -> Run:
+    """`scan_columns`."""
     from fast.kernels import outliers
 
     m, _, k = SHAPES[shape]
     with emulator.profiling(arch, programs=[0]) as profiler:
         outliers.scan(inputs(m, k), THRESHOLD, False, False)
     (found,) = profiler.profiles
-    return found, 2 * m * k / found.grid
+    return Run(found, 2 * m * k / found.grid, found.grid)
 
 
-def quantized(arch: str, shape: str) -> tuple[Profile, float]:
+def quantized(arch: str, shape: str) -> Run:
     """`quantize_rows`, a program that quantizes: after those that list and gather."""
     from fast.kernels import configurations, quantization
 
@@ -84,12 +96,12 @@ def quantized(arch: str, shape: str) -> tuple[Profile, float]:
     with emulator.profiling(arch, programs=[before]) as profiler, mock.patch.object(quantization, "scan", return_value=result):
         quantization.quantize_regular(x, THRESHOLD, outlier_weight=w)
     (found,) = profiler.profiles
-    return found, 3 * m * k / (found.grid - before)
+    return Run(found, 3 * m * k / (found.grid - before), found.grid - before)
 
 
-def multiplied(arch: str, shape: str) -> tuple[Profile, float]:
-    """`product_kernel` with outlier columns, gathered where the tables say so."""
-    from fast.kernels import configurations, product
+def multiplied(arch: str, shape: str, in_gluon: bool = False) -> Run:
+    """`product_kernel`, or the kernel in Gluon, with outlier columns, gathered where the tables say so."""
+    from fast.kernels import configurations, gluon, product
     from fast.kernels.operands import Outliers, Quantized
 
     m, n, k = SHAPES[shape]
@@ -102,13 +114,13 @@ def multiplied(arch: str, shape: str) -> tuple[Profile, float]:
         sides = torch.zeros(m, gathering.columns, dtype=HALF), torch.zeros(n, gathering.columns, dtype=torch.int8)
         sides[0][:, : len(which)], sides[1][:, : len(which)] = x[:, which.long()], w.codes[:, which.long()]
         found = Outliers(numbers, *sides, gathering.columns)
-    with emulator.profiling(arch, programs=[0]) as profiler:
+    with emulator.profiling(arch, programs=[0]) as profiler, gluon() if in_gluon else nullcontext():
         product.quantized_product(x, Quantized(codes(m, k, 3), torch.rand(m, 1), None, None, found), w, torch.zeros(n, dtype=HALF))
     (profile,) = profiler.profiles
-    return profile, (m * k + n * k + 2 * m * n) / profile.grid
+    return Run(profile, (m * k + n * k + 2 * m * n) / profile.grid, profile.grid)
 
 
-def decoded(arch: str, shape: str) -> tuple[Profile, float]:
+def decoded(arch: str, shape: str) -> Run:
     """`decode_kernel`: X comes from device memory once, W as well."""
     from fast.kernels import decode
 
@@ -116,16 +128,17 @@ def decoded(arch: str, shape: str) -> tuple[Profile, float]:
     with emulator.profiling(arch, programs=[0]) as profiler:
         decode.decode_linear(inputs(m, k), weight(n, k), torch.zeros(n, dtype=HALF), THRESHOLD, True)
     (found,) = profiler.profiles
-    return found, (n * k + 2 * m * k + 2 * m * n) / found.grid
+    return Run(found, (n * k + 2 * m * k + 2 * m * n) / found.grid, found.grid)
 
 
-RUNS: dict[str, Callable[[str], tuple[Profile, float]]] = {
+RUNS: dict[str, Callable[[str], Run]] = {
     "scan, large": lambda arch: scanned(arch, "large"),
     "scan, medium": lambda arch: scanned(arch, "medium"),
     "quantize, large": lambda arch: quantized(arch, "large"),
     "quantize, medium": lambda arch: quantized(arch, "medium"),
     "product, large": lambda arch: multiplied(arch, "large"),
     "product, medium": lambda arch: multiplied(arch, "medium"),
+    "product in Gluon, large": lambda arch: multiplied(arch, "large", in_gluon=True),
     "decode, 16 rows": lambda arch: decoded(arch, "decode"),
     "decode, 8 rows": lambda arch: decoded(arch, "decode, 8 rows"),
     "decode, 4 rows": lambda arch: decoded(arch, "decode, 4 rows"),
@@ -133,12 +146,23 @@ RUNS: dict[str, Callable[[str], tuple[Profile, float]]] = {
 }
 
 
+#: Kernels that one architecture has alone.
+ONLY_ON = {"product in Gluon, large": "sm_90"}
+
 #: GPUs whose ceilings stand on the page.
 GPUS = ("A100 SXM", "H100 SXM")
 
 
-def row(name: str, profile: Profile, ceiling: Ceiling, hbm_bytes: float) -> dict[str, Any]:
+def microseconds(cycles: dict[str, float], programs: int, ceiling: Ceiling) -> float:
+    """The least time of a launch: memory serves all programs at its rate, any other resource those of one multiprocessor in turn."""
+    in_turn = -(-programs // ceiling.multiprocessors)
+    each = [n * (programs / ceiling.multiprocessors if resource == "HBM" else in_turn) for resource, n in cycles.items()]
+    return max(each) / ceiling.clock / 1000
+
+
+def row(name: str, run: Run, ceiling: Ceiling) -> dict[str, Any]:
     """What a record says of one launch; counts per program."""
+    profile, hbm_bytes, programs = run
     n = profile.programs
     cycles = profile.cycles(ceiling, hbm_bytes)
     counts = {name: profile.total(name) / n for name in ("sectors", "fewest_sectors", "wavefronts", "fewest_wavefronts")}
@@ -156,6 +180,7 @@ def row(name: str, profile: Profile, ceiling: Ceiling, hbm_bytes: float) -> dict
         "flights": [{"loop": f.place and str(f.place), "loaded": f.loaded, "flying": f.flying} for f in profile.flights],
         "in_flight": profile.in_flight(ceiling), "in_flight_needed": LATENCY * ceiling.hbm,
         "cycles": cycles, "bound": max(cycles, key=cycles.__getitem__), "resident": profile.resident(ceiling),
+        "microseconds": microseconds(cycles, programs, ceiling),
     }  # fmt: skip
 
 
@@ -179,19 +204,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if wrong := [c.name for c in gpus if options.arch and c.arch not in options.arch]:
         raise InputError(f"--gpu {', '.join(wrong)}: not of architecture {', '.join(options.arch)}")
     names = [ceiling.name for ceiling in gpus]
-    record = machine.heading("profile", {"gpus": names, "kernels": wanted, "threshold": THRESHOLD, "columns": COLUMNS})
+    record = machine.heading("profile", {"gpus": names, "kernels": wanted, "threshold": THRESHOLD, "outlier_every": OUTLIER_EVERY})
     rows = []
     for ceiling in gpus:
-        for name in wanted:
-            profile, hbm_bytes = RUNS[name](ceiling.arch)
-            rows.append(row(name, profile, ceiling, hbm_bytes))
+        for name in [name for name in wanted if ONLY_ON.get(name, ceiling.arch) == ceiling.arch]:
+            run = RUNS[name](ceiling.arch)
+            rows.append(row(name, run, ceiling))
             if options.details:
-                print(profile, flush=True)
-    print(page.tables(rows, text.table))
+                print(run.profile, flush=True)
+    earlier = (records.read("profile-earlier") or {"rows": []})["rows"]
+    print(page.tables(rows, earlier, text.table))
     for written in records.write(path, record | {"ceilings": {c.name: c._asdict() for c in gpus}, "rows": rows}):
         print(f"wrote {written}")
     if path == records.output_path(None, "profile"):
-        page.PAGE.write_text(page.with_tables(page.PAGE.read_text(encoding="utf-8"), records.plain(rows)), encoding="utf-8")
+        page.PAGE.write_text(page.with_tables(page.PAGE.read_text(encoding="utf-8"), records.plain(rows), earlier), encoding="utf-8")
         print(f"wrote {page.PAGE}")
 
 

@@ -51,6 +51,12 @@ LLAMA = ((4096, 4096), (4096, 14336), (14336, 4096), (8192, 8192), (8192, 28672)
 #: Widths of the models in the paper, whose first feed-forward layer is four times as wide: Dettmers et al. (2022), appendix D.
 PAPER_WIDTHS = (768, 1024, 1536, 2048, 2560, 4096, 5140, 12288)
 
+#: The int8 layers of other libraries, where they are installed: contenders on each device.
+PEERS = {
+    "cpu": ("bitsandbytes", "torchao", "torch-dynamic", "onnxruntime", "openvino", "ggml"),
+    "cuda": ("bitsandbytes", "torchao", "torchao-compiled"),
+}
+
 CROSSOVER = (BASELINE, "bitsandbytes", "int8", "int8-none")
 DETECTION = (BASELINE, "int8", "int8-clean", "int8-none", "detect", "quantize")
 

@@ -15,7 +15,7 @@ import gc
 import subprocess
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
-from typing import Any, NamedTuple
+from typing import Any
 from unittest import mock
 
 import torch
@@ -24,49 +24,18 @@ from tqdm import tqdm
 
 import fast
 
-from . import command, contenders, machine, records, shapes, timing
+from . import command, contenders, machine, records, shapes, timing, truth
+from .ceiling import SIZES, ceilings
 from .command import InputError, first_line
-from .contenders import Contender, WrongResult
+from .contender import Bind, Contender
 from .journal import Journal, Skipped
 from .pages import speed as charts
 from .pages import tables
 from .pages.speed import pictures, section
 from .shapes import BASELINE, DETECTION, FRACTION, Job, Shape, grid
+from .truth import Truth, WrongResult
 
 __all__ = ["main", "pictures", "section"]
-
-
-class Sizes(NamedTuple):
-    """What the ceilings are measured on: bytes of a copy; width of square products; rows of the float ones."""
-
-    bytes: int
-    side: int
-    rows: int
-
-
-#: Where a CPU has no float16 arithmetic, a product of full size takes a second.
-SIZES = {"cpu": Sizes(256 << 20, 2048, 512), "cuda": Sizes(256 << 20, 8192, 8192), "rehearsal": Sizes(1 << 20, 32, 32)}
-
-
-def ceilings(device: str, clock: timing.Clock, rounds: int = 7, sizes: Sizes | None = None) -> dict[str, Any]:
-    """What the device can do: bytes per second of a large copy, read plus written; operations per second of large products, by unit."""
-    least, side, rows = sizes or SIZES[device]
-    size = max(least, 8 * clock.cache)
-    source = torch.randint(0, 255, (size,), dtype=torch.uint8, device=device)
-    target = torch.empty_like(source)
-    moved = _best(clock, lambda: target.copy_(source), rounds)
-    a, b = (torch.randn(side, side, device=device) for _ in range(2))
-    calls = {"int8": (side, contenders.int_mm(b)(a))}
-    for unit in ("bfloat16", "float16", "float32"):
-        calls[unit] = rows, contenders.linear(getattr(torch, unit))(b)(a[:rows])
-    rates = {unit: 2 * m * side**2 / _best(clock, call, rounds) for unit, (m, call) in calls.items()}
-    return {"bandwidth": 2 * size / moved, "rates": rates}
-
-
-def _best(clock: timing.Clock, call: timing.Call, rounds: int) -> float:
-    """The shortest of some samples: a ceiling is what the device can do when nothing disturbs it."""
-    sampler = clock.sampler([call])
-    return min(sampler() for _ in range(rounds))
 
 
 class Layers:
@@ -87,10 +56,10 @@ class Layers:
         if self._shape != (shape.n, shape.k):
             self._shape, self._kept = (shape.n, shape.k), {}
         if seed not in self._kept:
-            self._kept[seed] = contenders.draw_weight(shape.n, shape.k, self._device, seed)
+            self._kept[seed] = truth.draw_weight(shape.n, shape.k, self._device, seed)
         return self._kept[seed]
 
-    def prepared(self, shape: Shape, seed: int, name: str, contender: Contender) -> contenders.Bind:
+    def prepared(self, shape: Shape, seed: int, name: str, contender: Contender) -> Bind:
         """The contender, prepared from the weight of this seed."""
         weight = self.weight(shape, seed)
         if (name, seed) not in self._kept:
@@ -115,9 +84,9 @@ def checked_calls(
     Raises:
         torch.OutOfMemoryError: the shape is too large for the device.
     """
-    inputs = [contenders.draw_activations(job.shape, device, seed) for seed in range(count)]
+    inputs = [truth.draw_activations(job.shape, device, seed) for seed in range(count)]
     weight = layers.weight(job.shape, 0)
-    truths = {False: contenders.Truth(inputs[0].x, weight), True: contenders.Truth(inputs[0].clean, weight)}
+    truths = {False: Truth(inputs[0].x, weight), True: Truth(inputs[0].clean, weight)}
     calls: dict[str, list[timing.Call]] = {}
     failed: dict[str, str] = {}
     wrong: dict[str, str] = {}
@@ -203,7 +172,7 @@ def name_kernels(journal: Journal, jobs: Sequence[Job], found: dict[str, Contend
         if row is None or "kernels" in row:
             continue
         row["kernels"] = {}
-        x = contenders.draw_activations(job.shape, device, 0).x
+        x = truth.draw_activations(job.shape, device, 0).x
         for name in ("int-mm", BASELINE):
             if name in row["contenders"]:
                 row["kernels"][name] = timing.kernel_of(layers.prepared(job.shape, 0, name, found[name])(x), device)
@@ -337,7 +306,7 @@ def computing(options: argparse.Namespace) -> AbstractContextManager[Any]:
     if options.rehearse:
         stack.enter_context(fast.backend("triton"))
         # Triton's interpreter truncates to bfloat16 where a GPU rounds.
-        stack.enter_context(mock.patch.object(contenders, "DTYPE", torch.float16))
+        stack.enter_context(mock.patch.object(truth, "DTYPE", torch.float16))
     elif options.device == "cpu":
         # Under TRITON_INTERPRET the CPU would otherwise be timed interpreting Triton.
         stack.enter_context(fast.backend("cpu"))
@@ -367,7 +336,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "rounds": options.rounds,
         "ceilings": None,
         "out_of_memory": [],
-        "absent": sorted({"bitsandbytes", "torchao"} - set(found)),
+        "absent": sorted(set(shapes.PEERS[options.device]) - {"torchao-compiled"} - set(found)),
     }
     journal = Journal(
         out,

@@ -30,8 +30,16 @@ def obstacle(module: nn.Module) -> str | None:
     names = (*vars(module), *module._parameters, *module._buffers, *module._modules)
     if taken := sorted(_NEEDED.intersection(names)):
         return f"it has an attribute {taken[0]}, which is one of Int8Linear's own"
-    offloaded = (weight := module._parameters.get("weight")) is not None and weight.is_meta  # refused elsewhere, with what to do
-    for name in () if offloaded else vars(module):
+    return patched(module)
+
+
+def patched(module: nn.Module) -> str | None:
+    """What has been put in the way between a module and its weights: a patched or compiled method, a hook of accelerate's or on a gradient.
+
+    None if there is no such thing.
+    """
+    offloaded = any(parameter is not None and parameter.is_meta for parameter in module._parameters.values())
+    for name in () if offloaded else vars(module):  # refused elsewhere, with what to do
         if name in ("_compiled_call_impl", "_old_forward", "_hf_hook") or callable(getattr(type(module), name, None)):
             return f"it has a {name} of its own: patched, compiled, or a hook of accelerate's"
     for name, parameter in module._parameters.items():

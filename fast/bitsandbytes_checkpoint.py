@@ -62,7 +62,7 @@ def to_bitsandbytes(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
         state_dict: of an `Int8Linear` or of a model that holds some, quantized with "absmax" and "vector".
 
     Raises:
-        ValueError: a layer has no counterpart there: zeropoint, one scale per tensor, or a kept float weight.
+        ValueError: a layer has no counterpart there: zeropoint, one scale per tensor, a kept float weight, or experts.
     """
     renamed: dict[str, Tensor] = {}
     for name, value in state_dict.items():
@@ -73,6 +73,8 @@ def to_bitsandbytes(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
                 raise ValueError(f"{name} must be one per row, ({rows}, 1), for bitsandbytes, got {tuple(value.shape)}")
             renamed[prefix + "SCB"] = value.reshape(-1)
             renamed[prefix + "weight_format"] = torch.tensor(ROW_MAJOR, dtype=torch.uint8)
+        elif name.endswith("_proj_absmax"):
+            raise ValueError(f"{name.removesuffix('_absmax')} are experts in int8, for which bitsandbytes has no format; keep them float")
         elif name.rpartition(".")[2] in ("weight_scale", "weight_zero_point", "float_weight"):
             raise ValueError(f'{name} has no counterpart in bitsandbytes: only quantizer="absmax", outlier_weight="dequantized" do')
         else:

@@ -43,8 +43,8 @@ class Frozen:
     A subclass of torch.nn.Parameter would do the same at 3 microseconds per call of the layer, which torch spends on its type.
     """
 
-    def __init__(self, codes: Tensor | None = None) -> None:
-        self._codes = None if codes is None else weakref.ref(codes)
+    def __init__(self, codes: Tensor | None = None, holder: str = "Int8Linear's weight") -> None:
+        self._codes, self._holder = None if codes is None else weakref.ref(codes), holder
 
     def __call__(self, requires_grad: bool = True) -> Tensor | None:
         """Does nothing for False.
@@ -54,7 +54,7 @@ class Frozen:
         """
         if requires_grad:
             raise RuntimeError(
-                "Int8Linear's weight holds int8 codes and stays frozen: only Tensors of floating point dtype can require gradients. "
+                f"{self._holder} holds int8 codes and stays frozen: only Tensors of floating point dtype can require gradients. "
                 "Train an adapter on top, or keep the layer float: name it in skip (quantize_model) or skip_modules (Int8Config); "
                 "that is what PEFT's modules_to_save needs, too"
             )

@@ -10,6 +10,7 @@ from . import arguments, attachments, bitsandbytes_checkpoint
 from .eager import engine_for
 from .guard import HoldsCodes
 from .operators import int8_linear
+from .stored_state import check_stored, without_casting
 from .transformers_traits import initialized, is_conv1d
 from .weights import QuantizedWeight, absmax_scale, absolute_maximum
 
@@ -194,7 +195,8 @@ class Int8Linear(HoldsCodes, nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         """Returns x @ weight.T + bias, (..., N) for x (..., K), by mixed-precision decomposition."""
         own = self._parameters
-        weight, bias = QuantizedWeight.of_layer(self), own["bias"] if "bias" in own else self.bias
+        weight = QuantizedWeight.of_layer(self)
+        bias = own["bias"] if "bias" in own else self.bias  # noqa: SIM401, which would ask the module for it at every call
         native = engine_for(x, weight, bias)
         if native is not None and x.shape[-1] == self.in_features:
             return native.linear(x, weight, bias, arguments.threshold(self.threshold), self.granularity != "tensor")
@@ -215,17 +217,12 @@ class Int8Linear(HoldsCodes, nn.Linear):
         return ", ".join(shown)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Int8Linear":
-        kept = [id(self._parameters.get(name)) for name in STORED]
+        kept = [self._parameters.get(name) for name in STORED]
         scale = self._parameters.get(SCALES[self.quantizer != "absmax"])
         if scale is not None:
             self.float_dtype = fn(scale.detach()[:0].to(self.float_dtype)).dtype  # what a float weight would become
 
-        def apply(tensor: Tensor) -> Tensor:
-            applied = fn(tensor)
-            # Moved, but not cast.
-            return tensor.to(applied.device) if id(tensor) in kept and applied.dtype != tensor.dtype else applied
-
-        return super()._apply(apply, recurse)
+        return super()._apply(without_casting(kept, fn), recurse)
 
     def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs) -> None:
         try:
@@ -240,17 +237,8 @@ class Int8Linear(HoldsCodes, nn.Linear):
         """Checks what copying into the parameters would silently accept."""
         for name in STORED:
             own, given = self._parameters.get(name), state_dict.get(prefix + name)
-            if own is None or given is None:
-                continue
-            if given.dtype != own.dtype:
-                hint = "; quantize a float weight with Int8Linear.from_float" if name == "weight" else ""
-                raise ValueError(f"{prefix}{name} must have dtype {own.dtype}, the state dict holds {given.dtype}{hint}")
-            if given.is_meta:
-                continue
-            if name in SCALES and bool((given < 0).any()):
-                raise ValueError(f"{prefix}{name} must not be negative, the state dict holds {given.min().item()}")
-            if name == "weight" and self.quantizer == "absmax" and given.numel() and given.min() == -128:
-                raise ValueError(f"{prefix}weight must hold codes of -127 to 127, the state dict holds -128")
+            if own is not None and given is not None:
+                check_stored(prefix + name, own, given, symmetric=self.quantizer == "absmax")
 
 
 def weight_and_bias(module: nn.Module) -> tuple[Tensor, Tensor | None]:

@@ -1,15 +1,17 @@
-"""Turns the linear layers of a model into int8, in place, and says what it did."""
+"""Turns the linear layers and the experts of a model into int8, in place, and says what it did."""
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import nn
 
 from . import arguments
+from .experts import Int8Experts, check_accumulators, other_settings
 from .linear import Int8Linear, weight_and_bias
 from .selection import Summary, choose_layers, named_in, size_of
+from .selection.choice import is_float_experts
 from .selection.placeholders import check_weights_are_here
 from .transformers_traits import heads, transformers_is_loaded
 
@@ -25,9 +27,10 @@ def quantize_model(
     granularity: str = "vector",
     progress: bool | None = None,
 ) -> nn.Module:
-    """Replaces the linear layers of `model` by `Int8Linear`, in place.
+    """Replaces the linear layers of `model` by `Int8Linear`, in place, and turns its experts into `Int8Experts`.
 
-    torch.nn.Linear, subclasses of it that compute the same, and transformers' Conv1D are replaced. What stays as it was, and why,
+    torch.nn.Linear, subclasses of it that compute the same, and transformers' Conv1D are replaced; experts that transformers 5 stores as
+    3-dimensional parameters become int8 where they are, if the settings below are the default ones. What stays as it was, and why,
     is in the summary: it is logged (logger "fast.model", level INFO; WARNING if nothing was quantized) and kept as
     `model.quantization_summary`. Layers are replaced one after another, so that no more than one layer's float and int8 weights
     exist together. All arguments are checked before the first. If a layer still fails (out of memory), every layer is either
@@ -60,9 +63,8 @@ def quantize_model(
     summary = Summary(bytes_before=size_of(model))
     skipped = _skipped(model, skip)
     check_weights_are_here(model, skipped)
-    chosen = choose_layers(model, skipped, summary)
-    for module in chosen:
-        arguments.accumulator_fits(weight_and_bias(module)[0].shape[1], quantizer)
+    chosen = choose_layers(model, skipped, summary, other_settings(outlier_weight, quantizer, granularity))
+    _check_sizes(chosen, quantizer)
     pending = list(chosen.items())
     chosen.clear()
     with _progress_bar(len(pending), progress) as advance:
@@ -92,6 +94,14 @@ def _check(model: nn.Module, skip: Sequence[str] | None) -> None:
         raise TypeError(f"skip must be a sequence of names, got the string {skip!r}; write ({skip!r},)")
 
 
+def _check_sizes(chosen: Iterable[nn.Module], quantizer: str) -> None:
+    for module in chosen:
+        if is_float_experts(module):
+            check_accumulators(module)
+        else:
+            arguments.accumulator_fits(weight_and_bias(module)[0].shape[1], quantizer)
+
+
 def _skipped(model: nn.Module, skip: Sequence[str] | None) -> Callable[[str], bool | str]:
     if skip is not None:
         return named_in(skip)
@@ -113,8 +123,9 @@ def _replace_layers(
     """
     while pending:
         module, names = pending.pop(0)
+        before, experts = size_of(module), is_float_experts(module)
         try:
-            layer = Int8Linear.from_float(module, None, *settings)
+            layer = Int8Experts.from_float(module, settings[0]) if experts else Int8Linear.from_float(module, None, *settings)
         except Exception as error:
             done = len(summary.quantized)
             error.add_note(
@@ -122,8 +133,10 @@ def _replace_layers(
                 "the model works as it is, and calling again goes on"
             )
             raise
-        summary.quantized[names[0]] = (size_of(module), size_of(layer))
-        for name in names:
+        summary.quantized[names[0]] = (before, size_of(layer))
+        if experts:
+            summary.experts.add(names[0])
+        for name in names if layer is not module else ():
             if name == "":
                 model = layer
             else:
@@ -148,21 +161,21 @@ def _progress_bar(total: int, progress: bool | None) -> Iterator[Callable[[], ob
 
 
 def dequantize_model(model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
-    """Replaces each `Int8Linear` of `model` by a torch.nn.Linear with the weight that its codes stand for, in place.
+    """Replaces each `Int8Linear` of `model` by a torch.nn.Linear with the weight that its codes stand for, in place; experts likewise.
 
     Rounding is not undone: the float model has the weights that the int8 model computed with. The method `dequantize` of a model of
     transformers does the same, and takes the quantization out of its config.
 
     Args:
-        model: any module; a bare `Int8Linear` is replaced and returned.
+        model: any module; bare `Int8Linear` or `Int8Experts` are replaced and returned.
         dtype: of weights and biases; None for that of the float weights that were quantized.
 
     Returns:
         The same model.
     """
-    made: dict[nn.Module, nn.Linear] = {}
+    made: dict[nn.Module, nn.Module] = {}
     for name, module in list(model.named_modules(remove_duplicate=False)):
-        if not isinstance(module, Int8Linear):
+        if not isinstance(module, (Int8Linear, Int8Experts)):
             continue
         if module not in made:
             made[module] = module.dequantize(dtype)

@@ -4,14 +4,15 @@ Inside, `implementation(x)` decides who computes, at run time: the data-dependen
 break a graph. From outside, PyTorch sees only the shapes, the dtypes and the gradient.
 """
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from . import arguments
 from .dispatch import implementation
+from .transforms import in_transform, is_transformed
 from .weights import QuantizedWeight
 
 torch.library.define("llm_int8::quantize", "(Tensor x, bool per_row, str quantizer) -> (Tensor, Tensor, Tensor)")
@@ -77,14 +78,17 @@ def _unflattened(flat: tuple[Any, ...]) -> tuple[QuantizedWeight, Tensor | None,
     return QuantizedWeight(*flat[: BIAS - 1]), *flat[BIAS - 1 :]
 
 
+def without_autocast(x: Tensor) -> AbstractContextManager:
+    """A context with the contract's float32 sums, whatever the caller's."""
+    device = x.device.type
+    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
+
+
 @torch.library.impl("llm_int8::linear", "default")
 def _linear(x: Tensor, *flat: Flat) -> Tensor:
     weight, bias, threshold, per_row = _unflattened(flat)
     rows, limit = arguments.rows_of(x), arguments.threshold(threshold)
-    if torch.is_autocast_enabled(x.device.type):
-        with torch.autocast(x.device.type, enabled=False):  # the contract's float32 sums, whatever the caller's context
-            y = implementation(x).linear(rows, weight, bias, limit, per_row)
-    else:
+    with without_autocast(x):
         y = implementation(x).linear(rows, weight, bias, limit, per_row)
     # Not `view`: an operator's output that is a view cannot be changed in place under autograd.
     return y if x.ndim == 2 else torch.ops.aten._unsafe_view(y, (*x.shape[:-1], y.shape[1]))
@@ -133,10 +137,7 @@ def _linear_vmap(info, in_dims: tuple, *inputs: Any) -> tuple[Tensor, int]:
 
 
 class _Transformed(torch.autograd.Function):
-    """The operator under torch.func's transforms and in forward mode, which torch.library has no registrations for.
-
-    Without this grad and jacrev would fail, and a forward-mode derivative would be zero without a word.
-    """
+    """The operator under torch.func's transforms and in forward mode."""
 
     generate_vmap_rule = True
 
@@ -185,16 +186,5 @@ def int8_linear(
     """
     x = arguments.floats("x", x)
     arguments.same_k("x", x, "weight", weight.codes)
-    linear = _transformed if _is_transformed() else torch.ops.llm_int8.linear
-    return linear(x, *weight, bias, threshold, granularity != "tensor")
-
-
-def _transformed(*inputs: Any) -> Tensor:
-    # torch.compile cannot trace what `save_for_forward` belongs to. Not as a decorator: that would load the compiler, and Triton with
-    # it, whenever this package is imported.
-    return torch.compiler.disable(_Transformed.apply)(*inputs)
-
-
-def _is_transformed() -> bool:
-    """Whether a transform of torch.func or forward mode is on."""
-    return forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
+    inputs = (x, *weight, bias, threshold, granularity != "tensor")
+    return in_transform(_Transformed, *inputs) if is_transformed() else torch.ops.llm_int8.linear(*inputs)

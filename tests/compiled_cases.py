@@ -201,11 +201,12 @@ def gluon_cases(arch: str) -> Iterator[Case]:
 
 
 def decode_cases(arch: str) -> Iterator[Case]:
-    rows = rows_of(configurations.DECODES[arch], configurations.DECODE_GENERAL)
-    for number, row in enumerate(rows):
-        m = 1 if row.tile_m == 1 else (5, 16, 9)[number % 3]
+    rows = [*configurations.DECODES[arch], configurations.Row(configurations.DECODE_GENERAL, 16)]
+    # As many rows of X as a row of the table serves, or one less: its tile has padding or none.
+    served = dict.fromkeys((row.configuration, m) for row in rows for m in {row.up_to_m or 16, max(1, (row.up_to_m or 16) - 1)})
+    for number, (row, m) in enumerate(served):
         call = partial(layer, m, row.block_n + 9, 912, HALF, 6.0, "dequantized", "zeropoint", "vector", MANY)
-        yield f"decode {number}: {row.tile_m}x{row.block_n}x{row.block_k}", with_row("decode", row, call)
+        yield f"decode {number}: {m} rows, {row.block_n}x{row.block_k}", with_row("decode", row, call)
     few = tuple(range(0, 320, 7))  # 7 has no factor in common with a layout either
     yield "decode, absmax, bfloat16", lambda: layer(5, 41, 320, BRAIN, 6.0, "dequantized", "absmax", "vector", few)
     yield "decode, one row, absmax", lambda: layer(1, 41, 320, BRAIN, 6.0, "dequantized", "absmax", "vector", few)

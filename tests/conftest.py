@@ -76,6 +76,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason="could not import 'triton'"))
 
 
+@pytest.fixture
+def on_the_cpu() -> Iterator[None]:
+    """The CPU's engine computes, not the kernels in Triton's interpreter: they would take minutes to test what is around them."""
+    from fast import backend
+
+    with backend("cpu"):
+        yield
+
+
 @pytest.fixture(autouse=True)
 def emulated() -> Iterator[None]:
     """With EMULATE set, each test runs within an emulated GPU."""
@@ -128,4 +137,4 @@ def _version(name: str) -> str:
 
 
 # Here, since what they import has to find the environment that is set above.
-from tests.tiny_models import folder, on_the_cpu_path, text  # noqa: F401
+from tests.tiny_models import folder, text  # noqa: F401

@@ -6,7 +6,7 @@ the float model that holds those weights compute the same, up to float32's round
 
 import copy
 import pickle
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import peft
@@ -89,13 +89,7 @@ REFUSED = {"GLORA": "Int8Linear.* is not a plain torch.nn.Linear"}
 
 TUNERS = {name: config for name, config in ALL_TUNERS.items() if name not in REFUSED}
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # PEFT's own
-
-
-@pytest.fixture(autouse=True)
-def on_the_cpu() -> Iterator[None]:
-    with fast.backend("cpu"):
-        yield
+pytestmark = [pytest.mark.usefixtures("on_the_cpu"), pytest.mark.filterwarnings("ignore")]  # PEFT's own
 
 
 def llama(**options: Any) -> nn.Module:

@@ -3,8 +3,6 @@
 Outputs differ in what bitsandbytes does otherwise, and by no more; the bounds say by how much.
 """
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from hypothesis import given
@@ -28,10 +26,7 @@ MISPRINT = abs(THEIR_CONSTANT * 127**2 - 1)
 N = 7
 
 
-@pytest.fixture(autouse=True)
-def on_the_cpu() -> Iterator[None]:
-    with fast.backend("cpu"):
-        yield
+pytestmark = pytest.mark.usefixtures("on_the_cpu")
 
 
 def float16_weight(k: int, seed: int = 1) -> Tensor:

@@ -9,7 +9,7 @@ from experiments import memory
 from experiments.lm import losses
 from experiments.pages import claims
 
-pytestmark = pytest.mark.usefixtures("on_the_cpu_path")
+pytestmark = pytest.mark.usefixtures("on_the_cpu")
 
 
 def losses_of(**methods: list[float]) -> dict[str, Any]:
@@ -93,13 +93,28 @@ def test_the_verdict_about_speed_follows_from_the_narrowest_and_the_widest_layer
 
     def verdict(narrow: tuple[float, float], wide: tuple[float, float]) -> str:
         few = [row(512, 2.0, 2.1, m=1), row(8192, 0.4, 0.5, m=1)]  # another story, which the paper does not tell
-        return claims.faster_when_wide({"rows": [*few, row(512, *narrow), row(2048, 0.9, 1.1), row(8192, *wide)]})[1]
+        rows = [*few, row(512, *narrow), row(2048, 0.9, 1.1), row(8192, *wide)]
+        text, found = claims.faster_when_wide({"rows": rows, "settings": {"device": "cpu"}})
+        assert text.startswith("on a CPU, M = 4096; ")
+        return found
 
     assert verdict((0.4, 0.6), (1.5, 1.6)) == "agrees"
     assert verdict((0.4, 0.6), (0.8, 0.9)) == "does not agree"
     assert verdict((1.1, 1.2), (1.5, 1.6)) == "does not agree"
     assert verdict((0.4, 0.6), (0.9, 1.1)) == "not decided"
     assert claims.faster_when_wide({"rows": []})[1] == "not measured"
+
+
+@pytest.mark.parametrize(("there", "said"), [(["cuda", "cpu"], "on a GPU"), (["cpu"], "on a CPU"), ([], "not measured")])
+def test_the_verdict_about_speed_is_that_of_a_gpu_if_there_is_a_record_of_one(there: list[str], said: str) -> None:
+    ratio = {"median": 1.0, "low": 0.9, "high": 1.1}
+    rows = [
+        {"part": "crossover", "m": 1, "k": k, "n": k, "contenders": {"int8": {"stage": False, "label": "int8", "ratio": ratio}}}
+        for k in (512, 1024)
+    ]
+    found = {f"speed-{device}": {"rows": rows, "settings": {"device": device}} for device in there}
+    (line,) = [line for line in claims.claims(found.get).split("\n") if "appendix D" in line]
+    assert said in line
 
 
 def test_the_verdicts_about_the_threshold_can_fail() -> None:

@@ -4,7 +4,7 @@ Rounding the activations counts as the identity, so the derivative to the input 
 weight that is kept. torch.nn.Linear with that weight is what each result is compared with.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -26,13 +26,10 @@ FORMS = [
     ("float", "zeropoint", "tensor"),
 ]
 
-pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")  # torch's own, in forward mode
-
-
-@pytest.fixture(autouse=True)
-def on_the_cpu() -> Iterator[None]:
-    with fast.backend("cpu"):
-        yield
+pytestmark = [
+    pytest.mark.usefixtures("on_the_cpu"),
+    pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning"),  # torch's own, in forward mode
+]
 
 
 def made(form: tuple[str, str, str], seed: int = 1) -> Int8Linear:

@@ -7,7 +7,7 @@ import concurrent.futures
 import contextvars
 import json
 import pickle
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -241,12 +241,6 @@ def test_the_longest_sum_that_is_allowed_is_exact_at_its_worst(side):
 
 
 # A model and its surroundings.
-
-
-@pytest.fixture
-def on_the_cpu() -> Iterator[None]:
-    with fast.backend("cpu"):
-        yield
 
 
 def llama() -> nn.Module:

@@ -263,6 +263,12 @@ def test_a_loop_of_machine_code_is_what_comes_back_to_itself():
     assert loops == [[0, 0x10, 0x20, 0x30, 0x40, 0x80, 0x90], [0xB0]]
 
 
+def test_what_lies_between_two_instructions_of_a_loop_goes_round_it():
+    loop = machine_code.loops(machine_code.lines(SASS))[0]
+    assert [line.address for line in machine_code.between(loop, "DEPBAR", "IGMMA")] == [0x30, 0x40]
+    assert [line.address for line in machine_code.between(loop, "IGMMA", "DEPBAR")] == [0x10]
+
+
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_fault_in_the_machine_code_is_seen(fault):
     with pytest.raises(AssertionError):

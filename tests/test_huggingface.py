@@ -7,7 +7,6 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +29,6 @@ from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
     LlamaModel,
-    MixtralConfig,
-    MixtralForCausalLM,
     OPTConfig,
     OPTForCausalLM,
     PreTrainedModel,
@@ -71,10 +68,7 @@ NEEDS_BITSANDBYTES = pytest.mark.skipif(importlib.util.find_spec("bitsandbytes")
 OWN_LOOPBACK = {"GLOO_SOCKET_IFNAME": "lo", "TRITON_INTERPRET": "0", "OMP_NUM_THREADS": "1"}
 
 
-@pytest.fixture(autouse=True)
-def on_the_cpu() -> Iterator[None]:
-    with fast.backend("cpu"):
-        yield
+pytestmark = pytest.mark.usefixtures("on_the_cpu")
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -192,17 +186,6 @@ def test_a_weight_that_is_also_the_embedding_stays_float_whatever_is_skipped(tmp
     model = model_class.from_pretrained(tmp_path, quantization_config=Int8Config(skip_modules=[]))
     assert model.quantization_summary.kept["lm_head"][1] == "its weight is also model.embed_tokens.weight"
     assert model.lm_head.weight is model.model.embed_tokens.weight
-
-
-def test_fused_experts_stay_float_and_the_summary_says_so(tmp_path):
-    config = MixtralConfig(intermediate_size=48, num_key_value_heads=2, num_local_experts=4, **SIZES)
-    MixtralForCausalLM(config).save_pretrained(tmp_path)
-    model = MixtralForCausalLM.from_pretrained(tmp_path, quantization_config=Int8Config())
-    assert model.quantization_summary.kept["model.layers.0.mlp.experts.gate_up_proj"] == (
-        4 * 2 * 48 * 32 * 4,
-        "a 3-dimensional parameter, not a linear layer",
-    )
-    assert "model.layers.0.mlp.experts.gate_up_proj" in str(model.quantization_summary)
 
 
 def test_the_base_model_loads_from_the_checkpoint_of_a_model_with_a_head(tmp_path):

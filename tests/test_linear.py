@@ -6,7 +6,7 @@ That its results equal the reference's is in test_pairs.py; here a layer is comp
 import copy
 import io
 import pickle
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import peft
@@ -26,11 +26,7 @@ N, K = 7, 40
 FORMS = [(w, q, g) for w in OUTLIER_WEIGHTS for q in QUANTIZERS for g in GRANULARITIES]
 
 
-@pytest.fixture(autouse=True)
-def on_the_cpu() -> Iterator[None]:
-    """The module's own code is under test, not the kernels."""
-    with fast.backend("cpu"):
-        yield
+pytestmark = pytest.mark.usefixtures("on_the_cpu")
 
 
 def weight(dtype: torch.dtype = torch.float32) -> Tensor:

@@ -38,12 +38,6 @@ def device(request: pytest.FixtureRequest) -> Iterator[torch.device]:
         yield DEVICE if request.param is TRITON else torch.device("cpu")
 
 
-@pytest.fixture
-def on_the_cpu() -> Iterator[None]:
-    with fast.backend("cpu"):
-        yield
-
-
 @pytest.fixture(autouse=True)
 def nothing_compiled_before() -> Iterator[None]:
     torch.compiler.reset()

@@ -4,7 +4,6 @@ import copy
 import logging
 import sys
 import weakref
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -21,10 +20,7 @@ from tests.comparison import DTYPES, REFERENCE, assert_product, assert_same
 VOCABULARY = 40
 
 
-@pytest.fixture(autouse=True)
-def on_the_cpu() -> Iterator[None]:
-    with fast.backend("cpu"):
-        yield
+pytestmark = pytest.mark.usefixtures("on_the_cpu")
 
 
 def llama(**options: Any) -> nn.Module:
@@ -335,25 +331,33 @@ def test_torchs_own_attention_reads_its_weights_itself_and_so_is_left_alone(make
     }
 
 
-def test_experts_in_one_three_dimensional_parameter_stay_and_are_reported():
-    model = transformers.MixtralForCausalLM(
-        transformers.MixtralConfig(
-            hidden_size=16,
-            intermediate_size=24,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            num_key_value_heads=1,
-            num_local_experts=4,
-            vocab_size=VOCABULARY,
-        )
-    )
-    fast.quantize_model(model)
-    kept = model.quantization_summary.kept
-    experts = {name: size for name, (size, reason) in kept.items() if reason == "a 3-dimensional parameter, not a linear layer"}
-    assert experts == {
-        "model.layers.0.mlp.experts.gate_up_proj": 4 * 48 * 16 * 4,
-        "model.layers.0.mlp.experts.down_proj": 4 * 16 * 24 * 4,
-    }
+MIXTRAL = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1}
+
+
+def mixtral() -> nn.Module:
+    return transformers.MixtralForCausalLM(transformers.MixtralConfig(**MIXTRAL, num_local_experts=4, vocab_size=VOCABULARY))
+
+
+def test_experts_in_three_dimensional_parameters_become_int8_and_have_a_line_of_their_own():
+    model = fast.quantize_model(mixtral())
+    summary, weights, rows = model.quantization_summary, 4 * (48 * 16 + 16 * 24), 4 * (48 + 16)
+    assert summary.quantized["model.layers.0.mlp.experts"] == (4 * weights, weights + 4 * rows)
+    assert summary.experts == {"model.layers.0.mlp.experts"}
+    assert "experts          1         0.0         0.0" in str(summary).splitlines()
+    assert f"quantized {len(summary.quantized) - 1:>8} " in str(summary)
+
+
+def test_experts_named_in_skip_stay():
+    model = fast.quantize_model(mixtral(), skip=("experts",))
+    assert model.quantization_summary.kept["model.layers.0.mlp.experts"] == (4 * 4 * (48 * 16 + 16 * 24), "named in skip")
+    assert not any(isinstance(module, fast.Int8Experts) for module in model.modules())
+
+
+@pytest.mark.parametrize(("setting", "value"), [("quantizer", "zeropoint"), ("granularity", "tensor"), ("outlier_weight", "float")])
+def test_experts_stay_where_they_would_need_settings_that_they_do_not_have(setting, value):
+    model = fast.quantize_model(mixtral(), **{setting: value})
+    assert model.quantization_summary.kept["model.layers.0.mlp.experts"][1] == f"experts do not take {setting}={value!r}"
+    assert isinstance(model.model.layers[0].self_attn.q_proj, Int8Linear)
 
 
 def test_a_linear_layer_of_its_own_kind_and_a_weight_of_another_dtype_stay():
@@ -461,10 +465,10 @@ def test_what_is_no_model_is_refused():
 
 
 def test_a_parameter_of_the_model_itself_goes_by_its_own_name():
-    class Experts(nn.Module):
+    class Stack(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.weights = nn.Parameter(torch.zeros(2, 3, 4))
 
-    model = fast.quantize_model(Experts())
+    model = fast.quantize_model(Stack())
     assert model.quantization_summary.kept == {"weights": (96, "a 3-dimensional parameter, not a linear layer")}

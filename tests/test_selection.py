@@ -1,7 +1,7 @@
 """Which layers become int8 and which stay: computed weights, weights that are elsewhere, parents that read them, subclasses."""
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -20,10 +20,7 @@ from tests.comparison import assert_same
 SIZES = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2}
 
 
-@pytest.fixture(autouse=True)
-def on_the_cpu() -> Iterator[None]:
-    with fast.backend("cpu"):
-        yield
+pytestmark = pytest.mark.usefixtures("on_the_cpu")
 
 
 def quantize(model: nn.Module, **options: Any) -> nn.Module:

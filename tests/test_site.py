@@ -75,13 +75,7 @@ def test_a_page_loads_whole_from_the_site_alone(open_page, path):
     assert page.locator(".katex-error, .arithmatex:not(:has(.katex))").count() == 0
     broken = page.eval_on_selector_all("article img", "all => all.filter(i => !i.naturalWidth || !i.alt.trim()).map(i => i.src)")
     assert broken == []
-
-
-@pytest.mark.parametrize("path", browser.pages(), ids=lambda path: path or "home")
-def test_a_page_fits_a_phone(open_page, path):
-    width, height = browser.VIEWS["phone"]
-    page = open_page(path, viewport={"width": width, "height": height})
-    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert page.locator(".drawing:not([role=img][aria-label])").count() == 0
 
 
 def test_a_page_without_formulae_errors_would_be_noticed(open_page, address):
@@ -101,6 +95,76 @@ def test_search_finds_a_word_of_the_contract(open_page):
 def test_a_reader_gets_the_colours_their_system_asks_for(open_page, scheme):
     page = open_page("", color_scheme=scheme)
     assert page.get_attribute("body", "data-md-color-scheme") == {"light": "default", "dark": "slate"}[scheme]
+
+
+# Predictions
+
+
+CHAPTER = "tutorials/01_absmax/"
+
+
+def test_without_scripts_a_result_is_folded_and_opens(open_page):
+    page = open_page(CHAPTER, java_script_enabled=False)
+    result = page.locator("details.prediction").first
+    assert not page.locator("form.prediction").first.is_visible()
+    assert result.get_attribute("open") is None
+    result.locator("summary").click()
+    assert result.locator("strong").first.is_visible()
+
+
+def test_every_prompt_of_a_page_has_one_result(open_page):
+    page = open_page(CHAPTER)
+    assert page.locator("form.prediction").count() == page.locator("details.prediction").count() > 3
+    assert page.locator("details.prediction[open]").count() == 0
+
+
+def test_a_guess_opens_the_result_and_is_compared_by_keyboard_alone_and_kept(open_page):
+    page = open_page(CHAPTER)
+    form, result = page.locator("form.prediction").first, page.locator("details.prediction").first
+    page.evaluate("document.querySelector('form.prediction input').focus()")
+    page.keyboard.press("Enter")
+    assert form.locator(".advice").inner_text() == "Answer first. A rough guess is enough."
+    page.keyboard.type("0,11")
+    page.keyboard.press("Tab")
+    page.keyboard.type("[127 5 1]")
+    page.keyboard.press("Tab")
+    page.keyboard.press("Space")  # the first option
+    page.keyboard.press("Enter")
+    said = ["You said 0,11. Computed: 0.1. Close: off by 10 %.", "Right: 127, 5, 1.", "You said 0.5. Computed: 0.08."]
+    assert form.locator(".compared").all_inner_texts() == said
+    assert result.get_attribute("open") is not None
+
+    page.reload()
+    assert form.locator(".compared").all_inner_texts() == said
+    assert result.get_attribute("open") is not None
+    form.locator("button").click()  # Guess again
+    assert form.locator("input").first.input_value() == ""
+    page.reload()
+    assert page.locator("details.prediction[open]").count() == 0
+
+
+@pytest.mark.parametrize(
+    ("answer", "guess", "state", "said"),
+    [
+        ("0.244", "0.244", "right", "Right: 0.244."),
+        ("0.244", "0.2441", "right", "Right: 0.244."),
+        ("0.244", "1/4", "close", "Close: off by 2.5 %."),
+        ("0.244", "0.5", "off", "2 times too large."),
+        ("133144", "2^17", "close", "Close: off by 1.6 %."),
+        ("8847360", "8.8 million", "close", "off by 0.54 %."),
+        ("1024", "1,024", "right", "Right: 1024."),
+        ("12.5", "12,5 %", "right", "Right: 12.5."),
+        ("-95", "95", "off", "You said 95. Computed: -95."),
+        ("-95", "−95", "right", "Right: -95."),
+        ("0", "3", "off", "You said 3. Computed: 0."),
+        ("1.08e+06", "1000", "off", "1,080 times too small."),
+    ],
+)
+def test_a_number_is_read_as_people_write_it_and_compared_as_they_would(open_page, address, answer, guess, state, said):
+    page = open_page("glossary/")
+    compare = "async ([a, g]) => (await import('../javascripts/predictions.js')).compare({kind: 'number', answer: a, shown: a}, g)"
+    got, text = page.evaluate(compare, [answer, guess])
+    assert (got, text.endswith(said)) == (state, True), text
 
 
 # The playground
@@ -218,6 +282,19 @@ def test_a_control_moved_before_python_runs_does_not_pass_old_numbers_off_as_new
     assert page.locator("#status").bounding_box()["y"] < page.locator("#verdict").bounding_box()["y"]
     page.fill("#outlier", "60")
     page.wait_for_selector(".play:not(.stale)")
+
+
+def test_on_a_phone_the_controls_stay_in_sight_and_fit_one_screen_with_the_maps(open_page):
+    width, height = browser.VIEWS["phone"]
+    page = open_page("playground/", viewport={"width": width, "height": height})
+    page.evaluate("document.querySelector('.play').scrollIntoView()")
+    for selector in (".controls", ".verdict", "#map-x", "#map-int8-error", "#map-decomposed-error"):
+        box = page.locator(selector).bounding_box()
+        assert box["y"] >= 0, selector
+        assert box["y"] + box["height"] <= height, selector
+    page.evaluate("document.querySelector('#probe').scrollIntoView({block: 'end'})")
+    page.evaluate("scrollBy(0, 250)")
+    assert 0 <= page.locator(".controls").bounding_box()["y"] < 60
 
 
 def test_every_map_is_drawn_and_described(playground):

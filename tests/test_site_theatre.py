@@ -9,7 +9,7 @@ pytest.importorskip("playwright.sync_api")
 
 from tests.test_ladder import WRONG, solution, wrong_text
 from tests.tools import browser
-from tutorials import ladder
+from tutorials import explore, ladder
 
 pytestmark = pytest.mark.site
 
@@ -132,7 +132,7 @@ def test_another_kernel_is_fetched_and_its_programs_can_be_gone_through(open_pag
     assert open_page("theatre/#quantize", viewport=WIDTHS[width]).wait_for_selector("#example").input_value() == "quantize"
 
 
-@pytest.mark.parametrize("path", ["theatre/", "theatre/write/"])
+@pytest.mark.parametrize("path", ["theatre/", "theatre/write/", "theatre/inside/", "theatre/explore/"])
 def test_every_control_has_a_name(open_page, path):
     page = open_page(path, viewport=WIDTHS["desktop"])
     nameless = page.eval_on_selector_all(
@@ -206,3 +206,67 @@ def test_the_editor_indents_and_lets_go_of_the_keyboard(ladder_page):
     editor.press("Escape")
     editor.press("Tab")
     assert ladder_page.evaluate("document.activeElement.classList.contains('run')")
+
+
+# Look inside
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_what_the_compiler_made_can_be_stepped_through(open_page, width):
+    page = open_page("theatre/inside/", viewport=WIDTHS[width])
+    for part in ("row", "tile"):
+        root = page.locator(f"#{part}")
+        root.locator("[data-action=first]").click()
+        count = int(root.locator(".at").get_attribute("max")) + 1
+        before = ""
+        for n in range(1, count + 1):
+            sentence = root.locator(".stage-sentence").inner_text()
+            assert sentence.startswith(f"Step {n} of {count}, ")
+            picture = root.locator(".stage-picture").inner_html()
+            assert picture != before
+            before = picture
+            root.locator("[data-action=step]").click()
+    assert page.evaluate("document.documentElement.scrollWidth") <= WIDTHS[width]["width"]
+
+
+def test_another_thread_is_followed_by_keyboard(open_page):
+    page = open_page("theatre/inside/", viewport=WIDTHS["desktop"])
+    page.focus("#thread")
+    page.keyboard.press("Home")
+    page.keyboard.press("ArrowRight")
+    assert "Thread 1 holds x[4] to x[7]." in page.inner_text("#row .stage-sentence")
+    assert page.inner_text("#owned").startswith("Thread 1 holds 32 entries of the tile: rows 0, 8, 32, 40; columns 2, 3, ")
+
+
+def test_the_tile_opens_where_one_block_is_multiplied_and_the_next_is_on_its_way(open_page):
+    static = open_page("theatre/inside/", java_script_enabled=False, viewport=WIDTHS["desktop"])
+    assert "On its way: block 1 of K." in static.inner_text("#tile .stage-sentence")
+    assert static.locator("#tile .panel .pending").count() == 512
+    assert static.locator("#tile .panel .arrived").count() == 512
+
+
+# A real model
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_the_model_can_be_explored(open_page, width):
+    page = open_page("theatre/explore/", viewport=WIDTHS[width])
+    first = page.inner_text(".verdict")
+    assert "Error of Y in int8 alone: 4.80 %; by LLM.int8(): 1.47 %" in first
+    page.wait_for_selector("#status[data-state=ready]", timeout=START_MILLISECONDS)
+    for button in page.locator("button.try").all():
+        settings = json.loads(button.get_attribute("data-settings"))
+        found = explore.compute(**settings)
+        button.click()
+        alone, decomposed = (f"{100 * error:.2f} %" for error in found["errors"])
+        page.wait_for_function(
+            "t => document.querySelector('.verdict').innerText.includes(t)",
+            arg=f"Error of Y in int8 alone: {alone}; by LLM.int8(): {decomposed}, with {len(found['outliers'])} of 576 columns",
+        )
+    assert page.evaluate("document.documentElement.scrollWidth") <= WIDTHS[width]["width"]
+    page.focus("#column")
+    page.keyboard.press("Home")
+    page.wait_for_function("document.querySelector('#picture').innerText.includes('Column 0: values and codes')")
+    page.locator("svg.columns").click(position={"x": 100, "y": 50})
+    page.wait_for_function("!document.querySelector('#picture').innerText.includes('Column 0: values and codes')")
+    assert page.locator("#explore.stale").count() == 0

@@ -21,8 +21,11 @@ PAIRS = {
     "vectorwise": ("int8_matmul", "quantized_matmul"),
     "decomposition": ("outlier_columns", "llm_int8_matmul"),
     "linear": ("Int8Linear",),
+    "experts": ("Int8Experts",),
 }
 PAIRED = [name for names in PAIRS.values() for name in names]
+#: Their constructors differ for the experts: a module of transformers on one side, arrays on the other.
+FUNCTIONS = [name for name in PAIRED if not name.startswith("Int8")]
 
 #: The theory of the method and the study of a model: there is nothing to make fast.
 REFERENCE_ONLY = ("bounds", "features")
@@ -47,7 +50,7 @@ def test_the_table_of_pairs_is_complete():
     assert set(PAIRED) <= set(fast.__all__)
 
 
-@pytest.mark.parametrize("name", PAIRED[:-1])
+@pytest.mark.parametrize("name", FUNCTIONS)
 def test_twins_take_the_same_arguments(name):
     assert signature(getattr(reference, name)) == signature(getattr(fast, name))
 
@@ -56,6 +59,11 @@ def test_the_layers_take_the_same_arguments():
     ours, theirs = fast.Int8Linear, reference.Int8Linear
     assert signature(ours.from_float) == signature(theirs.from_float)
     assert signature(ours.forward) == signature(theirs.__call__)
+
+
+def test_the_experts_take_the_same_arguments():
+    ours, theirs = (list(inspect.signature(call).parameters) for call in (fast.Int8Experts.forward, reference.Int8Experts.__call__))
+    assert ours == theirs == ["self", "hidden_states", "top_k_index", "top_k_weights"]
 
 
 def test_results_have_the_same_fields():
@@ -79,7 +87,7 @@ def test_every_reference_file_has_its_twin_or_is_reference_only():
 
 
 @pytest.mark.parametrize("package", [reference, fast], ids=lambda package: package.__name__)
-@pytest.mark.parametrize("name", [*PAIRED[:-1], "Int8Linear.from_float"])
+@pytest.mark.parametrize("name", [*FUNCTIONS, "Int8Linear.from_float", "Int8Experts.from_float"])
 def test_a_docstring_says_every_argument(package, name):
     function = package
     for part in name.split("."):

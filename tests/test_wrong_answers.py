@@ -375,6 +375,32 @@ def test_the_right_idea_is_told_apart_from_the_right_bits():
     assert checks.vectorwise(VECTORWISE["by row"][0]).message.startswith("not right yet: ")
 
 
+def _dequantized_decomposition(x, w, threshold):
+    """Dequantizes the regular columns and multiplies in float32: the method, in other roundings."""
+    o = reference.outlier_columns(x, threshold)
+    regular, weight = (reference.absmax_dequantize(*reference.absmax_quantize(a, -1)) for a in (np.where(o, np.float32(0), x), w))
+    return regular @ weight.T + x[:, o] @ w[:, o].T
+
+
+def test_a_product_in_other_roundings_has_the_right_idea():
+    words = "the idea is right: equal up to the roundings of a float32 product on "
+    assert checks.decomposition(_dequantized_decomposition).message.startswith(words)
+    assert checks.decomposition(lambda x, w, t: x @ w.T).message.startswith("not right yet: ")
+    assert checks.decomposition(lambda x, w, t: reference.quantized_matmul(x, w)).message.startswith("not right yet: ")
+
+
+def test_the_ordinary_numbers_are_graded_apart_from_the_reserved_ones():
+    (unguarded,) = (mistake for hint, mistake in checks.float16.mistakes if hint.startswith("only exponents 1 to 30"))
+    (biased,) = (mistake for hint, mistake in checks.float16.mistakes if hint.startswith("the bias is 15, not 16"))
+    assert checks.float16(unguarded).message.startswith("the idea is right: right for exponents 1 to 30 on ")
+    assert checks.float16(biased).message.startswith("not right yet: ")
+
+
+def test_a_right_answer_says_how_exactly_it_agrees():
+    assert re.search(r"agrees bit for bit on (\d+) of \1 inputs", checks.absmax(checks.absmax.right).message)
+    assert re.search(r"agrees within its bound on (\d+) of \1 inputs", checks.decomposition(checks.decomposition.right).message)
+
+
 def test_only_what_was_printed_for_the_input_shown_is_shown(capsys):
     def my_absmax(x):
         print("shape", x.shape)

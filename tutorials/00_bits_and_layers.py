@@ -28,7 +28,7 @@ import numpy as np
 import torch
 from matplotlib import pyplot as plt
 
-from tutorials import checks, model_data, pictures, running_table
+from tutorials import checks, model_data, pictures, predict, running_table
 from tutorials.example import W, X
 
 torch.set_grad_enabled(False)
@@ -38,7 +38,7 @@ np.set_printoptions(precision=4, suppress=True)
 # ## The idea
 #
 # A number in 16 bits is a number in scientific notation, in base two: a **sign**, an **exponent** and a **fraction**.
-# 12.70 is about 1.5875 x 2^3. The exponent says between which two powers of two the number lies, the fraction where
+# 5.5 is 1.375 x $2^2$. The exponent says between which two powers of two the number lies, the fraction where
 # between them. **float16** has 1 + 5 + 10 bits for the three: between two neighbouring powers of two there are always
 # 1024 steps, so the steps get larger as the numbers do.
 #
@@ -59,6 +59,10 @@ np.set_printoptions(precision=4, suppress=True)
 # ($f = 0$) or not a number, NaN.
 #
 # **bfloat16** has 1 + 8 + 7 bits and the bias 127: the range of float32, with 128 steps between two powers of two.
+#
+# In an **int8** the eight bits count -128, 64, 32, 16, 8, 4, 2 and 1.
+#
+# <!-- bits to flip, on the site -->
 #
 # ## By hand
 #
@@ -97,12 +101,16 @@ pictures.show(
     f"{half[6:]}. Below it the eight bits of 127 in int8: {byte}.",
 )
 stored = (-1) ** sign * 2.0 ** (exponent - 15) * (1 + fraction / 1024)
-print(f"exponent {exponent}, fraction {fraction}: {stored}")
+predict.number("the exponent that is stored", exponent)
+predict.number("the fraction", fraction)
+predict.number("the number that is stored", stored, ".6f")
+predict.explain(
+    f"It lies between 8 and 16, so the power is 2^3, and {exponent} - 15 = 3. "
+    f"0.5875 x 1024 = 601.6, so the fraction is {fraction}. Between 8 and 16 a step is "
+    f"8/1024 = {8 / 1024:.4f}, and 12.70 is off by less than half of it."
+)
 
 # %% [markdown]
-# It lies between 8 and 16, so the power is 2^3 and $e$ = 18. 0.5875 x 1024 = 601.6, so $f$ = 602, and what is stored is
-# 8 x (1 + 602/1024) = 12.703125. Between 8 and 16 a step is 8/1024 = 0.0078, and 12.70 was off by less than half of it.
-#
 # ## How far apart the numbers are
 #
 # > **Predict.** An int8 for which one step is worth 0.1 reaches to 12.7. From which size on is it *more* precise than a
@@ -110,6 +118,8 @@ print(f"exponent {exponent}, fraction {fraction}: {stored}")
 
 # %%
 sizes = 2.0 ** np.linspace(-8, 7, 400)
+inside = sizes <= 12.7
+options = ["nowhere", "from some size on"]
 figure, ax = plt.subplots()
 for name, fractions, color in (
     ("float16", 10, pictures.BLUE),
@@ -117,7 +127,8 @@ for name, fractions, color in (
 ):
     steps = 2.0 ** (np.floor(np.log2(sizes)) - fractions)
     ax.plot(sizes, steps, color=color, label=name)
-inside = sizes <= 12.7
+    wider = bool((steps[inside] > 0.1).any())
+    predict.choice(f"int8 is more precise than {name}", options, options[wider])
 ax.plot(
     sizes[inside],
     np.full(inside.sum(), 0.1),
@@ -139,13 +150,15 @@ pictures.show(
     "comes nearest, from 8 on.",
 )
 for size in (0.08, 1.0, 12.0):
-    half_step = float(np.spacing(np.float16(size)))
-    print(f"at {size:>5}: float16 step {half_step:.5f}, int8 step 0.1")
+    step = float(np.spacing(np.float16(size)))
+    print(f"at {size:>5}: float16 step {step:.5f}, int8 step 0.1")
+predict.explain(
+    "So eight bits lose precision, most of all in small numbers: 0.08 itself is less "
+    "than one step."
+)
 
 # %% [markdown]
-# Never: at 12 its step is 0.0078, and at 0.08 it is less than a thousandth of that of int8, where 0.08 itself is less
-# than one step. bfloat16 comes near from 8 on, with 0.0625. So eight bits lose precision, most of all in small numbers.
-# The course asks how little of it matters, once the step is chosen well.
+# The course asks how little of the difference matters, once the step of the int8 is chosen well.
 #
 # ## What a layer multiplies
 #
@@ -186,12 +199,14 @@ linears = {
     for name, module in model.named_modules()
     if isinstance(module, torch.nn.Linear) and name != "lm_head"
 }
+in_linears = sum(module.weight.numel() for module in linears.values())
+total = sum(parameter.numel() for parameter in model.parameters())
+predict.text("rows and columns of the W of gate_proj", np.array(w.shape))
+predict.number("multiplications per token", w.size, ",d")
+predict.number("share in linear layers", 100 * in_linears / total, ".0f", "%")
 for name, module in list(linears.items())[:7]:
     n, k = module.weight.shape
     print(f"{name.removeprefix('model.layers.0.'):<18} W is {n:>4} x {k:>4}")
-in_linears = sum(module.weight.numel() for module in linears.values())
-total = sum(parameter.numel() for parameter in model.parameters())
-print(f"one token through gate_proj: {w.size:,} multiplications")
 print(f"in {len(linears)} linear layers: {in_linears:,} of {total:,} numbers")
 print(
     f"two bytes each: {pictures.quantity(2 * in_linears)}; one byte each: "
@@ -213,12 +228,15 @@ print("X\n", X, "\nW\n", W, "\nY = X W'\n", X @ W.T, sep="")
 #
 # Here are all entries of one real X: 512 tokens of English, at the `gate_proj` of the last block.
 #
-# > **Predict.** What shape will the histogram have? How large is the largest entry, if half of
-# > them are at most an eighth?
+# > **Predict.** Half of all magnitudes are at most an eighth. How large is the largest? And how many humps has the
+# > histogram?
 
 # %%
 figure, ax = plt.subplots()
-ax.hist(x.ravel(), bins=80, color=pictures.BLUE)
+heights, *_ = ax.hist(x.ravel(), bins=80, color=pictures.BLUE)
+risen = np.concatenate([[False], heights >= 20])
+predict.number("the largest", x.max(), ".1f")
+predict.number("humps", int((risen[1:] & ~risen[:-1]).sum()))
 large = x > 5
 columns, counts = np.unique(np.nonzero(large)[1], return_counts=True)
 most = int(columns[counts.argmax()])
@@ -240,15 +258,19 @@ pictures.show(
     "and 2. A second, separate hump of a few hundred entries lies around 7, and a "
     f"single entry at {x.max():.0f}.",
 )
-print(f"largest {x.max():.1f}, median magnitude {np.median(np.abs(x)):.3f}")
+print(f"median magnitude {np.median(np.abs(x)):.3f}")
 for column, count in zip(columns, counts, strict=True):
     print(f"above 5 in column {column}: {count} of {len(x)} tokens")
+predict.explain(
+    "There is a second hump, far from everything else, and all of it is in *one* "
+    f"column of {x.shape[1]}, column {most}. Nearly every token has it, whatever word "
+    "it is. "
+    "(The single entry farthest out is in another column; it belongs to the first "
+    "token of the text.)"
+)
 
 # %% [markdown]
-# There is a second hump, far from everything else, and all of it is in *one* column of 576. Nearly every token has it,
-# whatever word it is. (The single entry near 31 is in another column; it belongs to the first token of the text.)
-#
-# What is feature 17 for, and what does one such column do to eight bits? Chapter 01 shows what it costs. Chapter 04
+# What is such a feature for, and what does one such column do to eight bits? Chapter 01 shows what it costs. Chapter 04
 # finds out what it is. Chapter 05 is the answer of the paper.
 #
 # ## The law
@@ -282,10 +304,10 @@ print(f"the real X: off by at most {relative.max() * 2**11:.3f} of 2^-11, relati
 
 # %%
 with np.errstate(over="ignore"):
-    print("70000 in float16:   ", np.float32(70000).astype(np.float16))
-    print("2048 + 1 in float16:", float(np.float16(2048) + np.float16(1)))
-    print("127 + 1 in int8:    ", np.int8(127) + np.int8(1))
-    print("200.7 cast to int8: ", np.array([200.7]).astype(np.int16).astype(np.int8)[0])
+    predict.text("70000 in float16", np.float32(70000).astype(np.float16))
+    predict.number("2048 + 1 in float16", float(np.float16(2048) + np.float16(1)))
+    predict.number("127 + 1 in int8", int(np.int8(127) + np.int8(1)))
+    print("200.7 cast to int8:", np.array([200.7]).astype(np.int16).astype(np.int8)[0])
 
 # %% [markdown]
 # The largest float16 is 65504; what is larger becomes infinite. From 2048 on the steps are 2. An int8 wraps around: 128

@@ -20,6 +20,8 @@
 # product of LLM.int8().
 
 # %%
+import textwrap
+
 import numpy as np
 import torch
 from matplotlib import pyplot as plt
@@ -261,8 +263,8 @@ closest = alike if np.corrcoef(spread, gain)[0, 1] > 0 else unlike
 predict.choice("they lie closest where the tokens are", options, closest)
 predict.number("times as small vector-wise", mean["tensor"] / mean["vector"], ".2g")
 print("mean over the blocks:", {g: f"{error:.2%}" for g, error in mean.items()})
-print(f"largest row against the median row: {np.median(spread):.1f} times in the median")
-print(f"block, {spread[-1]:.1f} times in the last")
+times = [f"{factor:.1f}" for factor in (np.median(spread), spread[-1])]
+print("largest row over median row, in the median block and in the last:", *times)
 
 # %% [markdown]
 # The largest row is seldom much larger than the others, so scales for the rows of X alone gain little, except at the
@@ -319,7 +321,8 @@ for name, bound in (
 # ## Break it
 #
 # [A widely read post](https://huggingface.co/blog/hf-bitsandbytes-integration) dequantizes a weight with
-# `CB * SCB / 127`, where `CB` are the codes (N, K) and `SCB` the N largest magnitudes of its rows.
+# `CB * SCB / 127`, where `CB` are the codes (N, K) and `SCB` the N largest magnitudes of its rows. It was
+# [reported in 2023](https://github.com/huggingface/blog/issues/1126).
 #
 # > **Predict.** Along which axis do N numbers broadcast against (N, K)? With which of two shapes does this raise an
 # > error?
@@ -347,7 +350,7 @@ try:
     reference.absmax_dequantize(CB, (SCB / 127).astype(np.float32))
 except ValueError as error:
     print("the reference refuses it even where it would broadcast:")
-    print(error)
+    print(*textwrap.wrap(str(error), 84), sep="\n")
 
 # %% [markdown]
 # A square layer hides the bug, and many layers are square: no exception, the right shape, numbers of a plausible size.
@@ -371,7 +374,8 @@ assert half_steps.max() > 1 + 2.0**-13
 # %% [markdown]
 # One line checks the law "at most one half step". Nothing checks "close enough".
 #
-# Two more, about the accumulator:
+# Two more, about the accumulator. The second is how
+# [one library multiplies on a CPU](https://github.com/huggingface/optimum-quanto/issues/64):
 
 # %%
 row = np.full((1, 2000), 127, np.int8)

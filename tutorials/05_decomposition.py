@@ -31,7 +31,7 @@ import reference
 from experiments.lm import dial
 from experiments.lm.recording import readers
 from reference import bounds
-from tutorials import checks, model_data, pictures, running_table, source
+from tutorials import checks, model_data, pictures, predict, running_table, source
 from tutorials.example import W, X
 
 torch.set_grad_enabled(False)
@@ -50,35 +50,52 @@ np.set_printoptions(precision=4, suppress=True)
 # %%
 x, w = model_data.layer()
 m, k, n, o = *x.shape, len(w), int(reference.outlier_columns(x).sum())
-figure, ax = plt.subplots(figsize=(8.6, 3.2))
-pictures.box(ax, 0, 0.9, 1.7, 1.3, pictures.BLUE)
-ax.text(0.85, 1.55, f"X\n{m} x {k}", ha="center", va="center")
-for y, text, color in (
-    (
-        1.8,
-        f"{k - o} regular columns\nint8 codes: {pictures.quantity(m * k)}",
-        pictures.GREEN,
-    ),
-    (
-        0.0,
-        f"{o} outlier columns\n16 bits: {pictures.quantity(2 * m * o)}",
-        pictures.ORANGE,
-    ),
-):
-    pictures.box(ax, 2.5, y, 2.2, 1.2, color)
-    ax.text(3.6, y + 0.6, text, ha="center", va="center")
-    pictures.arrow(ax, (1.75, 1.55), (2.45, y + 0.6))
-for y, text, color in (
-    (1.8, f"int8 product\n{m * n * k:,}\nmultiply-adds", pictures.GREEN),
-    (0.0, f"float product\n{m * n * o:,}\nmultiply-adds", pictures.ORANGE),
-):
-    pictures.box(ax, 5.4, y, 1.9, 1.2, color)
-    ax.text(6.35, y + 0.6, text, ha="center", va="center")
-    pictures.arrow(ax, (4.75, y + 0.6), (5.35, y + 0.6))
-    pictures.arrow(ax, (7.35, y + 0.6), (8.05, 1.55))
-pictures.box(ax, 8.1, 0.9, 1.6, 1.3, pictures.BLUE)
-ax.text(8.9, 1.55, f"Y\n{m} x {n}", ha="center", va="center")
-pictures.blank(ax, (-0.1, 9.8), (-0.1, 3.1))
+regular = f"{k - o} regular columns\nint8 codes: {pictures.quantity(m * k)}"
+outlying = f"{o} outlier columns\n16 bits: {pictures.quantity(2 * m * o)}"
+in_int8 = f"int8 product\n{m * n * k:,}\nmultiply-adds"
+in_float = f"float product\n{m * n * o:,}\nmultiply-adds"
+
+
+def draw(size, limits, boxes, arrows):
+    figure, ax = plt.subplots(figsize=size)
+    for (x, y, width, height), color, text in boxes:
+        pictures.box(ax, x, y, width, height, color)
+        at = x + width / 2, y + height / 2
+        ax.text(*at, text, ha="center", va="center", fontsize=9.5)
+    for start, end in arrows:
+        pictures.arrow(ax, start, end)
+    pictures.blank(ax, *limits)
+    return figure
+
+
+texts = (f"X\n{m} x {k}", regular, outlying, in_int8, in_float, f"Y\n{m} x {n}")
+colors = [
+    getattr(pictures, c) for c in ("BLUE", "GREEN", "ORANGE", "GREEN", "ORANGE", "BLUE")
+]
+across = (
+    (0, 0.9, 1.7, 1.3), (2.5, 1.8, 2.2, 1.2), (2.5, 0, 2.2, 1.2),
+    (5.4, 1.8, 1.9, 1.2), (5.4, 0, 1.9, 1.2), (8.1, 0.9, 1.6, 1.3),
+)  # fmt: skip
+down = (
+    (1.4, 6, 2.2, 0.9), (0, 4, 2.4, 1.1), (2.6, 4, 2.4, 1.1),
+    (0, 1.9, 2.4, 1.3), (2.6, 1.9, 2.4, 1.3), (1.4, 0, 2.2, 0.9),
+)  # fmt: skip
+figure = draw(
+    (8.6, 3.2),
+    ((-0.1, 9.8), (-0.1, 3.1)),
+    zip(across, colors, texts, strict=True),
+    [((1.75, 1.55), (2.45, y)) for y in (2.4, 0.6)]
+    + [((4.75, y), (5.35, y)) for y in (2.4, 0.6)]
+    + [((7.35, y), (8.05, 1.55)) for y in (2.4, 0.6)],
+)
+narrow = draw(
+    (3.9, 4.6),
+    ((-0.1, 5.1), (-0.1, 7)),
+    zip(down, colors, texts, strict=True),
+    [((2.5, 5.95), (x, 5.15)) for x in (1.2, 3.8)]
+    + [((x, 3.95), (x, 3.25)) for x in (1.2, 3.8)]
+    + [((x, 1.85), (2.5, 0.95)) for x in (1.2, 3.8)],
+)
 pictures.show(
     figure,
     f"X, {m} by {k}, is split into {k - o} regular columns, as int8 codes, and {o} "
@@ -86,6 +103,7 @@ pictures.show(
     f"the 16 bits in which they arrive. The int8 product takes {m * n * k:,} "
     "multiply-adds (the outlier columns are multiplied as zeros), the float product "
     f"{m * n * o:,}; the sum of both is Y.",
+    narrow,
 )
 
 # %% [markdown]
@@ -107,7 +125,7 @@ pictures.show(
 # ## By hand
 #
 # > **Predict.** In the 4 x 4 example, which columns are in O? Without them, what are the four row scales, and the codes
-# > of the second row, 2.54, 0.36, (12.70), -1.10?
+# > of the second row, 2.54, 0.36, (12.70), -1.10? A column in O is multiplied as zeros.
 
 # %%
 outliers = reference.outlier_columns(X)
@@ -116,6 +134,9 @@ regular = np.where(outliers, np.float32(0), X)
     reference.absmax_quantize(regular, -1),
     reference.absmax_quantize(W, -1),
 )
+predict.text("columns in O, counted from 0", np.flatnonzero(outliers))
+predict.text("the four row scales", sx.ravel())
+predict.text("the codes of the second row", xq[1])
 figure = pictures.matrices(
     [
         ("X", X, "{:g}", np.broadcast_to(outliers, X.shape)),
@@ -135,8 +156,8 @@ pictures.show(
 )
 
 # %% [markdown]
-# Row two by hand, first result: int8, (127 x 100 + 18 x (-127) + 0 x 40 + (-55) x 60) x 0.02 x 0.001 = 7114 x 0.00002 =
-# 0.1423; float, 12.70 x 0.04 = 0.508; together 0.6503.
+# Row two by hand, first result: the int8 sum is 127 x 100 + 18 x (-127) + 0 x 40 + (-55) x 60 = 7114, times 0.02 x
+# 0.001 is 0.1423; in float 12.70 x 0.04 = 0.508; together 0.6503.
 #
 # > **Predict.** Rows two and four contain an outlier, rows one and three none. Which rows of Y get better?
 
@@ -160,19 +181,24 @@ pictures.show(
     "difference between the last two is "
     f"{np.abs(int8_part + float_part - exact).max():.4f}.",
 )
-for name, y in (
-    ("vector-wise", reference.quantized_matmul(X, W)),
-    ("LLM.int8()", int8_part + float_part),
-):
-    print(
-        f"{name:<12} error of each row of Y: "
-        f"{np.linalg.norm(y - exact, axis=1) / np.linalg.norm(exact, axis=1)}"
+errors = {
+    name: np.linalg.norm(y - exact, axis=1) / np.linalg.norm(exact, axis=1)
+    for name, y in (
+        ("vector-wise", reference.quantized_matmul(X, W)),
+        ("LLM.int8()", int8_part + float_part),
     )
+}
+better = errors["LLM.int8()"] < 0.99 * errors["vector-wise"]
+predict.text("rows of Y that get better, counted from 1", np.flatnonzero(better) + 1)
+for name, of_rows in errors.items():
+    print(f"{name:<12} error of each row of Y: {of_rows}")
+predict.explain(
+    "The second row has finer codes now; in chapter 03 they were 25, 4, 127 and -11. "
+    "The other two contain no outlier; they lose nothing when their third entry is "
+    "left out of int8, too."
+)
 
 # %% [markdown]
-# The second row has the codes 127, 18, 0 and -55 now; in chapter 03 they were 25, 4, 127 and -11. Rows one and three
-# contain no outlier; they lose nothing when their third entry is left out of int8, too.
-#
 # ## The code
 
 # %%
@@ -212,8 +238,8 @@ print("mask and regular part equal, bit for bit; Y within its bound, entry by en
 # The threshold trades error for 16-bit work. Measure both on the inputs of all `q_proj`, `gate_proj` and `down_proj` in
 # every third block.
 #
-# > **Predict.** What happens to the error above the largest entry, and at threshold 0? Where does the 16-bit work start
-# > to grow fast?
+# > **Predict.** Vector-wise, without outlier columns, the error is 2.5 %. What is it with the threshold 6, and with 1?
+# > Which share of the work is then in 16 bits?
 
 # %%
 thresholds = [0.5, 1, 1.5, 2, 3, 4, 5, 6, 8, 12, 20, 50, 1000]
@@ -241,6 +267,10 @@ for t in thresholds:
         sum(reference.outlier_columns(a, t).sum() * len(b) for a, b, _ in layers) / work
     )
 
+for t in (6, 1):
+    place = thresholds.index(t)
+    predict.number(f"error at threshold {t}", 100 * errors[place], ".2f", "%")
+    predict.number(f"16-bit work at threshold {t}", 100 * shares[place], ".1f", "%")
 figure, ax = plt.subplots()
 ax.plot(
     thresholds, 100 * np.array(errors), "o-", color=pictures.BLUE, label="error of Y"
@@ -279,7 +309,7 @@ for t in (1, 2, 4, 6, 12, 1000):
 # There is no cliff at 6.0. Each halving of the threshold reduces the error by about the same factor, and multiplies the
 # 16-bit columns several times: near 6 the two curves cross. The paper chose 6.0 because treating the columns beyond it
 # was enough to bring the degradation of its models close to zero (section 3.2). Your model may need another: measure
-# it, as here; chapter 11 has the same sweep in perplexity.
+# it, as here; the [results](../docs/results.md) have the same sweep in perplexity.
 #
 # ## The dial again
 #
@@ -324,6 +354,19 @@ for factor in factors:
         )
 in_float = perplexity(model)
 
+less = in_float * 1.05
+predict.choice(
+    "LLM.int8() at factor 256",
+    ["within 5 % of float", "worse"],
+    "within 5 % of float" if curves["LLM.int8()"][-1] < less else "worse",
+)
+predict.choice(
+    "vector-wise at factor 256",
+    ["a little worse", "at least twice as bad"],
+    "at least twice as bad"
+    if curves["absmax, vector-wise"][-1] > 2 * in_float
+    else "a little worse",
+)
 figure, ax = plt.subplots()
 for (name, values), marker, color in zip(
     curves.items(), "^o", (pictures.GREEN, pictures.BLUE), strict=True
@@ -360,7 +403,8 @@ for name, values in curves.items():
 
 # %% [markdown]
 # The error stays low, whatever the size of the outliers. That is the paper's result, on a model that runs on a laptop.
-# (The [playground](../docs/playground/index.md) has such a dial to turn by hand.)
+# (The [playground](../docs/playground/index.md) has such a dial to turn by hand, and [a real
+# model](../docs/theatre/explore.md) one for each column of its activations.)
 #
 # ## The law
 #
@@ -390,6 +434,8 @@ assert (
     <= bound
 ).all()
 vectorwise_bound = bounds.llm_int8_matmul_bound(x, w, None)
+ratio = np.median(vectorwise_bound) / np.median(bound)
+predict.number("vector-wise bound over LLM.int8()'s, medians", ratio, ".1f")
 print(
     f"median bound of an entry of Y: vector-wise {np.median(vectorwise_bound):.1f}, "
     f"LLM.int8() {np.median(bound):.1f}"
@@ -403,6 +449,9 @@ print(
 
 # %%
 twice = reference.quantized_matmul(X, W) + float_part
+options = ["a little worse", "plainly wrong"]
+wrong = running_table.error(twice, exact) > 0.5
+predict.choice("the result is", options, options[wrong])
 negative = X * np.array([1, 1, -1, 1], np.float32)
 print(
     "not cleared, so counted twice:", f"error {running_table.error(twice, exact):.1%}"
@@ -415,9 +464,9 @@ print(
 )
 
 # %% [markdown]
-# A third mistake comes before the algorithm: some implementations, such as
-# [bitsandbytes](https://github.com/bitsandbytes-foundation/bitsandbytes), convert every input to float16 first. Its
-# largest number is 65504, and outliers are what is large:
+# A third mistake comes before the algorithm: some implementations convert every input to float16 first; bitsandbytes
+# [warns of it](https://github.com/bitsandbytes-foundation/bitsandbytes/blob/main/bitsandbytes/autograd/_functions.py):
+# "inputs will be cast from ... to float16". The largest number there is 65504, and outliers are what is large:
 
 # %%
 large = X.copy()

@@ -32,7 +32,7 @@ import reference
 from experiments.lm import dial
 from experiments.lm.recording import readers
 from reference import Int8Linear, bounds
-from tutorials import checks, model_data, pictures, running_table, source
+from tutorials import checks, model_data, pictures, predict, running_table, source
 from tutorials.example import W, X
 
 torch.set_grad_enabled(False)
@@ -89,12 +89,16 @@ kept, taken = (
     Int8Linear.from_float(moved, outlier_weight=policy)(X)[1, 0]
     for policy in ("float", "dequantized")
 )
-print(f"0.0404: Y[1, 0] is {kept:.5f} with W kept, {taken:.5f} from the codes")
+predict.text("the weights that come back", back[:, outliers].ravel())
+predict.number("missing from Y, second row", kept - taken, ".5f")
+predict.explain(
+    "All four weights are whole steps, by the choice of the example: they come back "
+    "exactly. 0.0404 is 40.4 steps; it comes back as 0.04, 0.0004 too small, and 12.70 "
+    f"x 0.0004 is missing: {taken:.5f} in place of {kept:.5f}."
+)
 
 # %% [markdown]
-# All four weights are whole steps, by the choice of the example: they come back exactly. 0.0404 is 40.4 steps; it comes
-# back as 0.04, 0.0004 too small, and 12.70 x 0.0004 = 0.00508 is missing from Y. A weight can be off by half a step,
-# never by more; the outlier multiplies that.
+# A weight can be off by half a step, never by more. The outlier multiplies that.
 #
 # ## The code
 
@@ -110,16 +114,21 @@ source.show(Int8Linear.__call__, reference.decomposition.outlier_product)
 # %%
 x, w = model_data.layer()
 exact = x.astype(np.float64) @ w.T.astype(np.float64)
+errors = []
 for policy in ("dequantized", "float"):
     layer = Int8Linear.from_float(w, outlier_weight=policy)
     size = w.size + 4 * len(w) + (2 * w.size if policy == "float" else 0)
+    errors.append(running_table.error(layer(x), exact))
     print(
-        f"{policy:<12} error of Y {running_table.error(layer(x), exact):.3%}, bytes "
-        f"of W {size:>9,} ({size / w.size:.2f} per weight)"
+        f"{policy:<12} error of Y {errors[-1]:.3%}, bytes of W {size:>9,} "
+        f"({size / w.size:.2f} per weight)"
     )
+more = errors[0] / errors[1] - 1
+predict.number("more error from the codes", 100 * more, ".0f", "%")
+predict.number("bytes per weight with W kept", size / w.size, ".2f")
 
 # %% [markdown]
-# A tenth more error against a third of the memory: the codes are precise enough. That is why they are the default. The
+# A little more error against a third of the memory: the codes are precise enough. That is why they are the default. The
 # time of both is in chapter 11.
 #
 # ## The dial once more
@@ -165,6 +174,16 @@ for factor in factors:
         )
 in_float = perplexity(model)
 
+reader = (
+    dial.turn(model, read_by, columns, 256)
+    .get_submodule("model.layers.5.mlp.gate_proj")
+    .weight.numpy()
+)
+zero_codes = (reference.absmax_quantize(reader, axis=-1).codes[:, columns] == 0).mean()
+predict.number("codes that are 0 at factor 256", 100 * zero_codes, ".0f", "%")
+rise = curves["weights from codes"][-1] / curves["weights from codes"][0] - 1
+options = ["stays within 2 %", "rises by more"]
+predict.choice("perplexity, with weights from codes", options, options[rise > 0.02])
 figure, ax = plt.subplots()
 for (name, values), marker, color in zip(
     curves.items(), "os", (pictures.ORANGE, pictures.BLUE), strict=True
@@ -199,30 +218,21 @@ for name, values in curves.items():
     print(f"{name:<20}" + "".join(f"{model_data.about(value):>11}" for value in values))
 
 # %% [markdown]
-# Why does the orange line rise at the end?
-
-# %%
-reader = (
-    dial.turn(model, read_by, columns, 256)
-    .get_submodule("model.layers.5.mlp.gate_proj")
-    .weight.numpy()
-)
-zero_codes = (reference.absmax_quantize(reader, axis=-1).codes[:, columns] == 0).mean()
-print(f"of the codes of these columns, {zero_codes:.0%} are 0 at factor 256")
-
-# %% [markdown]
-# A weight whose code is 0 is lost, unless it is kept elsewhere. A real model has no such dial. But if you see
-# LLM.int8() fail on one, look at this first: large features are often read by small weights.
+# The orange line rises at the end, since a weight whose code is 0 is lost, unless it is kept elsewhere. A real model
+# has no such dial. But if you see LLM.int8() fail on one, look at this first: large features are often read by small
+# weights.
 #
 # ## What does the rest of the batch do to my tokens?
 #
 # A column is an outlier if *any* row reaches the threshold: the whole batch decides. So the more rows are computed
 # together, the more columns go to 16 bits, and the result of a row depends on the other rows.
 #
-# > **Predict.** Do other rows make a row's result better or worse?
+# > **Predict.** `down_proj` of block 27 has 1536 input features. One row alone has 4 outlier columns. How many have 512
+# > rows together? Do other rows make a row's result better or worse?
 
 # %%
 sizes = 2 ** np.arange(10)
+print(f"{'rows together':<20}" + "".join(f"{size:>5}" for size in sizes))
 figure, ax = plt.subplots()
 for name, marker in (
     ("model.layers.20.mlp.down_proj", "o"),
@@ -232,14 +242,10 @@ for name, marker in (
     counts = [
         int(reference.outlier_columns(inputs[name][-rows:]).sum()) for rows in sizes
     ]
-    ax.plot(
-        sizes,
-        counts,
-        marker + "-",
-        markersize=4,
-        label=f"{name.removeprefix('model.layers.')} (of {inputs[name].shape[1]})",
-    )
-    print(f"{name}: {dict(zip(sizes.tolist(), counts, strict=True))}")
+    short = name.removeprefix("model.layers.")
+    label = f"{short} (of {inputs[name].shape[1]})"
+    ax.plot(sizes, counts, marker + "-", markersize=4, label=label)
+    print(f"{short:<20}" + "".join(f"{count:>5}" for count in counts))
 ax.set(xscale="log", xlabel="rows computed together", ylabel="outlier columns")
 ax.legend()
 pictures.show(
@@ -254,14 +260,13 @@ xb, wb = model_data.layer(name)
 exact_b = xb.astype(np.float64) @ wb.T.astype(np.float64)
 together = reference.llm_int8_matmul(xb, wb)
 alone = np.concatenate([reference.llm_int8_matmul(row[None], wb) for row in xb[-64:]])
-print(
-    "\nthe last 64 rows, computed together with all: error "
-    f"{running_table.error(together[-64:], exact_b[-64:]):.2%}"
-)
-print(
-    "the same rows, each computed alone:           error "
-    f"{running_table.error(alone, exact_b[-64:]):.2%}"
-)
+columns_b = int(reference.outlier_columns(xb).sum())
+errors = [running_table.error(y, exact_b[-64:]) for y in (together[-64:], alone)]
+options = ["worse", "better"]
+predict.number("outlier columns of 512 rows", columns_b)
+predict.choice("in a batch a row's result is", options, options[errors[0] < errors[1]])
+print(f"\nthe last 64 rows, computed together with all: error {errors[0]:.2%}")
+print(f"the same rows, each computed alone:           error {errors[1]:.2%}")
 print(
     f"rows whose result differs: {int((together[-64:] != alone).any(axis=1).sum())} of "
     "64"
@@ -312,11 +317,10 @@ pictures.show(
     f"LLM.int8(): median {np.median(ratios['LLM.int8()']):.2f}.",
 )
 for how, values in ratios.items():
+    predict.number(f"zeropoint's error over absmax's, {how}", np.median(values), ".2f")
+for how, values in ratios.items():
     low, middle, high = np.percentile(values, [10, 50, 90])
-    print(
-        f"{how:<12} zeropoint has {middle:.2f} of absmax's error in the median layer; "
-        f"80 % of the layers {low:.2f} to {high:.2f}"
-    )
+    print(f"{how:<12} median layer {middle:.2f}; 80 % of them {low:.2f} to {high:.2f}")
 
 # %% [markdown]
 # Zeropoint's error is smaller by about a quarter before decomposition and a sixth after: without the outliers, inputs
@@ -330,7 +334,7 @@ for how, values in ratios.items():
 # rows never remove an outlier column, and a row is computed as its own outlier columns and those of the others require,
 # nothing else.
 #
-# > **Predict.** How much smaller than the bound is the largest difference, on the real layer?
+# > **Predict.** On the real layer, which share of its bound does the largest difference reach?
 
 # %%
 outliers = reference.outlier_columns(x)
@@ -347,7 +351,7 @@ largest += np.abs(x[:, outliers]).astype(np.float64) @ np.abs(w[:, outliers]).T
 of_sums = 2 * (outliers.sum() + 2) * bounds.U * (largest + of_weights)
 assert (np.abs(in_codes - kept) <= of_weights + of_sums).all()
 ratio = np.abs(in_codes - kept) / of_weights
-print(f"largest difference: {ratio.max():.2f} of its bound")
+predict.number("largest difference over its bound", ratio.max(), ".2f")
 
 for rows in range(1, len(x)):
     more = reference.outlier_columns(x[: rows + 1])
@@ -374,19 +378,23 @@ print(f"int8 part of a row: equal in a batch of {len(x)} and in one of {len(few)
 # > entry. How many columns go to 16 bits? Do the results of the real rows get worse?
 
 # %%
+before = running_table.error(reference.llm_int8_matmul(x, w), exact)
+options = ["worse", "as good", "better"]
 for name, value in (("none", None), ("zeros", 0), ("not written", 1000)):
     rows = [] if value is None else [np.full((8, x.shape[1]), value, np.float32)]
     padded = np.concatenate([x, *rows])
     columns = int(reference.outlier_columns(padded).sum())
-    y = reference.llm_int8_matmul(padded, w)[: len(x)]
-    print(
-        f"padding {name:<12} {columns:>4} of {x.shape[1]} columns in 16 bits, error of "
-        f"the real rows {running_table.error(y, exact):.2%}"
-    )
+    after = running_table.error(reference.llm_int8_matmul(padded, w)[: len(x)], exact)
+    if rows:
+        predict.number(f"padding {name}: columns in 16 bits", columns)
+        change = options[1 + (after < 0.99 * before) - (after > 1.01 * before)]
+        predict.choice(f"padding {name}: the real rows are", options, change)
+    print(f"padding {name:<12} error of the real rows {after:.2%}")
 
 # %% [markdown]
-# Nothing is wrong, and nothing is in int8 any more: the method has become the float product, without a word, and slow.
-# Zeros are the right padding: they reach no threshold, and change no scale, since every row has its own.
+# If every column goes to 16 bits, nothing is wrong, and nothing is in int8 any more: the method has become the float
+# product, without a word, and slow. Zeros are the right padding: they reach no threshold, and change no scale, since
+# every row has its own.
 #
 # A second mistake is to take a scale for the wrong axis when the column is dequantized: one scale belongs to a *row* of
 # W, which is a *column* of Y.

@@ -150,8 +150,8 @@ pictures.show(
 #
 # For the largest magnitude, `other` is 0, which no magnitude is smaller than.
 #
-# > **Predict.** Of the 4 x 4 example take three columns. Without the mask, in how many of the four rows will the largest
-# > magnitude be wrong?
+# > **Predict.** Of the 4 x 4 example take three columns. Without the mask, in how many of the four rows will the
+# > largest magnitude be wrong?
 
 
 # %%
@@ -372,28 +372,9 @@ source.beside(
 )
 
 # %% [markdown]
-# And the functions they come from:
-
-# %%
-source.show(
-    arithmetic.round_to_integer,
-    arithmetic.magnitudes,
-    arithmetic.parameters,
-    arithmetic.encode,
-)
-
-# %% [markdown]
-# `above` and `below` are the bits of the largest magnitudes on either side of zero, read as integers: bits of
-# non-negative floats sort as the numbers do, with infinity and NaN on top. One integer maximum thus finds the extreme
-# and whether the slice is finite. Zeropoint needs both sides, absmax one.
+# The kernel around these lines also handles rows too long for registers (read twice), outlier columns left out, one
+# scale for the whole tensor, and zeropoint; [the page on the kernels](../docs/kernels.md) explains it.
 #
-# Then the kernel around it. It also handles several rows per program, rows too long for registers (read twice), outlier
-# columns left out (`flags`), one scale for the whole tensor (`above`, `below` given), and zeropoint.
-
-# %%
-source.show(quantization.quantize_blocks)
-
-# %% [markdown]
 # ## The same call on `fast`
 #
 # Chapters 01 to 06 ran the Torch path of `fast`. Here is its Triton path, on the same input:
@@ -417,8 +398,8 @@ print("absmax and zeropoint, one scale and one per row: equal, bit for bit")
 #
 # ## Break it
 #
-# > **Predict.** Four kernels, each with one mistake. How many of them give a wrong code on the 4 x 4 example? And how many
-# > on data with K = 3, rows 4 apart and huge numbers beyond the matrix?
+# > **Predict.** Four kernels, each with one mistake. How many of them give a wrong code on the 4 x 4 example? And how
+# > many on data with K = 3, rows 4 apart and huge numbers beyond the matrix?
 
 
 # %%
@@ -481,9 +462,7 @@ for how, counts in table.items():
     print(f"{how:<14}" + "".join(f"{count:>16}" for count in counts))
 
 # %% [markdown]
-# On a square, packed, well-behaved matrix half of the bugs are invisible. A fifth is missing from the table: without
-# the guard a zero row computes 0 x infinity = NaN, and which integer a NaN becomes differs from machine to machine. On
-# yours it may happen to be 0.
+# On a square, packed, well-behaved matrix half of the bugs are invisible.
 #
 # ## The running table
 #
@@ -502,7 +481,8 @@ print(f"{'one kernel':<16} {fused:>5}   <- new")
 # which program, which buffer and which line it was.
 #
 # Write `my_quantize_rows`. It is launched with one program per row. `x`: (M, K) float32, rows `stride` apart; `codes`:
-# (M, K) int8, packed; `scale`: (M,) float32; `BLOCK_K` is a power of two, at least K. Try it without looking at step 4.
+# (M, K) int8, packed; `scale`: (M,) float32; `BLOCK_K` is a power of two, at least K. Try it without looking at step 4. On
+# the site, [the ladder](../docs/theatre/write.md#quantize-rows) checks it in the browser and shows what it loads.
 
 
 # %%

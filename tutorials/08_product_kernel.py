@@ -32,7 +32,7 @@ from matplotlib import pyplot as plt
 
 import reference
 from fast.kernels import int8_matmul
-from tutorials import model_data, pictures
+from tutorials import model_data, pictures, predict
 from tutorials.checks import kernel_checks
 from tutorials.example import W, X
 
@@ -54,6 +54,8 @@ kernel_checks.guard_every_launch()  # a wrong address stops a kernel, not the no
 
 # %%
 M = N = K = 4096
+predict.number("one program per entry", N // 1, "d", "times")
+predict.number("tiles of 128 x 128", N // 128, "d", "times")
 print(
     f"{'tile':>10} {'each code of X is read':>24} {'bytes loaded':>14} "
     f"{'multiply-adds per byte':>22}"
@@ -65,26 +67,42 @@ for tile in (1, 16, 64, 128, 256):
         f"{M * N * K / loaded:>20.1f}"
     )
 
-figure, ax = plt.subplots(figsize=(7.6, 3.4))
-pictures.box(ax, 0, 0, 4, 2, pictures.BLUE, 0.08)
-ax.text(-0.1, 1, "X codes\n(M x K)", ha="right", va="center")
-pictures.box(ax, 4.5, 2.4, 2.4, 2.2, pictures.ORANGE, 0.08)
-ax.text(7.0, 3.5, "W codes, transposed\n(K x N)", va="center")
-pictures.box(ax, 4.5, 0, 2.4, 2, pictures.GREEN, 0.08)
-ax.text(7.0, 1, "Y (M x N)\n\nthe tile's accumulators\nstay in registers", va="center")
-for i in range(4):
-    pictures.box(ax, i + 0.05, 0.75, 0.9, 0.5, pictures.BLUE, 0.15 + 0.12 * i)
-    ax.text(i + 0.5, 1.0, f"step {i + 1}", ha="center", va="center", fontsize=8)
-    pictures.box(ax, 5.4, 4.05 - 0.55 * i, 0.6, 0.5, pictures.ORANGE, 0.15 + 0.12 * i)
-    ax.text(5.7, 4.3 - 0.55 * i, i + 1, ha="center", va="center", fontsize=8)
-pictures.box(ax, 5.4, 0.75, 0.6, 0.5, pictures.GREEN, 0.6)
-pictures.blank(ax, (-1.2, 9.3), (-0.1, 4.7))
+of_y = "Y (M x N)\n\nthe tile's accumulators\nstay in registers"
+
+
+def draw(size, limits, places):
+    figure, ax = plt.subplots(figsize=size)
+    for x, y, width, height, color in (
+        (0, 0, 4, 2, pictures.BLUE),
+        (4.5, 2.4, 2.4, 2.2, pictures.ORANGE),
+        (4.5, 0, 2.4, 2, pictures.GREEN),
+    ):
+        pictures.box(ax, x, y, width, height, color, 0.08)
+    for i in range(4):
+        pictures.box(ax, i + 0.05, 0.75, 0.9, 0.5, pictures.BLUE, 0.08 + 0.07 * i)
+        ax.text(i + 0.5, 1.0, f"step {i + 1}", ha="center", va="center", fontsize=8.5)
+        down = 4.05 - 0.55 * i
+        pictures.box(ax, 5.4, down, 0.6, 0.5, pictures.ORANGE, 0.08 + 0.07 * i)
+        ax.text(5.7, down + 0.25, i + 1, ha="center", va="center", fontsize=8.5)
+    pictures.box(ax, 5.4, 0.75, 0.6, 0.5, pictures.GREEN, 0.6)
+    for (x, y, side), text in places.items():
+        ax.text(x, y, text, ha=side, va="center", fontsize=10)
+    pictures.blank(ax, *limits)
+    return figure
+
+
+w_codes = "W codes, transposed\n(K x N)"
+beside = {(-0.1, 1, "right"): "X codes\n(M x K)", (7, 3.5, "left"): w_codes}
+below = {(0, 2.4, "left"): "X codes (M x K)", (4.2, 3.5, "right"): w_codes}
+figure = draw((7.6, 3.4), ((-1.2, 9.3), (-0.1, 4.7)), beside | {(7, 1, "left"): of_y})
+narrow = draw((3.9, 4), ((-0.1, 7), (-2, 4.7)), below | {(4.5, -1, "left"): of_y})
 pictures.show(
     figure,
     "A tile of Y needs a strip of rows of X and a strip of columns of transposed W. "
     "Both strips are read "
     "in four blocks along K, block 1 of X with block 1 of W, and so on; "
     "the accumulators of the tile stay in registers.",
+    narrow,
 )
 
 # %% [markdown]
@@ -164,10 +182,20 @@ print("awkward shapes: equal to the reference, and to the kernel of fast")
 # ## Step 2: the epilogue
 #
 # > **Predict.** Storing the accumulators, and scaling them in another kernel, moves how many bytes for each entry of Y?
-# > And scaling them while they are still in registers?
-#
-# 4 bytes written, 4 read, 2 written for a float16 Y: 10, against 2. So the scales are applied in the **epilogue**, the
-# last lines of the same kernel. Each program needs one scale for each of its rows and one for each of its columns.
+# > And scaling them while they are still in registers? (The accumulators are int32, Y is float16.)
+
+# %%
+accumulator, result = np.dtype(np.int32).itemsize, np.dtype(np.float16).itemsize
+predict.number("in another kernel", 2 * accumulator + result, "d", "bytes")
+predict.number("in registers", result, "d", "bytes")
+predict.explain(
+    f"{accumulator} bytes written, {accumulator} read, {result} written, against "
+    f"{result} written."
+)
+
+# %% [markdown]
+# So the scales are applied in the **epilogue**, the last lines of the same kernel. Each program needs one scale for
+# each of its rows and one for each of its columns.
 
 
 # %%
@@ -280,7 +308,8 @@ print("list", listed.tolist(), "\nY within its bound of the reference's layer\n"
 #
 # The same kernel on the layer of the running table, 64 positions.
 #
-# > **Predict.** The second loop runs over 2 of 576 columns. Which share of Y comes from them?
+# > **Predict.** The second loop runs over 2 of 576 columns. How large is the part of Y that comes from them, measured
+# > by that of the other 574?
 
 # %%
 x, w = model_data.layer()
@@ -341,16 +370,14 @@ ax.set(
 )
 ax.legend()
 ratio = np.median(parts[1] / parts[0])
+predict.number("outlier part over int8 part, median", ratio, ".2f")
 pictures.show(
     figure,
     f"The norm of the two parts of Y at {len(x)} positions. The outlier loop's part is "
     f"{ratio:.2f} times as large as the int8 loop's, in "
     "the median.",
 )
-print(
-    f"within its bound of the reference; {o} of {len(outliers)} columns give a part of "
-    f"Y {ratio:.2f} times the size of the others'"
-)
+print("Y is within its bound of the reference")
 
 # %% [markdown]
 # ## The law
@@ -358,8 +385,6 @@ print(
 # Step 1 is exact, so its accumulators are equal, bit for bit. Step 2 does the reference's roundings in the reference's
 # order, so Y is equal too: on a CPU bit for bit, and within one unit in the last place where a GPU fuses a
 # multiplication and an addition. Step 3 adds a float32 sum, which lies within a bound (chapter 05).
-#
-# > **Predict.** For which of these shapes is some program's tile not full?
 
 # %%
 rng = np.random.default_rng(0)
@@ -377,7 +402,9 @@ for m, n, k in ((1, 1, 1), (16, 32, 64), (17, 33, 100), (40, 5, 64)):
 # %% [markdown]
 # ## Break it
 #
-# > **Predict.** Each of these changes one thing in step 2. Which shapes reveal it?
+# > **Predict.** Four mistakes in step 2: no mask for K; `tl.dot` does not add to what was before; int16 accumulators;
+# > the two scales exchanged. A test with M = N = 16, K = 32 and all scales 0.5 finds one of them. Which? And which one
+# > does it miss only because the scales are equal?
 
 
 # %%
@@ -435,11 +462,18 @@ print(
     f"{'wrong entries':<18}{'scales all 0.5':>16}"
     + "".join(f"{'x'.join(map(str, shape)):>12}" for shape in shapes)
 )
-for how in ("nothing", "mask of K", "not accumulated", "int16", "scales swapped"):
-    counts = [wrong_entries(how, *shapes[0], alike=True)] + [
-        wrong_entries(how, *shape) for shape in shapes
-    ]
-    print(f"{how:<18}{counts[0]:>16}" + "".join(f"{count:>12}" for count in counts[1:]))
+mistakes = "mask of K", "not accumulated", "int16", "scales swapped"
+counts = {
+    how: [wrong_entries(how, *shapes[0], alike=True)]
+    + [wrong_entries(how, *shape) for shape in shapes]
+    for how in ("nothing", *mistakes)
+}
+(found,) = (how for how in mistakes if counts[how][0])
+(scales,) = (how for how in mistakes if counts[how][1] > 0 == counts[how][0])
+predict.choice("found", mistakes, found)
+predict.choice("missed because of the scales", mistakes, scales)
+for how, (alike, *others) in counts.items():
+    print(f"{how:<18}{alike:>16}" + "".join(f"{count:>12}" for count in others))
 
 # %% [markdown]
 # A single full block of K hides two of them (columns 1, 2 and 5), and equal scales hide the swap. That is why the tests
@@ -461,7 +495,9 @@ print(f"{'one kernel':<36} {2:>5}   <- new")
 # ## Exercise
 #
 # Write `my_product`: step 2, from memory. Codes `a` (M, K) and `b` (N, K) with rows `stride_a` and `stride_b` apart,
-# `y` (M, N) float32 packed, one program per tile of 16 x 16, K in blocks of 32.
+# `y` (M, N) float32 packed, one program per tile of 16 x 16, K in blocks of 32. On the site,
+# [the ladder](../docs/theatre/write.md#tile) gets there in three rungs, and [the theatre](../docs/theatre/index.md) shows
+# this chapter's kernel at work, line by line.
 
 
 # %%

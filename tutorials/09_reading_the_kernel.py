@@ -30,9 +30,9 @@ from matplotlib import pyplot as plt
 
 import fast
 import reference
-from fast.kernels import product
+from fast.kernels import epilogue, product
 from fast.kernels.configurations import product_configuration
-from tutorials import checks, pictures, source
+from tutorials import checks, pictures, predict, source
 from tutorials.example import W, X
 
 torch.set_grad_enabled(False)
@@ -49,8 +49,7 @@ np.set_printoptions(precision=5, suppress=True)
 # 4. What does it still add? (stops 8 and 9)
 # 5. What does it store? (stop 10)
 #
-# A line that answers none of them is there for speed, or for a case that our kernel did not have: here zeropoint codes,
-# one scale for all rows, int32 results, a bias, 16-bit types, sizes beyond 32 bits.
+# A line that answers none of them is there for speed, or for a case that our kernel did not have.
 #
 # ## The formula
 #
@@ -87,12 +86,13 @@ source.beside(
 # own.
 
 # %%
-source.part(product.product_kernel, "program =", "tile_n =")
+source.part(product.product_kernel, "program =", "tile_m, tile_n =")
+source.show(epilogue.owned_tile)
 
 # %% [markdown]
-# Programs start in the order of their ids; about as many run concurrently as the GPU has processors. Programs that run
-# concurrently share what they read through the L2 cache. If they own a *row* of tiles, they share one strip of X, and
-# each needs its own strip of W; if they own a compact *group*, they share both.
+# Programs start in the order of their ids, about as many as the GPU has processors, and share what they read through
+# the L2 cache. If they own a *row* of tiles, they share one strip of X, and each needs its own strip of W; if they own
+# a compact *group*, they share both.
 #
 # > **Predict.** 32 x 32 tiles, 128 programs run concurrently. How many different strips do they read, row by row, and
 # > in groups of 8 rows of tiles?
@@ -111,6 +111,9 @@ def grouped(tiles_m, tiles_n, group):
                 yield m, n
 
 
+counts = {group: strips(list(grouped(32, 32, group))) for group in (1, 2, 4, 8, 16)}
+predict.number("strips, row by row", counts[1])
+predict.number("strips, in groups of 8", counts[8])
 figure, axes = plt.subplots(1, 2, figsize=(7.2, 3.2))
 for ax, group in zip(axes, (1, 8), strict=True):
     order = list(grouped(32, 32, group))
@@ -124,7 +127,6 @@ for ax, group in zip(axes, (1, 8), strict=True):
         ylabel="tile of M",
     )
     ax.grid(False)
-counts = {group: strips(list(grouped(32, 32, group))) for group in (1, 2, 4, 8, 16)}
 pictures.show(
     figure,
     "Two boards of 32 by 32 tiles, the first 128 programs coloured. One row of tiles "
@@ -137,8 +139,8 @@ print("strips read by the first 128 programs, by group:", counts)
 # %% [markdown]
 # ## Stop 2: how many outlier columns
 #
-# The count lies behind the list, as in our kernel. It is loaded here, long before it is needed: the load takes hundreds
-# of cycles, and the int8 loop has other things to do meanwhile. `DECOMPOSE` is a `constexpr`: without decomposition the
+# The count lies behind the list, as in our kernel. It is loaded long before it is needed, so that the int8 loop hides
+# the hundreds of cycles that a load takes. `DECOMPOSE` is a `constexpr`: without decomposition the
 # line is `count = 0`, and everything that depends on it is compiled out. The 4 x 4 example: 1.
 
 # %%
@@ -147,9 +149,8 @@ source.part(product.product_kernel, "# Load the count now", "acc =")
 # %% [markdown]
 # ## Stop 3: the int8 loop, with the copy engine
 #
-# From sm_90 on a GPU has an engine that copies a whole tile: the program names its corner, and no thread computes an
-# address. It also fills what lies outside of the matrix with zeros, so there is no mask. The loop is the formula's
-# first line: our step 1.
+# From sm_90 on a GPU has an engine that copies a whole tile, named by its corner, and fills what lies outside of the
+# matrix with zeros: no addresses, no mask. The loop is the formula's first line: our step 1.
 
 # %%
 source.part(product.product_kernel, "# The copy engine", "acc = tl.dot")
@@ -158,22 +159,31 @@ source.part(product.product_kernel, "# The copy engine", "acc = tl.dot")
 # ## Stop 4: the int8 loop, with pointers
 #
 # Elsewhere the loop has pointers. Our masks for rows are gone: `tl.minimum(..., M - 1)` repeats the last row, which is
-# computed again and never stored. A mask costs an instruction per load; this costs one per tile. The mask of K is
-# compiled out if `BLOCK_K` divides K. The numbers are 64 bits wide, since a row number times a stride may exceed 2**31.
-#
-# > **Predict.** The example has 4 rows, the tile 16. Which rows does the program load?
+# computed again and never stored. The mask of K is compiled out if `BLOCK_K` divides K. Row numbers have 64 bits, since
+# one times a stride may exceed 2**31.
 
 # %%
 source.part(product.product_kernel, "rows = tl.minimum", "w_codes +=")
 
 # %% [markdown]
-# Rows 0, 1, 2 and thirteen times 3. After the loop the accumulator of our entry is 127 x 100 + 18 x (-127) + 0 x 40 +
-# (-55) x 60 = 7114, as in chapter 05.
+# > **Predict.** The example has 4 rows, the tile 16. How many times does the program load the last row? And what is the
+# > accumulator of our entry after the loop? The codes are 127, 18, 0, -55 and 100, -127, 40, 60.
+
+# %%
+outliers = reference.outlier_columns(X)
+regular = np.where(outliers, np.float32(0), X)
+(xq, sx), (wq, sw) = (reference.absmax_quantize(each, -1) for each in (regular, W))
+rows = np.minimum(np.arange(16), len(X) - 1)
+predict.number("loads of the last row", int((rows == len(X) - 1).sum()))
+acc = reference.int8_matmul(xq, wq)[1, 0]
+assert acc == 127 * 100 + 18 * -127 + 0 * 40 + -55 * 60
+predict.number("the accumulator", int(acc))
+
+# %% [markdown]
 #
 # ## Stop 5: what may be stored
 #
-# The masks of our kernel, for the store alone. Without a scale the accumulators themselves are the result: this kernel
-# is also `int8_matmul`.
+# Our masks, for the store alone. Without a scale the accumulators are the result: this kernel is also `int8_matmul`.
 
 # %%
 source.part(product.product_kernel, "rows = tile_m", "tl.store(target, acc")
@@ -181,12 +191,13 @@ source.part(product.product_kernel, "rows = tile_m", "tl.store(target, acc")
 # %% [markdown]
 # ## Stop 6: the scales
 #
-# `per_row` is 1 with a scale per row. With one scale in all it is 0: then every row reads scale 0, without a branch.
-# The scale of W may be stored as its largest magnitude, as bitsandbytes' checkpoints do; then the division happens
-# here, in registers. The example: 0.02 and 0.001.
+# `per_row` is 1 with a scale per row, and 0 with one scale in all: then every row reads scale 0, without a branch. If W
+# has its largest magnitudes in place of scales, as in bitsandbytes' checkpoints, the division happens here. The
+# example: 0.02 and 0.001.
 
 # %%
-source.part(product.product_kernel, "x_scale = tl.load", "w_scale = absmax_scale")
+source.part(product.product_kernel, "x_scale = tl.load", "w_scale =")
+source.show(epilogue.weight_scale)
 
 # %% [markdown]
 # ## Stop 7: the correction of zeropoint
@@ -195,39 +206,50 @@ source.part(product.product_kernel, "x_scale = tl.load", "w_scale = absmax_scale
 # is for a K at which it may exceed int32. With absmax none of these lines exist.
 
 # %%
-source.part(product.product_kernel, "w_zero_point = None", "acc = corrected")
+source.part(product.product_kernel, "if x_side.zero_point", "acc = corrected")
 
 # %% [markdown]
 # ## Stop 8: to float32, in the same registers
 #
 # Our kernel had two tiles of sums: `acc` in int32 and `part` in float32. A tile of 128 x 256 fills half of the
 # registers; two do not fit. So the accumulators are converted first, and the outlier products are added **to** them. If
-# the outlier weights are codes, the scale of W is applied at the very end, and until then everything is in units of
-# `w_scale * 128`.
-#
-# > **Predict.** Why 128? What is 100 / 128 in float16, and what would 100 itself be after an outlier of 60000?
+# the outlier weights are codes, everything is in units of `w_scale * 128` until the end, for the sake of a matrix
+# instruction that multiplies 16-bit numbers.
 
 # %%
 source.part(product.product_kernel, "if float_weight is not None:", "w_rows =")
 
 # %% [markdown]
-# A code divided by 128 is at most 1 in magnitude and exact in both 16-bit types, so a product is no larger than the
-# outlier itself: it cannot overflow where x did not. The example: 7114 x (0.02 / 128) = 1.11156.
+# > **Predict.** An outlier of 60000 meets the weight code 100. What is the product in float16? And what is 60000 times
+# > 100 / 128?
+
+# %%
+with np.errstate(over="ignore"):
+    predict.text("60000 x 100", np.float16(60000) * np.float16(100))
+    scaled = np.float16(60000) * np.float16(100 / 128)
+    predict.number("60000 x (100 / 128)", float(scaled))
+predict.explain(
+    "A code divided by 128 is exact in both 16-bit types, and a product no larger than "
+    f"the outlier. The example: {acc} x ({sx[1, 0]:.2f} / 128) = "
+    f"{acc * sx[1, 0] / 128:.5f}."
+)
+
+# %% [markdown]
 #
 # ## Stop 9: the outlier columns
 #
 # Twice the same function. In large batches the kernel before has gathered the first `capacity` outlier columns side by
-# side, so that they can be read in blocks of 16. Those beyond are read in place, through the list, as in our kernel.
+# side, to be read in blocks of 16. Those beyond are read in place, through the list, as in our kernel.
 
 # %%
 source.part(product.product_kernel, "gathered = 0", "result = from_code_units")
 
 # %% [markdown]
 # The function itself has two loops: 16 columns at a time on the matrix unit if X has 16 bits, one at a time in float32
-# if it does not. The second is our step 3.
+# if it does not. The second is our step 3:
 
 # %%
-source.show(product.add_outlier_columns)
+source.part(product.add_outlier_columns, "# No matrix instruction", "result +=")
 
 # %% [markdown]
 # The example arrives in float32: one column, 12.70 x (40 / 128) = 3.96875, together 5.08031; and `from_code_units`
@@ -235,8 +257,8 @@ source.show(product.add_outlier_columns)
 #
 # ## Stop 10: bias, cast, store
 #
-# Everything that is left happens in registers: the bias is added in float32, the result rounded to the type of Y, each
-# entry stored once. `rounded` is a cast; for bfloat16 under the interpreter it rounds by hand.
+# The bias is added in float32, the result rounded to the type of Y, each entry stored once. `rounded` is a cast; for
+# bfloat16 under the interpreter it rounds by hand.
 
 # %%
 source.part(product.product_kernel, "if bias is not None:", "tl.store(target, rounded")
@@ -244,7 +266,7 @@ source.part(product.product_kernel, "if bias is not None:", "tl.store(target, ro
 # %% [markdown]
 # ## The same call on `fast`
 #
-# > **Predict.** Which of these have to be equal, and which only lie within a bound?
+# The mask of the outlier columns and the int8 product have to be equal, Y lies within a bound.
 
 # %%
 with fast.backend("triton"):
@@ -281,11 +303,7 @@ for m, k, n, planted in ((1, 64, 16, 1), (20, 100, 40, 3), (33, 128, 65, 0)):
 # %% [markdown]
 # ## The law
 #
-# The accumulators are equal, bit for bit. Without outlier columns Y is equal too, on a CPU, and within one unit in the
-# last place where a GPU fuses a multiplication and an addition. With them it lies within the bound of a float32 sum
-# (chapter 05). And stop 1 has a law of its own: each tile belongs to exactly one program.
-#
-# > **Predict.** Which line of stop 1 does that law depend on, if the rows of tiles do not divide by `GROUP_M`?
+# The laws of chapter 08 hold here as well. And stop 1 has one of its own: each tile belongs to exactly one program.
 
 
 # %%
@@ -310,22 +328,28 @@ print("1 to 11 by 1 to 5 tiles, groups of 1, 2 and 8: each tile exactly once")
 # %% [markdown]
 # ## Break it
 #
-# Leave out `tl.minimum` in stop 1, the line that cuts the last group.
+# Leave out `tl.minimum` in stop 1, the line that cuts the last group. With tiles of 128 rows, 1024 tokens are 8 rows of
+# tiles, 1100 are 9.
+#
+# > **Predict.** Five columns of tiles, groups of 8. How many tiles are never computed, with 8 rows of tiles and with 9?
 
 # %%
+missing = {}
 for tiles_m in (8, 16, 9, 12):
     every = {(m, n) for m in range(tiles_m) for n in range(5)}
-    missing = len(every - owned(tiles_m, 5, 8, cut=False))
-    print(f"{tiles_m:>2} x 5 tiles: {missing} tiles of Y never computed")
+    missing[tiles_m] = len(every - owned(tiles_m, 5, 8, cut=False))
+for tiles_m in (8, 9):
+    predict.number(f"{tiles_m} rows of tiles", missing[tiles_m])
+for tiles_m, number in missing.items():
+    print(f"{tiles_m:>2} x 5 tiles: {number} tiles of Y never computed")
 
 # %% [markdown]
-# With tiles of 128 rows, 1024 tokens are 8 rows of tiles: every power of two that one would test passes. A batch of
-# 1100 tokens has 9, and part of its result is whatever lay in memory.
+# Every power of two that one would test passes. The missing part of Y is whatever lay in memory.
 #
 # ## The running table
 #
-# Bytes that one program moves, at each stop, for a large layer (M = N = K = 4096, 16 outlier columns, float16): its
-# tile is the one that the tables of `fast` choose for an H100.
+# What one program moves at each stop: M = N = K = 4096, 16 outlier columns, float16, the tile that `fast` chooses for
+# an H100.
 
 # %%
 config = product_configuration("sm_90", 4096, 4096, general=False)
@@ -337,10 +361,8 @@ moved = {
     "9, gathered columns": 2 * sides * 16,
     "10, Y stored": 2 * config.block_m * config.block_n,
 }
-print(f"tile {config.block_m} x {config.block_n}")
-print(f"{'stop':<22} {'bytes':>10} {'share':>7}")
 for name, size in moved.items():
-    print(f"{name:<22} {size:>10,} {size / sum(moved.values()):>7.2%}")
+    print(f"{name:<22} {size:>10,} bytes {size / sum(moved.values()):>7.2%}")
 
 # %% [markdown]
 # ## Exercise
@@ -380,5 +402,6 @@ checks.program(my_program)
 # 3. Registers decide the order: the outlier products are added to the converted accumulators, since a second tile of
 #    sums does not fit.
 #
+# [Look inside](../docs/theatre/inside.md) shows what the compiler made of a tile: threads, banks, copies on their way.
 # **Read on:** [10, a layer, a model](10_layer_and_model.ipynb). The code: `fast/kernels/decode.py` (one launch for a
 # few rows), `configurations.py`; [the page on the kernels](../docs/kernels.md).

@@ -5,6 +5,7 @@ ends a strict build.
 """
 
 import html
+import itertools
 import json
 import logging
 import re
@@ -47,17 +48,34 @@ def on_post_page(output: str, page: Page, config: MkDocsConfig) -> str:
     found = FORMULA.findall(output)
     if not found:
         return output
-    requests = [{"tex": html.unescape(tex), "displayMode": bracket == "["} for _, bracket, tex in found]
+    # Formulae that stand side by side may stand below each other on a phone, so each is typeset by itself.
+    apart = [parts(html.unescape(tex)) if bracket == "[" else [html.unescape(tex)] for _, bracket, tex in found]
+    requests = [{"tex": tex, "displayMode": bracket == "["} for (_, bracket, _), every in zip(found, apart, strict=True) for tex in every]
     done = subprocess.run(
         ["node", "-e", RENDER, str(KATEX / "katex.min.js")], input=json.dumps(requests), capture_output=True, text=True, check=True
     )
-    results = iter(json.loads(done.stdout))
+    results, counts = iter(json.loads(done.stdout)), map(len, apart)
 
     def typeset(match: re.Match[str]) -> str:
-        result = next(results)
-        if "error" in result:
-            log.warning("%s: KaTeX cannot read %r: %s", page.file.src_uri, html.unescape(match[3]), result["error"])
-            return match[0]
-        return f'<{match[1]} class="arithmatex">{result["html"]}</{match[1]}>'
+        every = list(itertools.islice(results, next(counts)))
+        for result in every:
+            if "error" in result:
+                log.warning("%s: KaTeX cannot read %r: %s", page.file.src_uri, html.unescape(match[3]), result["error"])
+                return match[0]
+        return f'<{match[1]} class="arithmatex">{" ".join(result["html"] for result in every)}</{match[1]}>'
 
     return FORMULA.sub(typeset, output)
+
+
+def parts(tex: str) -> list[str]:
+    """The formulae of a display that a wide space separates, outside of any group or environment."""
+    found, start, depth = [], 0, 0
+    for token in re.finditer(r"\\(?:begin|left)\b|\\(?:end|right)\b|\\q?quad\b|\\.|[{}]", tex):
+        if token[0] in ("{", r"\begin", r"\left"):
+            depth += 1
+        elif token[0] in ("}", r"\end", r"\right"):
+            depth -= 1
+        elif token[0] in (r"\quad", r"\qquad") and depth == 0:
+            found.append(tex[start : token.start()])
+            start = token.end()
+    return [*found, tex[start:]]

@@ -134,8 +134,8 @@ def dial_html(dial: dict[str, Any]) -> str:
         '<figure class="dial" id="dial" markdown="0">'
         f'<p class="what" id="dial-title">Six of 576 features of a language model, <label for="dial-factor">made '
         f'<output id="dial-value" for="dial-factor">{shown["factor"]}</output> times larger</label></p>'
-        f'<p class="axis">perplexity: less is better</p>{chart(dial)}<input type="range" id="dial-factor" min="0" max="{last}" step="1" value="{last}" '
-        f'aria-valuetext="{shown["factor"]} times">'
+        f'<p class="axis">perplexity: less is better</p>{chart(dial)}'
+        f'<input type="range" id="dial-factor" min="0" max="{last}" step="1" value="{last}" aria-valuetext="{shown["factor"]} times">'
         f'<p class="readout" role="status" aria-live="polite"><span class="bad">int8 alone <b id="dial-int8">'
         f'{said(shown["perplexity"]["int8 alone"])}</b></span> <span class="good">LLM.int8() <b id="dial-decomposed">'
         f"{said(shown['perplexity']['LLM.int8()'])}</b></span> <span>no quantization <b>{said(dial['float'])}</b></span></p>"

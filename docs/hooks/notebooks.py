@@ -5,7 +5,8 @@ Each notebook becomes one Markdown page, so that search, admonitions, formulae, 
 - a block quote that opens with a bold word, `> **Predict.** ...`, becomes an admonition of that title;
 - `<details><summary>Solution</summary>` becomes a folded admonition;
 - a result that is to be predicted stays folded, and its prompt gets fields and a button (predictions.py);
-- the code of a figure and the imports are folded, printed source code is highlighted, pictures become files (figures.py);
+- imports, the code of figures, checks and long measurements are folded, printed source code is highlighted, pictures become files
+  (figures.py);
 - links to notebooks, documents and source files become links to the pages where the site shows them.
 """
 
@@ -40,10 +41,14 @@ QUOTE = re.compile(r"(?:^>.*\n?)+", re.MULTILINE)
 SOURCE_OUTPUT = re.compile(r"# \w[\w/]*\.py\n")
 #: A line of a cell that only imports and sets options.
 PREPARES = re.compile(r"(import|from|np\.set_printoptions|torch\.set_grad_enabled|os\.environ\[|kernel_checks\.guard|#|\)|\s|$)")
-#: A line that raises if a claim of the chapter does not hold, and one that makes text from a record.
+#: A cell that shows a piece of a file and does nothing else.
+SHOWS = re.compile(r'source\.(show|part)\((?:[^"()]|"[^"]*")*\)')
+#: A line that raises if a claim of the chapter does not hold, and one that makes text, or a table, from a record or from files.
 CHECKS = re.compile(r"^\s*assert ", re.MULTILINE)
-WRITES = re.compile(r"^\s*recorded\.say\(", re.MULTILINE)
-CHECKER = re.compile(r"^\s*(?:print\()?(kernel_checks|checks)\.\w+\(", re.MULTILINE)
+WRITES = re.compile(r"^\s*(recorded\.say|source\.beside)\(", re.MULTILINE)
+#: A cell with more lines than this, and no kernel in it, is a measurement: the page shows what it prints.
+LONG = 20
+CHECKER = re.compile(r"^\s*(?:print\()?(kernel_checks|checks)\.(?!guard_)\w+\(", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -86,6 +91,22 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 def page(notebook: Path) -> tuple[str, list[Picture]]:
     """The Markdown of a notebook, and its pictures."""
+    title, rest, pictures = content(notebook)
+    links = f"[Notebook]({notebook.name}){{ .md-button download }} [Script]({notebook.stem}.py){{ .md-button download }}"
+    taken = times.of_page(rest)
+    minutes = (
+        f"**{taken.reading} minutes** to read, **{taken.exercise}** for the [exercise](#exercise); [how this is counted](index.md#times)."
+    )
+    return f"{title}\n\n{links}\n{{ .downloads }}\n\n{minutes}\n{{ .minutes }}\n{rest}", pictures
+
+
+def effort(notebook: Path) -> times.Effort:
+    """What a notebook's page asks of its reader."""
+    return times.of_page(content(notebook)[1])
+
+
+def content(notebook: Path) -> tuple[str, str, list[Picture]]:
+    """The title of a notebook, the Markdown below it, and its pictures."""
     parts: list[str] = []
     pictures: list[Picture] = []
     for number, cell in enumerate(json.loads(notebook.read_text(encoding="utf-8"))["cells"]):
@@ -101,12 +122,7 @@ def page(notebook: Path) -> tuple[str, list[Picture]]:
             pictures += of_cell
             parts += [code(source, bool(of_cell)), *shown]
     title, _, rest = "\n\n".join(parts).partition("\n")
-    links = f"[Notebook]({notebook.name}){{ .md-button download }} [Script]({notebook.stem}.py){{ .md-button download }}"
-    effort = times.of_page(rest)
-    taken = (
-        f"**{effort.reading} minutes** to read, **{effort.exercise}** for the [exercise](#exercise); [how this is counted](index.md#times)."
-    )
-    return f"{title}\n\n{links}\n{{ .downloads }}\n\n{taken}\n{{ .minutes }}\n{rest}", pictures
+    return title, rest, pictures
 
 
 def prose(source: str) -> str:
@@ -139,20 +155,32 @@ def links(source: str) -> str:
 
 
 def code(source: str, draws: bool) -> str:
-    """A code cell; folded if it only imports and sets options, draws a picture, checks what the text has claimed, or writes sentences."""
+    """A code cell; folded if the page is read without it, and left out if all it does is to show a piece of a file."""
     checker = CHECKER.search(source)
+    if not checker and SHOWS.fullmatch(source.strip()):
+        return ""
     fence = _fence(source.strip("\n"), "python")
-    if draws and not checker:
-        return f'??? code "Code of this figure"\n\n{textwrap.indent(fence, "    ")}'
-    if all(PREPARES.match(line) for line in source.splitlines()):
-        return f'??? code "Imports"\n\n{textwrap.indent(fence, "    ")}'
-    if CHECKS.search(source) and "@triton.jit" not in source:
-        return f'??? code "Code of this check"\n\n{textwrap.indent(fence, "    ")}'
-    if WRITES.search(source):
-        return f'??? code "Code of this text"\n\n{textwrap.indent(fence, "    ")}'
+    title = None if checker else folded(source, draws)
+    if title:
+        return f'??? code "{title}"\n\n{textwrap.indent(fence, "    ")}'
     if checker and checker[1] == "checks" and "NotImplemented" in source:
         return f"{fence}\n\n[Run this exercise in the browser](../playground/index.md#exercises){{ .try-it }}"
     return fence
+
+
+def folded(source: str, draws: bool) -> str | None:
+    """The title under which a code cell is folded, or None if it stays open: kernels, and what is short and computes."""
+    if draws:
+        return "Code of this figure"
+    if all(PREPARES.match(line) for line in source.splitlines()):
+        return "Imports"
+    if "@triton.jit" in source:
+        return "Code of the mistakes" if "HOW: tl.constexpr" in source else None
+    if WRITES.search(source):
+        return "Code of this text"
+    if CHECKS.search(source):
+        return "Code of this check"
+    return "Code of this measurement" if source.strip().count("\n") >= LONG else None
 
 
 def outputs(every: list[dict[str, Any]], stem: str) -> tuple[list[str], list[Picture]]:

@@ -19,7 +19,7 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
-from tutorials import chapter_kernels, ladder, minitriton, stage_examples
+from tutorials import chapter_kernels, explore, ladder, minitriton, stage_examples
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "docs" / "theatre"
@@ -28,11 +28,15 @@ FIRST = "outliers"
 SOURCES = [
     path
     for path in (
-        *(ROOT / "tutorials" / f"{name}.py" for name in ("blocks", "example", "ladder", "minitriton", "recording")),
+        *(ROOT / "tutorials" / f"{name}.py" for name in ("accesses", "blocks", "example", "ladder", "minitriton", "recording")),
         *sorted(ROOT.glob("tutorials/checks/*.py")),
     )
     if path.name not in ("launches.py", "kernel_checks.py") and path not in playground.SOURCES
 ]
+#: What the page "A real model" computes with.
+EXPLORE = [*sorted(ROOT.glob("reference/*.py")), *(ROOT / "tutorials" / name for name in ("__init__.py", "explore.py", "activations.bin"))]
+#: A position of that page's controls in its text: block, column, threshold and factor.
+POSITION = r"(\d+) (\d+) ([\d.]+) (\d+)"
 #: The heading of a kernel of the ladder: its title and its anchor.
 HEADING = re.compile(r"^## \d+\. (.*?) \{ #([\w-]+) \}$", re.MULTILINE)
 
@@ -62,7 +66,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Adds the records and the sources."""
     for name, record in records().items():
         files.append(File.generated(config, f"theatre/records/{name}.json", content=json.dumps(record)))
-    for path in SOURCES:
+    for path in (*SOURCES, *(path for path in EXPLORE if path not in playground.SOURCES)):
         files.append(File.generated(config, f"playground/{path.relative_to(ROOT).as_posix()}", abs_src_path=str(path)))
     return files
 
@@ -130,6 +134,34 @@ def inside(markdown: str) -> str:
     return with_script(markdown, "../inside.js", record=record, opening=opening, thread=THREAD)
 
 
+def real_model(markdown: str) -> str:
+    """The page of recorded activations; the numbers of its suggestions are computed."""
+    first = explore.compute(**explore.DEFAULTS)
+    (picture,) = drawn((first,), script="explore_picture.js")
+
+    def suggestion(match: re.Match[str]) -> str:
+        return f'<button class="try" type="button" data-settings="{html.escape(json.dumps(at(*match.groups()[:4])))}">{match[5]}</button>'
+
+    def error(match: re.Match[str]) -> str:
+        return playground.percent(explore.compute(**at(*match.groups()[1:]))["errors"][match[1] == "decomposed"])
+
+    def columns(match: re.Match[str]) -> str:
+        found = explore.compute(**at(*match.groups()))["outliers"]
+        return f"{'column' if len(found) == 1 else 'columns'} {' and '.join(map(str, found))}"
+
+    markdown = re.sub(rf"\{{\{{ outliers {POSITION} \}}\}}", columns, markdown)
+    markdown = re.sub(rf"\{{\{{ try {POSITION} \| (.*?) \}}\}}", suggestion, markdown)
+    markdown = re.sub(rf"\{{\{{ (int8|decomposed) {POSITION} \}}\}}", error, markdown)
+    values = explore.DEFAULTS | {"threshold": 6, "exponent": 0, "picture": picture}
+    markdown = re.sub(r"\{\{ (\w+) \}\}", lambda match: str(values[match[1]]), markdown)
+    return with_script(markdown, "../explore.js", first=first, sources=[path.relative_to(ROOT).as_posix() for path in EXPLORE])
+
+
+def at(block: str, column: str, threshold: str, factor: str) -> dict[str, Any]:
+    """A position of the controls."""
+    return {"block": int(block), "column": int(column), "threshold": float(threshold), "factor": int(factor)}
+
+
 def with_script(markdown: str, script: str, **values: Any) -> str:
     """A page with its script and the values that the script reads."""
     text = json.dumps(values).replace("</", "<\\/")
@@ -137,4 +169,9 @@ def with_script(markdown: str, script: str, **values: Any) -> str:
     return f'{markdown}\n\n{data}\n<script type="module" src="{script}"></script>\n'
 
 
-FILLED: dict[str, Callable[[str], str]] = {"theatre/index.md": watch, "theatre/write.md": write, "theatre/inside.md": inside}
+FILLED: dict[str, Callable[[str], str]] = {
+    "theatre/index.md": watch,
+    "theatre/write.md": write,
+    "theatre/inside.md": inside,
+    "theatre/explore.md": real_model,
+}

@@ -59,7 +59,7 @@ def _chapter(notebook: Path) -> Chapter:
     parts = re.split(r"[;.] ", needed)
     needs = tuple(n for part in parts if not re.search(r"\bhelps\b|\bif\b", part) for n in re.findall(r"\]\((\d\d)_", part))
     question = re.split(r"(?<=[.?]) ", asked)[-1]
-    return Chapter(notebook.stem[:2], notebook.stem, title, question, needs, times.of_page(notebooks.page(notebook)[0]))
+    return Chapter(notebook.stem[:2], notebook.stem, title, question, needs, notebooks.effort(notebook))
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
@@ -70,8 +70,8 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     filled = {
         "routes": routes(every),
         "map": map_of(every),
-        "words": times.WORDS_A_MINUTE,
-        "lines": times.LINES_A_MINUTE,
+        "words": times.WORDS_PER_MINUTE,
+        "lines": times.LINES_PER_MINUTE,
         "prediction": f"{60 * times.PREDICTION_MINUTES:.0f}",
         "picture": f"{60 * times.PICTURE_MINUTES:.0f}",
         "exercise": times.EXERCISE_MINUTES,
@@ -86,7 +86,11 @@ def routes(every: list[Chapter]) -> str:
     lines = []
     for name, text in (
         ("models", "**Models**: what int8 does to a language model, and how the outliers are kept out of it."),
-        ("kernels", "**Kernels**: how a GPU computes it, written in Triton; after chapters 01 and 03, and 06 for the product."),
+        (
+            "kernels",
+            "**Kernels**: how a GPU computes it, written in Triton; after chapters 01 and 03, and 06 for the product. "
+            "[Watch](../theatre/index.md) the kernels step by step, [write](../theatre/write.md) a ladder of ten in the browser.",
+        ),
     ):
         own = [chapter for chapter in every if chapter.number in ROUTES[name]]
         reading, exercises = (sum(getattr(chapter.effort, part) for chapter in own) for part in ("reading", "exercise"))

@@ -26,8 +26,9 @@ export function compare({ kind, answer, shown }, guess) {
   }
   const value = Number(answer), mine = parse(guess);
   const decimals = (answer.split("e")[0].split(".")[1] ?? "").length;
+  const digits = answer.replace(/^-?[0.]*|[.]/g, "").length; // to one digit, rounding would make too much right
   const off = Math.abs(mine - value);
-  if (mine === value || (!answer.includes("e") && Number(mine.toFixed(decimals)) === value)) return ["right", `Right: ${shown}.`];
+  if (mine === value || (digits > 1 && !answer.includes("e") && Number(mine.toFixed(decimals)) === value)) return ["right", `Right: ${shown}.`];
   const said = `You said ${guess.trim()}. Computed: ${shown}.`;
   if (off <= 0.1 * Math.abs(value)) return ["close", `${said} Close: off by ${((100 * off) / Math.abs(value)).toPrecision(2)} %.`];
   if (value !== 0 && mine / value > 0) {

@@ -15,12 +15,13 @@ SHOWN = {"passes": "yes", "-": "-", "as float": "as float"}
 def table(record: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Head and rows: a line per architecture, a column per step."""
     steps = record["settings"]["steps"]
-    head = ["architecture", "int8", "float", "bytes", "error", *steps]
+    head = ["architecture", "int8", "experts", "float", "bytes", "error", *steps]
     rows = []
     for row in record["rows"]:
         outcomes = [SHOWN.get(row["steps"][step], "no") for step in steps]
         numbers = [f"{row[key]:.2f}" if key in row else "" for key in ("bytes",)] + [f"{row['error']:.3f}" if "error" in row else ""]
-        rows.append([row["architecture"], str(row.get("int8", "")), str(row.get("float", "")), *numbers, *outcomes])
+        counts = [str(row.get("int8", "")), str(row.get("experts") or "-"), str(row.get("float", ""))]
+        rows.append([row["architecture"], *counts, *numbers, *outcomes])
     return head, rows
 
 

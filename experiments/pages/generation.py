@@ -41,8 +41,7 @@ def section(record: dict[str, Any]) -> str:
             *(spread(row[kind]["ratio"]) for kind in KINDS),
             *(spread(row[kind]["tokens_per_second"], form=".4g") for kind in KINDS),
             f"{row['bytes'] / 1e6:.0f}",
-            f"{row['loss']:.4f}",
-            f"{row['divergence']:.4f}",
+            *("" if row[key] is None else f"{row[key]:.4f}" for key in ("loss", "divergence")),
             f"{row['first_tokens']} of {settings['new_tokens']}",
         ]
         for row in record["rows"]
@@ -59,7 +58,23 @@ def section(record: dict[str, Any]) -> str:
                 "does not.",
                 f"![Tokens per second of prefill and decoding, by model](results/{settings['picture']}.png)",
                 tables.markdown(head, cells),
+                *_parts(record["rows"]),
             ]
         )
         + "\n"
     )
+
+
+def _parts(rows: list[dict[str, Any]]) -> list[str]:
+    """Where a token's time goes, of the models that know."""
+    rows = [row for row in rows if "parts" in row]
+    if not rows:
+        return []
+    parts = list(rows[0]["parts"])
+    times = [[*row["parts"].values(), sum(row["parts"].values())] for row in rows]
+    cells = [[row["label"], *(f"{1e3 * seconds:.2f}" for seconds in own)] for row, own in zip(rows, times, strict=True)]
+    return [
+        "Where the time of a decoded token goes, in milliseconds. Attention is what its module takes beside its linear layers; the rest is "
+        "Python, rotary embeddings, activations, residual sums and the choice of the token:",
+        tables.markdown(["model", *parts, "all"], cells),
+    ]

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from ..lm import losses
 from ..lm.methods import METHODS
 from . import style, tables
 
@@ -66,10 +67,12 @@ def by_threshold(axes: Any, rows: Sequence[dict[str, Any]]) -> None:
 
 
 def varied(record: dict[str, Any]) -> str:
-    """Says what the rows of a record differ in beside the method: "threshold", "layers", "batch", "engine" or nothing ("method")."""
+    """Says what the rows of a record differ in beside the method: "threshold", "layers", "head", "batch", "engine" or none ("method")."""
     decomposed = [row for row in record["rows"] if METHODS[row["method"]].decomposition]
     if len({row["threshold"] for row in decomposed}) > 1:
         return "threshold"
+    if any(row["layers"] == "all-and-head" for row in decomposed):
+        return "head"
     return next((key for key in ("layers", "batch", "engine") if len({row[key] for row in record["rows"]}) > 1), "method")
 
 
@@ -92,6 +95,7 @@ TITLES = {
     "engine": "Perplexity by method, both engines",
     "method": "Perplexity by method, with intervals",
     "layers": "By kind of layer",
+    "head": "The output head",
     "threshold": "By threshold",
     "batch": "By what else is in the batch",
 }
@@ -100,6 +104,7 @@ ALT = {
     "engine": "Perplexity by quantization method, a circle for the reference and a cross for the fast engine",
     "method": "Change of perplexity against float32 by quantization method, with 95 % intervals",
     "layers": "Change of perplexity against float32 by quantization method and kind of layer, with 95 % intervals",
+    "head": "Change of perplexity against float32 with the output head in float and in int8, with 95 % intervals",
     "threshold": "Left: change of perplexity against float32 over the outlier threshold. Right: share of the products in 16 bits",
     "batch": "Change of perplexity against float32, one window at a time and several in a batch, with 95 % intervals",
 }
@@ -108,6 +113,7 @@ ABOUT = {
     "engine": "The circle is the NumPy reference, the cross the fast path.",
     "method": "",
     "layers": "Only the attention's linear layers, only the MLP's, or all but the head.",
+    "head": "`quantize_model` leaves the output head in float; here it is in int8, too.",
     "threshold": "Columns with a magnitude of the threshold or more are computed in 16 bits. Off: no decomposition. What is lost at a "
     "threshold is the rounding of the columns below it; the less a model's large entries stand out, the more of its loss lies there.",
     "batch": "Windows of a batch share what belongs to a whole input: the scale of a tensor, and the columns in 16 bits. A window's "
@@ -136,8 +142,25 @@ def section(record: dict[str, Any], name: str = "perplexity") -> str:
         f"![{ALT[kind]}](results/{name}.png)",
         tables.markdown(head, lines),
         " ".join(note),
+        "\n".join(f"- {line}" for line in head_alone(record["rows"])),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def head_alone(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """What an int8 output head adds to int8 layers: per setting measured with and without it, paired over the same windows."""
+    lines = []
+    own = ("method", "engine", "threshold", "batch")
+    without = {tuple(row[key] for key in own): row for row in rows if row["layers"] == "all"}
+    for row in rows:
+        other = without.get(tuple(row[key] for key in own))
+        if row["layers"] == "all-and-head" and other is not None:
+            found = losses.difference(np.array(row["losses"]), np.array(other["losses"]))
+            interval = "one window" if found["low"] is None else f"95 % interval {found['low']:+.2f} to {found['high']:+.2f} %"
+            label = METHODS[row["method"]].label
+            lines.append(f"{label} ({row['engine']}): int8 layers with an int8 head against the same with a float head: ")
+            lines[-1] += f"perplexity {found['percent']:+.2f} % ({interval}, {len(row['losses'])} windows)"
+    return lines
 
 
 def cells(rows: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:

@@ -47,6 +47,13 @@ RESULTS = (
         _of("perplexity-layers"),
     ),
     Part(
+        "perplexity-head",
+        "The output head",
+        f"{_PASSAGES} --windows 4 --methods llm-int8-absmax --outlier-weight dequantized --layers all all-and-head "
+        f"{_OUT}/perplexity-head.json",
+        _of("perplexity-head"),
+    ),
+    Part(
         "perplexity-thresholds",
         "By threshold",
         f"{_PASSAGES} --windows 2 --methods llm-int8-absmax --thresholds 0.5 1 2 3 4 6 8 12 off {_OUT}/perplexity-thresholds.json",

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ..shapes import AIMS, BASELINE, PARTS, STAGES_AIM, Aim, Shape
+from ..shapes import AIMS, BASELINE, PARTS, PEERS, STAGES_AIM, Aim, Shape
 from . import style, tables
 
 Row = dict[str, Any]
@@ -55,7 +55,7 @@ def pictures(record: Row) -> Iterator[Any]:
 
 def draw_ratios(axes: Any, rows: Sequence[Row]) -> None:
     """Times as fast as F.linear, layer by layer, with quartiles; a mark for each contender."""
-    for (contender, label), marker in zip(labels(rows).items(), "ovDsP^X*<", strict=False):
+    for (contender, label), marker in zip(labels(rows).items(), "ovDsP^X*<>hpd", strict=False):
         have = [i for i, row in enumerate(rows) if contender in row["contenders"]]
         ratio = [rows[i]["contenders"][contender]["ratio"] for i in have]
         median, low, high = (np.array([r[key] for r in ratio]) for key in ("median", "low", "high"))
@@ -233,6 +233,7 @@ def _layers(rows: list[Row], picture: str) -> list[str]:
         "Times as fast as `F.linear` in bfloat16 in the same run, by layer: M x K x N, and the share of outlier columns.",
         tables.markdown(["layer", *found.values()], [[name(row), *(_ratio(row, c) for c in found)] for row in rows]),
         _failures(rows),
+        *_against_peers(rows),
         "Our layer against its floor, the larger of its bytes over the bandwidth and its operations over their rates:",
         tables.markdown(
             ["layer", "ms", "floor, ms", "time over floor", "of the bandwidth", "of the int8 rate"],
@@ -240,6 +241,25 @@ def _layers(rows: list[Row], picture: str) -> list[str]:
         ),
         "Each stage alone, in microseconds, and what it reaches of the bandwidth or of the int8 rate, whichever is more:",
         tables.markdown(["layer", *stages.values()], [[name(row), *(_stage(row["contenders"].get(s)) for s in stages)] for row in rows]),
+    ]
+
+
+def _against_peers(rows: list[Row]) -> list[str]:
+    """Ours beside the fastest int8 layer of another library, row by row."""
+    names = {name for own in PEERS.values() for name in own}
+    cells = []
+    for row in rows:
+        others = {n: c for n, c in row["contenders"].items() if n in names and c["int8_ratio"] is not None}
+        if others:
+            best = min(others.values(), key=lambda c: c["seconds"]["median"])
+            cells.append([name(row), best["label"], spread(best["int8_ratio"])])
+    if not cells:
+        return []
+    return [
+        "How many times as fast as the fastest int8 layer of another library ours is, above 1 where it is faster. Of these libraries "
+        "bitsandbytes alone treats outlier columns apart; the others round them with everything else. bitsandbytes and torchao take "
+        "and give bfloat16, the others float32, whose conversion is not timed:",
+        tables.markdown(["layer", "the fastest other", "ours"], cells),
     ]
 
 

@@ -14,12 +14,18 @@ INLINE float weight_scale(const Call *c, long n) {
 INLINE int32_t weight_zero(const Call *c, long n) { return c->zero_point ? c->zero_point[c->per_weight_row ? n : 0] : 0; }
 
 /* Both of `width` rows from the n-th on. */
-static void weight_scales(const Call *c, long n, long width, vf *scale, vi *zero) {
-    float scales[LANES] = {0};
-    int32_t zeros[LANES] = {0};
-    for (long j = 0; j < width; j++) { scales[j] = weight_scale(c, n + j); zeros[j] = weight_zero(c, n + j); }
-    *scale = load_floats(scales);
-    *zero = load(zeros);
+INLINE void weight_scales(const Call *c, long n, long width, vf *scale, vi *zero) {
+    const long bytes = 4 * width;
+    if (!c->per_weight_row) {
+        *scale = broadcast_float(weight_scale(c, 0));
+        *zero = broadcast(weight_zero(c, 0));
+        return;
+    }
+    *zero = c->zero_point ? load_part(c->zero_point + n, bytes) : (vi){0};
+    *scale = (vf)load_part((c->absmax ? c->absmax : c->scale) + n, bytes);
+    if (!c->absmax) return;
+    const vi finite = *scale <= LARGEST, usable = finite & (*scale >= ZERO_SLICE);
+    *scale = (vf)(((vi)(*scale / 127.0f) & usable) | (bits_of(NAN) & ~finite));
 }
 
 enum { SOME = 64 }; /* outlier columns at a time */
@@ -92,11 +98,13 @@ static void put(void *y, long i, vi v, long left, int dtype) {
 /* Sums along K, columns from .. to, of `rows` rows of X with `columns` rows of W, LANES partial sums each, are added to
    partial[row][j ..]. Pairs that are few get several sums each (depth), since an instruction starts before the last one has ended.
 
-   What is fetched ahead are the rows of W that lie about a page further on: the processor's own prefetching ends with each page of
-   4096 bytes. */
+   What is fetched ahead are the rows of W about AHEAD bytes further on: the processor's own prefetching ends with each page of 4096
+   bytes, and in the time that memory takes to answer one core reads some thousand bytes. */
+enum { AHEAD = 8192 };
+
 INLINE void dots(const Layer *l, const uint8_t *x, const int8_t *w, long from, long to, int rows, int columns, int depth, vi (*partial)[LANES], long j) {
     vi s[FEW][2][4];
-    const long stride = l->call->codes_stride, ahead = stride * (columns + 4096 / (stride + 1));
+    const long stride = l->call->codes_stride, ahead = stride * (columns + AHEAD / (stride + 1));
     long i = from;
     UNROLL for (int r = 0; r < rows; r++)
         UNROLL for (int c = 0; c < columns; c++)
@@ -120,8 +128,8 @@ INLINE void dots(const Layer *l, const uint8_t *x, const int8_t *w, long from, l
     UNROLL for (int r = 0; r < rows; r++)
         UNROLL for (int c = 0; c < columns; c++) {
             vi total = s[r][c][0];
-            UNROLL for (int d = 1; d < depth; d++) total += s[r][c][d];
-            partial[r][j + c] = from ? partial[r][j + c] + total : total;
+            UNROLL for (int d = 1; d < depth; d++) total = added(total, s[r][c][d]);
+            partial[r][j + c] = from ? added(partial[r][j + c], total) : total;
         }
 }
 
@@ -147,7 +155,7 @@ static const Dots dots_by_rows[] = {NULL, dots1, dots2, dots3, dots4, dots5, dot
 static const Dots dots_by_rows[] = {NULL, dots1, dots2, dots3, dots4};
 #endif
 
-enum { CODES = 1 << 15 }; /* bytes of codes of X that every row of W meets in the first cache */
+enum { CODES = 1 << 14 }; /* bytes of codes of X that every row of W meets: a third of a first cache of 48 KiB, through which W comes, too */
 
 /* Rows first .. first + rows of X with rows begin .. end of W. */
 static void along(const Layer *l, long first, int rows, long begin, long end) {
@@ -280,7 +288,7 @@ INLINE void tile_sums(const Layer *l, long group, long n, long from, long to, in
     UNROLL for (int row = 0; row < height; row++)
         UNROLL for (int v = 0; v < vectors; v++) {
             vi total = s[row][v * depth];
-            UNROLL for (int d = 1; d < depth; d++) total += s[row][v * depth + d];
+            UNROLL for (int d = 1; d < depth; d++) total = added(total, s[row][v * depth + d]);
             tile[row][v] = total;
         }
 }
@@ -305,10 +313,13 @@ static __attribute__((noinline)) void low_tile(const Layer *l, long group, long 
     }
 }
 
+enum { LARGE = 1 << 22 }; /* bytes of Y that no cache would hold until they are read */
+
 /* Columns of a tile become rows of Y: of 16 bits two columns at a time, so that a register holds 2 * LANES entries of a row. */
 INLINE void turn_around(const Layer *l, vi (*tile)[WIDE], long group, int vectors, long n, long width, int dtype) {
     const Call *c = l->call;
     const long size = size_of(dtype), each = WIDTH / size;
+    const int past = c->m * c->n * size >= LARGE && ((uintptr_t)c->y | (uintptr_t)(c->n * size)) % 64 == 0;
     for (int v = 0; v < vectors; v++) {
         const long first = (group + v) * LANES, count = least(LANES, c->m - first);
         for (long j = 0; j < width; j += each) {
@@ -320,8 +331,8 @@ INLINE void turn_around(const Layer *l, vi (*tile)[WIDE], long group, int vector
                 else rows[i] = (vi)((rounded(tile[j + 2 * i][v], dtype) >> 16) | (rounded(tile[j + 2 * i + 1][v], dtype) & 0xffff0000));
             }
             transpose(rows);
-            if (bytes == WIDTH && !(((uintptr_t)y | (uintptr_t)(c->n*size)) & 63) && c->n*size > 65536) for (long i = 0; i < count; i++, y += c->n * size) _mm512_stream_si512((void*)y, (__m512i)rows[i]);
- else if (bytes == WIDTH) for (long i = 0; i < count; i++, y += c->n * size) store(y, rows[i]);
+            if (bytes == WIDTH && past) for (long i = 0; i < count; i++, y += c->n * size) store_line(y, rows[i]);
+            else if (bytes == WIDTH) for (long i = 0; i < count; i++, y += c->n * size) store(y, rows[i]);
             else for (long i = 0; i < count; i++, y += c->n * size) memcpy(y, &rows[i], bytes);
         }
     }
@@ -358,6 +369,7 @@ static void across_piece(Layer *l, long piece) {
             else BY_DTYPE(dtype, turn_around, l, tile, group, vectors, n, width);
         }
     }
+    lines_done();
 }
 
 static void accumulate(Layer *l, int threads) {

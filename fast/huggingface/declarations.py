@@ -1,4 +1,4 @@
-"""What a model of transformers says about its int8 layers: the marks that `from_pretrained` leaves, and what config.json will hold.
+"""What a model of transformers says about what is int8 in it: the marks that `from_pretrained` leaves, and what config.json will hold.
 
 `quantize_model` and `from_pretrained` leave the same marks. What is saved is written anew whenever `save_pretrained` is called, from the
 layers that the model holds then: a part of it may have been quantized, a layer exchanged, a threshold set, or the model may
@@ -18,16 +18,20 @@ from transformers import PretrainedConfig, PreTrainedModel
 from transformers.quantizers.auto import AutoHfQuantizer
 
 from .. import arguments
+from ..experts import ABSMAX, Int8Experts
+from ..experts_layout import PROJECTIONS
 from ..linear import SCALES, Int8Linear
+from ..selection.choice import is_float_experts
 from ..selection.float_layers import is_float_linear
 from .config import METHOD, SETTINGS, Int8Config
+from .fused_experts import saved_as_fused
 
 MARKS = ("is_quantized", "quantization_method", "hf_quantizer")
 
 
-def int8_layers(model: nn.Module) -> dict[str, Int8Linear]:
-    """The layers of `model` that are int8, by name."""
-    return {name: module for name, module in model.named_modules() if isinstance(module, Int8Linear)}
+def int8_layers(model: nn.Module) -> dict[str, Int8Linear | Int8Experts]:
+    """The layers of `model` that are int8, and its modules of experts that are, by name."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, (Int8Linear, Int8Experts))}
 
 
 def declaration(model: nn.Module) -> Int8Config:
@@ -39,7 +43,7 @@ def declaration(model: nn.Module) -> Int8Config:
     settings = {name: _settings(layer) for name, layer in layers.items()}
     common = dict(Counter(tuple(own.items()) for own in settings.values()).most_common(1)[0][0])
     own = {name: {key: value for key, value in each.items() if value != common[key]} for name, each in settings.items()}
-    skipped = [name for name, module in model.named_modules() if is_float_linear(module)]
+    skipped = [name for name, module in model.named_modules() if is_float_linear(module) or is_float_experts(module)]
     config = Int8Config(skip_modules=skipped, layers=own if any(own.values()) else None, **common)
     # As patterns, some names would also match those of int8 layers ("head" matches "blocks.0.head").
     alone = [Int8Config(skip_modules=[name]) for name in skipped]
@@ -48,7 +52,7 @@ def declaration(model: nn.Module) -> Int8Config:
     return config
 
 
-def _settings(layer: Int8Linear) -> dict[str, Any]:
+def _settings(layer: Int8Linear | Int8Experts) -> dict[str, Any]:
     limit = arguments.threshold(layer.threshold)
     # JSON has no infinity, and numbers of other libraries are not JSON either.
     return {name: getattr(layer, name) for name in SETTINGS} | {"threshold": None if limit is None else float(layer.threshold)}  # type: ignore[arg-type]
@@ -162,7 +166,8 @@ def declared(model: PreTrainedModel) -> Iterator[None]:
     try:
         if int8_layers(model):
             model.config.quantization_config = declaration(model)
-        yield
+        with saved_as_fused(model):
+            yield
     finally:
         if id(model.config) not in before and _is_ours(getattr(model.config, "quantization_config", None)):
             del model.config.quantization_config
@@ -188,13 +193,19 @@ def _declaring(save: Callable) -> Callable:
     return save_pretrained
 
 
+def _beside(layer: Int8Linear | Int8Experts) -> list[str]:
+    """Names of the parameters that a layer in int8 has beside those of a float one."""
+    if isinstance(layer, Int8Experts):
+        return [name for name in layer.stored_names() if name.endswith(ABSMAX)]
+    return [*SCALES, "weight_zero_point", "float_weight"]
+
+
 def _without_scales(count: Callable) -> Callable:
     @functools.wraps(count)
     def num_parameters(self: PreTrainedModel, *args: Any, **kwargs: Any) -> int:
-        """As before, without what an `Int8Linear` holds beside weight and bias."""
+        """As before, without what a layer in int8 holds beside weight and bias."""
         only_trainable = args[0] if args else kwargs.get("only_trainable", False)
-        beside = (*SCALES, "weight_zero_point", "float_weight")
-        extra = [layer._parameters.get(name) for layer in int8_layers(self).values() for name in beside]
+        extra = [layer._parameters.get(name) for layer in int8_layers(self).values() for name in _beside(layer)]
         return count(self, *args, **kwargs) - sum(p.numel() for p in extra if p is not None and (p.requires_grad or not only_trainable))
 
     return num_parameters
@@ -224,9 +235,11 @@ def _refusing_codes_for_floats(finalize: Callable) -> Callable:
         modules = dict(model.named_modules())
         for key in () if ours else sorted(loading_info.unexpected_keys):
             name, _, last = key.rpartition(".")
-            if last in ("weight_absmax", "weight_zero_point") and is_float_linear(modules.get(name, model)):
+            module = modules.get(name, model)
+            weight = "weight" if last in ("weight_absmax", "weight_zero_point") else last.removesuffix(ABSMAX)
+            if is_float_linear(module) if weight == "weight" else weight in PROJECTIONS and is_float_experts(module):
                 raise ValueError(
-                    f"the checkpoint holds int8 codes for {name}.weight, which goes into a float layer: its config.json has no "
+                    f"the checkpoint holds int8 codes for {name}.{weight}, which goes into a float layer: its config.json has no "
                     "quantization_config. Save the model with save_pretrained, which writes one"
                 )
         return finalize(model, load_config, loading_info)

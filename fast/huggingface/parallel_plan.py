@@ -8,6 +8,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.distributed.tensor_parallel import ALL_PARALLEL_STYLES, TensorParallelLayer, replace_layer_number_by_wildcard
 
+from ..experts import Int8Experts
 from ..linear import Int8Linear
 
 
@@ -18,6 +19,10 @@ class _TensorParallel(TensorParallelLayer):
         self.otherwise, self.style = otherwise, style
 
     def shard_param(self, module: nn.Module, param: str, mesh: Any) -> None:
+        if isinstance(module, Int8Experts):
+            raise ValueError(
+                f"experts in int8 ({param}) cannot be spread over processes; name them in skip_modules when the model is quantized"
+            )
         if not isinstance(module, Int8Linear):
             ALL_PARALLEL_STYLES[self.otherwise].shard_param(module, param, mesh)
             return
@@ -39,7 +44,7 @@ class _TensorParallel(TensorParallelLayer):
 
 
 def use_int8_styles(model: PreTrainedModel, layers: Iterable[str]) -> None:
-    """Puts "int8_colwise" for "colwise" and so on into the model's tensor-parallel plan, for the layers in int8."""
+    """Puts "int8_colwise" for "colwise" and so on into the model's plans, for what is in int8: layers, and experts, which are refused."""
     from ..distributed import Int8ColwiseParallel, Int8RowwiseParallel
 
     styles = {
@@ -51,7 +56,8 @@ def use_int8_styles(model: PreTrainedModel, layers: Iterable[str]) -> None:
         "rowwise_split_input": Int8RowwiseParallel(split_input=True),
     }
     patterns = {replace_layer_number_by_wildcard(name) for name in layers}
-    for pattern, name in list(model.tp_plan.items()):
-        if pattern in patterns and not name.startswith("int8_"):
-            ALL_PARALLEL_STYLES.register(f"int8_{name}", _TensorParallel(name, styles.get(name)))  # type: ignore[arg-type]
-            model.tp_plan[pattern] = f"int8_{name}"
+    for plan in (model.tp_plan, getattr(model, "ep_plan", {})):
+        for pattern, name in list(plan.items()):
+            if (pattern in patterns or pattern.rpartition(".")[0] in patterns) and not name.startswith("int8_"):
+                ALL_PARALLEL_STYLES.register(f"int8_{name}", _TensorParallel(name, styles.get(name)))  # type: ignore[arg-type]
+                plan[pattern] = f"int8_{name}"

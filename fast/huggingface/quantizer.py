@@ -16,13 +16,17 @@ from transformers.core_model_loading import ConversionOps, WeightConverter
 from transformers.quantizers import HfQuantizer, register_quantizer
 
 from ..bitsandbytes_checkpoint import check_layout, to_bitsandbytes
+from ..experts import Int8Experts, other_settings
+from ..experts_layout import PROJECTIONS, layout
 from ..linear import Int8Linear
 from ..selection import Summary, choose_layers, size_of
+from ..selection.choice import is_float_experts
 from ..selection.float_layers import computes_as_linear, is_float_linear
 from ..transformers_traits import heads, is_conv1d
 from . import stored
 from .config import METHOD, Int8Config
 from .declarations import declaration, mark
+from .fused_experts import float_placeholders, quantize_merged, quantizing_merges, without_merges
 from .parallel_plan import use_int8_styles
 
 logger = logging.getLogger(__name__)
@@ -70,7 +74,12 @@ class Int8Quantizer(HfQuantizer):
         """
         if self.empty is not None:
             (model, files), self.empty = self.empty, None
-            self._replace_layers(model, stored.read(model, files, weight_conversions))
+            tensors = stored.headers(files)
+            if not self.pre_quantized:
+                weight_conversions = quantizing_merges(weight_conversions)
+            elif tensors is None or any(map(stored.are_merged_experts, tensors.values())):
+                weight_conversions = without_merges(weight_conversions)
+            self._replace_layers(model, stored.read(model, tensors, weight_conversions))
         own = [WeightConverter("SCB", "weight_absmax", [_Column()])] if self.quantization_config.checkpoint == "bitsandbytes" else []
         return [*weight_conversions, *own]
 
@@ -79,34 +88,53 @@ class Int8Quantizer(HfQuantizer):
         if self.pre_quantized and checkpoint is not None:
             chosen = _as_stored(model, checkpoint, self.summary)
         else:
-            chosen = choose_layers(model, _skipped(model, config, checkpoint), self.summary)
+            settings = config.layer_arguments()
+            refused = other_settings(settings["outlier_weight"], settings["quantizer"], settings["granularity"])
+            chosen = choose_layers(model, _skipped(model, config, checkpoint), self.summary, refused)
         for module, names in chosen.items():
-            in_file = checkpoint.layers.get(names[0], names[0]) if checkpoint is not None else names[0]
-            layer = Int8Linear.from_float(module, None, **config.layer_arguments(names[0], in_file))
-            self.summary.quantized[names[0]] = (size_of(module), size_of(layer))
-            if is_conv1d(module):
-                self.conv1d.update(names)
-            if not self.pre_quantized:
-                # transformers casts what it reads to the dtype that it finds here, before it is quantized.
-                dtype = module._parameters["weight"].dtype  # type: ignore[union-attr]
-                layer.weight = nn.Parameter(torch.empty_like(layer.weight, dtype=dtype), requires_grad=False)  # type: ignore[misc]
-            for name in names:
-                model.set_submodule(name, layer)
+            in_file = checkpoint.layers | checkpoint.experts if checkpoint is not None else {}
+            settings = config.layer_arguments(names[0], in_file.get(names[0], names[0]))
+            if is_float_experts(module):
+                self._replace_experts(module, names[0], settings["threshold"])
+            else:
+                self._replace_layer(model, module, names, settings)
         self.shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             use_int8_styles(model, self.summary.quantized)
 
+    def _replace_layer(self, model: PreTrainedModel, module: nn.Module, names: list[str], settings: dict[str, Any]) -> None:
+        layer = Int8Linear.from_float(module, None, **settings)
+        self.summary.quantized[names[0]] = (size_of(module), size_of(layer))
+        if is_conv1d(module):
+            self.conv1d.update(names)
+        if not self.pre_quantized:
+            # transformers casts what it reads to the dtype that it finds here, before it is quantized.
+            dtype = module._parameters["weight"].dtype  # type: ignore[union-attr]
+            layer.weight = nn.Parameter(torch.empty_like(layer.weight, dtype=dtype), requires_grad=False)  # type: ignore[misc]
+        for name in names:
+            model.set_submodule(name, layer)
+
+    def _replace_experts(self, module: nn.Module, name: str, threshold: float | None) -> None:
+        before, dtypes = size_of(module), {own: p.dtype for own, p in module.named_parameters(recurse=False) if own in PROJECTIONS}
+        experts = Int8Experts.from_float(module, threshold)
+        self.summary.quantized[name] = (before, size_of(experts))
+        self.summary.experts.add(name)
+        if not self.pre_quantized:
+            float_placeholders(experts, dtypes)
+
     def param_needs_quantization(self, model: PreTrainedModel, param_name: str, **kwargs: Any) -> bool:
         """Whether the parameter is a float weight in the file and int8 in the model."""
         layer, _, name = param_name.rpartition(".")
-        return not self.pre_quantized and name == "weight" and isinstance(model.get_submodule(layer), Int8Linear)
+        if self.pre_quantized or name not in ("weight", *PROJECTIONS):
+            return False
+        return isinstance(model.get_submodule(layer), Int8Linear if name == "weight" else Int8Experts)
 
     def param_element_size(self, model: PreTrainedModel, param_name: str, param: Tensor) -> float:
         """Bytes per entry, for `device_map="auto"`."""
         return 1 if self.param_needs_quantization(model, param_name) else super().param_element_size(model, param_name, param)
 
     def get_quantize_ops(self) -> ConversionOps:
-        """What turns a float weight into the parameters of an `Int8Linear`."""
+        """What turns a float weight into the parameters of an `Int8Linear` or of `Int8Experts`."""
         return _Quantize(self)
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
@@ -116,11 +144,11 @@ class Int8Quantizer(HfQuantizer):
                 raise RuntimeError(
                     f"size mismatch for {name}: the checkpoint holds {tuple(tensor.shape)}, the model takes {tuple(self.shapes[name])}"
                 )
-            if isinstance(layer, Int8Linear):
+            if isinstance(layer, (Int8Linear, Int8Experts)):
                 if not (tensor.is_meta or getattr(tensor, "_is_hf_initialized", False)):
                     raise ValueError(f"the checkpoint holds no {name}, which a layer in int8 needs; was it saved with other skip_modules?")
                 tensor.requires_grad_(False)  # transformers sets it for whatever is floating
-            elif is_float_linear(layer) and tensor.dtype == torch.int8:
+            elif (is_float_linear(layer) or is_float_experts(layer)) and tensor.dtype == torch.int8:
                 raise ValueError(f"the checkpoint holds int8 codes for {name}, the model a float {type(layer).__name__}")
         renamed = [c for c in model._weight_conversions if "weight_absmax" not in c.target_patterns]  # type: ignore[union-attr]
         model._weight_conversions = renamed  # type: ignore[assignment]
@@ -137,7 +165,8 @@ class Int8Quantizer(HfQuantizer):
 
     def _dequantize(self, model: PreTrainedModel, dtype: torch.dtype | str | None = None) -> PreTrainedModel:
         dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype  # a config that has been saved holds its name
-        layers = {name: module for name, module in model.named_modules(remove_duplicate=False) if isinstance(module, Int8Linear)}
+        kinds = (Int8Linear, Int8Experts)
+        layers = {name: module for name, module in model.named_modules(remove_duplicate=False) if isinstance(module, kinds)}
         floats = {layer: layer.dequantize(dtype) for layer in set(layers.values())}
         for name, layer in layers.items():
             model.set_submodule(name, floats[layer])
@@ -200,27 +229,39 @@ def _as_stored(model: PreTrainedModel, checkpoint: stored.Stored, summary: Summa
     """The layers that are int8 in the checkpoint, whatever would be chosen of a float model; notes in `summary` what is not."""
     modules = dict(model.named_modules(remove_duplicate=False))
 
+    in_int8 = checkpoint.layers | checkpoint.experts
+
     def skipped(name: str) -> bool | str:
-        present = f"{name}.weight" in checkpoint.present
-        return name not in checkpoint.layers and ("float in the checkpoint" if present else "the checkpoint does not hold it")
+        own = {f"{name}.{parameter}" for parameter, _ in modules[name].named_parameters(recurse=False)}
+        present = own & checkpoint.present
+        return name not in in_int8 and ("float in the checkpoint" if present else "the checkpoint does not hold it")
 
     choose_layers(model, skipped, summary)
     chosen: dict[nn.Module, list[str]] = {}
-    for name in sorted(checkpoint.layers, key=list(modules).index):
+    for name in sorted(in_int8, key=list(modules).index):
         module = modules[name]
-        if not (is_float_linear(module) and computes_as_linear(module)):
-            raise ValueError(f"the checkpoint holds int8 codes for {name}, which is a {type(module).__name__}, not a linear layer")
+        if not (is_float_experts(module) if name in checkpoint.experts else is_float_linear(module) and computes_as_linear(module)):
+            wanted = "experts that are known" if name in checkpoint.experts else "a linear layer"
+            raise ValueError(f"the checkpoint holds int8 codes for {name}, which is a {type(module).__name__}, not {wanted}")
         summary.kept.pop(name, None)
-        features = (module.nf, module.nx) if is_conv1d(module) else (module.out_features, module.in_features)
-        if checkpoint.shapes.get(f"{name}.weight", features) == features:
+        if all(checkpoint.shapes.get(own, shape) == shape for own, shape in _shapes_in_int8(name, module).items()):
             chosen.setdefault(module, []).append(name)
         else:
             summary.kept[name] = (size_of(module), OTHER_SHAPE)
     return chosen
 
 
+def _shapes_in_int8(name: str, module: nn.Module) -> dict[str, torch.Size]:
+    """The shapes that the codes of a float module will have, by the names of their parameters."""
+    if (experts := layout(module)) is not None:
+        weights = {f"{name}.{own}": module._parameters[own] for own in (experts.first, "down_proj")}
+        return {own: (w.transpose(1, 2) if experts.transposed else w).shape for own, w in weights.items()}  # type: ignore[union-attr]
+    features = (module.nf, module.nx) if is_conv1d(module) else (module.out_features, module.in_features)
+    return {f"{name}.weight": torch.Size(features)}  # type: ignore[arg-type]
+
+
 class _Quantize(ConversionOps):
-    """A float weight, as it is read from a file, to the parameters of its layer."""
+    """A float weight, as it is read from a file, to the parameters of its layer or its experts."""
 
     def __init__(self, hf_quantizer: Int8Quantizer) -> None:
         self.hf_quantizer = hf_quantizer
@@ -229,6 +270,10 @@ class _Quantize(ConversionOps):
         converted: dict[str, Tensor] = {}
         for name, value in input_dict.items():
             weight = value[0] if isinstance(value, list) else value
+            experts = model.get_submodule(name.rpartition(".")[0])
+            if isinstance(experts, Int8Experts):
+                converted |= quantize_merged(name, weight, experts)
+                continue
             prefix = name.removesuffix(".weight")
             weight = weight.T if prefix in self.hf_quantizer.conv1d else weight
             expected = model.get_parameter(name).shape

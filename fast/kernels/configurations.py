@@ -25,6 +25,9 @@ HELD_COLUMNS = 16384
 #: From this many rows of X on, gathering its outlier columns pays.
 GATHER_FROM = 1024
 
+#: So many outlier columns are gathered at a time, and multiplied at a time: as many codes of W fill a sector of 32 bytes.
+GATHERED_BLOCK = 32
+
 
 class Scan(NamedTuple):
     """`scan_columns`: the block of X that a program reads at a time, and into how many splits the rows go."""
@@ -54,7 +57,7 @@ class Gather(NamedTuple):
 
 
 class Product(NamedTuple):
-    """`product_kernel`: the tile, the steps of its two loops, the rows of tiles in a group.
+    """`product_kernel`: the tile, the steps of its two loops (block_o: of gathered columns), the rows of tiles in a group.
 
     tma: load the tiles by tensor descriptors, where pointers and strides allow it.
     gluon: by `hopper_product_kernel` instead, on sm_90, with tma, and where Triton compiles it.
@@ -66,13 +69,13 @@ class Product(NamedTuple):
     warps: int
     stages: int
     tma: bool = False
-    block_o: int = 16
+    block_o: int = GATHERED_BLOCK
     group_m: int = 8
     gluon: bool = False
 
 
 class Decode(NamedTuple):
-    """`decode_kernel`: the rows of its tile, the rows of W of a program, and the columns that it reads at a time.
+    """`decode_kernel`: the fewest rows of its tile, the rows of W of a program, and the columns that it reads at a time.
 
     scan: the entries of X that its first pass reads at a time.
     """
@@ -98,18 +101,23 @@ Table = tuple[Row, ...]
 # An int8 matrix instruction does 2 * block_m * block_n operations for block_m + block_n bytes loaded per column of K: the
 # larger the tile, the fewer bytes come from the second-level cache; the smaller the tile, the more multiprocessors have one.
 
-# IMMA, 2048 multiply-adds per cycle and multiprocessor (sm_80), half of it and less on sm_89: a 128 x 128 tile needs at most
-# 32 bytes per cycle. 3 stages of 32 KB in flight (sm_80), or 2 (sm_89, 99 KB in all).
-# Few rows: W decides, its tile stays wide, X's is not padded to 64.
+# IMMA, 2048 multiply-adds per cycle and multiprocessor (sm_80), half of it and less on sm_89: a 128 x 256 tile needs at most
+# 24 bytes per cycle from the second-level cache. Shared memory passes 128 bytes per cycle, and each warp reads the rows of both operands
+# that it multiplies: with 64 x 64 of the tile per warp that is 0.7 of the matrix unit's time, with 32 x 64, as where 8 warps share
+# 128 x 128, all of it. 3 stages of 24 KB in flight.
+# Few rows: W decides, its tile stays wide, X's is not padded to 64. Use narrower tiles while these, too, are no more than the 108
+# multiprocessors.
+NARROW_AMPERE = Product(block_m=128, block_n=128, block_k=128, warps=8, stages=3)
 AMPERE: Table = (
     Row(Product(block_m=32, block_n=128, block_k=128, warps=4, stages=4), up_to_m=32),
     Row(Product(block_m=64, block_n=128, block_k=128, warps=4, stages=4), up_to_m=64),
-    Row(Product(block_m=128, block_n=128, block_k=128, warps=8, stages=4)),
+    Row(NARROW_AMPERE, up_to_m=256, up_to_n=4096),
+    Row(NARROW_AMPERE, up_to_m=128, up_to_n=8192),
+    Row(Product(block_m=128, block_n=256, block_k=64, warps=8, stages=4)),
 )
-ADA: Table = (*AMPERE[:2], Row(Product(block_m=128, block_n=128, block_k=128, warps=8, stages=3)))
 # IGMMA, 4096 multiply-adds per cycle and multiprocessor: at that rate 128 x 128 needs 64 bytes per cycle, 128 x 256 needs 48, so the
-# wide tile, whose accumulators are half of all registers, and 4 stages of 48 KB. The copy engine loads it: with per-thread copies the
-# addresses alone would spill. Use narrower tiles while there are fewer wide tiles than the 132 multiprocessors.
+# wide tile, whose accumulators are half of all registers, and 4 stages of 48 KB. The copy engine loads it: with
+# per-thread copies the addresses alone would spill. Use narrower tiles while there are fewer wide tiles than the 132 multiprocessors.
 NARROW_HOPPER = Product(block_m=128, block_n=128, block_k=128, warps=8, stages=4, tma=True)
 HOPPER: Table = (
     Row(Product(block_m=64, block_n=128, block_k=128, warps=4, stages=4, tma=True), up_to_m=64),
@@ -125,10 +133,10 @@ CDNA3: Table = (
     Row(Product(block_m=128, block_n=128, block_k=64, warps=8, stages=2)),
 )
 # Small, so that small tests have several tiles and ragged edges.
-INTERPRETER: Table = (Row(Product(block_m=32, block_n=32, block_k=32, warps=4, stages=2, group_m=2)),)
+INTERPRETER: Table = (Row(Product(block_m=32, block_n=32, block_k=32, warps=4, stages=2, block_o=16, group_m=2)),)
 
 NVIDIA = ("sm_80", "sm_89", "sm_90", "sm_100")
-PRODUCTS = {"interpreter": INTERPRETER, "gfx942": CDNA3, "sm_80": AMPERE, "sm_89": ADA, "sm_90": HOPPER, "sm_100": BLACKWELL}
+PRODUCTS = {"interpreter": INTERPRETER, "gfx942": CDNA3, "sm_80": AMPERE, "sm_89": AMPERE, "sm_90": HOPPER, "sm_100": BLACKWELL}
 
 #: For float32 outliers, 64-bit corrections, and operands that no descriptor or 16-byte load can describe: more registers go
 #: into addresses and sums, so the tile is the smaller one. They are `product_kernel`'s alone.
@@ -138,19 +146,21 @@ GENERAL = {
 } | dict.fromkeys(NVIDIA, Product(block_m=128, block_n=64, block_k=64, warps=8, stages=3))
 
 # W is read once: the bytes in flight must be bandwidth times latency, about 25 bytes per nanosecond (H100, one multiprocessor) times
-# 0.8 microseconds, 20 KB: three or more stages, of two programs where they are small.
-# X is read twice by each program, 4 * M * K bytes to its block_n * K of W, from the second-level cache: the more rows X has, the more
-# rows of W a program should own; but at most so many that each of 132 multiprocessors has a program.
-# A tile has the 16 rows of a matrix instruction. A single row is not padded to 16: quantizing the 15 padding rows would take longer
-# than reading W.
+# 0.8 microseconds, 20 KB: three or more further blocks of W.
+# X is read twice by each program, 4 * M * K bytes to its block_n * K of W, from the second-level cache, and its work is the same for any
+# block_n: the more rows X has, the more rows of W a program should own; but, as long as W's time is the longer one, at most so many that
+# each of 132 multiprocessors has a program. Where X's work is the longer one (16 rows of 4096 and less), wider blocks cost no time.
+# The tile has the rows of X, up to a power of two: a row of padding would be quantized as well.
+# block_k and scan / rows are 2 to 8 times the threads of a program, so that each thread has whole columns of the blocks of X, and their
+# maxima need no exchange.
 DECODE: Table = (
     Row(Decode(tile_m=1, block_n=16, block_k=256, scan=4096, warps=4, stages=6), up_to_m=1, up_to_n=2048),
     Row(Decode(tile_m=1, block_n=32, block_k=256, scan=4096, warps=4, stages=5), up_to_m=1),
-    Row(Decode(tile_m=1, block_n=16, block_k=256, scan=4096, warps=4, stages=6), up_to_m=16, up_to_n=2048),
-    Row(Decode(tile_m=1, block_n=32, block_k=256, scan=8192, warps=4, stages=5), up_to_m=16, up_to_n=4096),
+    Row(Decode(tile_m=1, block_n=16, block_k=256, scan=4096, warps=2, stages=6), up_to_m=4, up_to_n=2048),
+    Row(Decode(tile_m=1, block_n=32, block_k=256, scan=8192, warps=4, stages=5), up_to_m=8, up_to_n=4096),
     Row(Decode(tile_m=1, block_n=64, block_k=256, scan=8192, warps=4, stages=4), up_to_m=16),
 )
-# Its matrix instructions have no tile of one row, and wider blocks spill.
+# Its matrix instructions have 16 rows, and wider blocks spill.
 DECODE_CDNA3: Table = (Row(Decode(tile_m=16, block_n=16, block_k=256, scan=4096, warps=4, stages=2)),)
 DECODE_INTERPRETER: Table = (
     Row(Decode(tile_m=1, block_n=32, block_k=32, scan=64, warps=4, stages=2), up_to_m=1),
@@ -233,7 +243,7 @@ def gather_configuration(arch: str, m: int, k: int) -> Gather | None:
     """
     if arch == "interpreter":
         return Gather(rows=32, block_o=16, columns=16) if m >= 24 else None
-    return Gather(rows=64, block_o=32, columns=max(32, k // 512 * 32)) if m >= GATHER_FROM else None
+    return Gather(rows=64, block_o=GATHERED_BLOCK, columns=max(32, k // 512 * 32)) if m >= GATHER_FROM else None
 
 
 def product_configuration(arch: str, m: int, n: int, general: bool) -> Product:

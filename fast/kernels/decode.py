@@ -20,8 +20,21 @@ import triton.language as tl
 from torch import Tensor
 
 from ..weights import QuantizedWeight
-from .arithmetic import INTERPRETED, NO_FUSION, absmax_scale, encode, larger, larger_or_nan, magnitude, masked, parameters, rounded, row_maximum, sides
-from .configurations import Decode, architecture, decode_configuration
+from .arithmetic import (
+    INTERPRETED,
+    NO_FUSION,
+    absmax_scale,
+    encode,
+    larger,
+    larger_or_nan,
+    magnitude,
+    masked,
+    parameters,
+    rounded,
+    row_maximum,
+    sides,
+)
+from .configurations import Decode, all_registers, architecture, decode_configuration
 from .epilogue import corrected, from_code_units, outlier_product
 from .operands import Matrix, Side, aligned
 from .product import WIDE_FROM
@@ -49,8 +62,8 @@ def decode_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     SCAN_K: tl.constexpr,
-    WIDE_THREAD: tl.constexpr,
-    NARROW_THREAD: tl.constexpr,
+    SCAN_OWN: tl.constexpr,
+    BLOCK_OWN: tl.constexpr,
 ):
     """Program p: all rows of Y, columns p * BLOCK_N onwards. Pass None for an absent operand; its code is compiled out.
 
@@ -61,6 +74,8 @@ def decode_kernel(
     bias: (N,) of a floating dtype.
     threshold: float32, not negative, used where DETECT.
     PER_ROW: one scale per row of X, else one in all. WIDE: the zeropoint correction needs 64 bits.
+    SCAN_OWN, BLOCK_OWN: the columns side by side that a thread has at most, of the blocks of X in the first pass and in the second: so
+    few that all threads lie along K, and each has all rows of its columns.
     """
     ZEROPOINT: tl.constexpr = w_side.zero_point is not None
     rows = tl.arange(0, ROWS)
@@ -75,8 +90,8 @@ def decode_kernel(
     # --8<-- [start:first-pass]
     for k in tl.range(0, K, SCAN_K, num_stages=SCAN_STAGES):
         inside = live[:, None] & (k + wide < K)[None, :]
-        columns_ahead = tl.max_contiguous(k + wide, WIDE_THREAD).to(tl.int64)
-        value = tl.load(x_rows + columns_ahead[None, :] * x.stride_column, mask=inside, other=0.0)
+        side_by_side = tl.max_contiguous(k + wide, SCAN_OWN).to(tl.int64)
+        value = tl.load(x_rows + side_by_side[None, :] * x.stride_column, mask=inside, other=0.0)
         if DETECT:
             value = masked(value, _regular(value, threshold)[None, :])
         up, down = sides(value, ZEROPOINT)
@@ -111,8 +126,8 @@ def decode_kernel(
     for k in range(0, K, BLOCK_K):
         in_k = k + ks < K
         inside = tile_live[:, None] & in_k[None, :]
-        columns_ahead = tl.max_contiguous(k + ks, NARROW_THREAD).to(tl.int64)
-        value = tl.load(tile_x + columns_ahead[None, :] * x.stride_column, mask=inside, other=0.0)
+        side_by_side = tl.max_contiguous(k + ks, BLOCK_OWN).to(tl.int64)
+        value = tl.load(tile_x + side_by_side[None, :] * x.stride_column, mask=inside, other=0.0)
         w_block = tl.load(w_codes, mask=in_k[:, None], other=0)
         w_codes += BLOCK_K * tl.cast(w_side.codes.stride_column, tl.int64)
         if DETECT:
@@ -164,7 +179,7 @@ def _regular(value, threshold):
     """
     largest = _of_columns(magnitude(value)).to(tl.float32)
     # Bits of numbers that are not negative sort as they do; the sign of their difference tells which is the larger one.
-    below = tl.maximum(largest, 0.0).to(tl.int32, bitcast=True) - threshold.to(tl.int32, bitcast=True)
+    below = tl.maximum(largest, 0.0).to(tl.int32, bitcast=True) - tl.cast(threshold, tl.float32).to(tl.int32, bitcast=True)
     return (below >> 31).to(tl.int16)
 
 
@@ -182,7 +197,7 @@ def _apart(code):
 def _of_columns(size):
     """(columns,) the largest of each column of size (rows, columns).
 
-    By halves: so the compiler sees that neighbours in a row go through the same steps, and takes two at a time; of `tl.reduce` it does not.
+    By halves: the same code on a GPU as `tl.reduce` with `larger`, which the interpreter would apply entry by entry.
     """
     HALF: tl.constexpr = size.shape[0] // 2
     if HALF == 0:
@@ -219,10 +234,11 @@ def decode_linear(
             BLOCK_N=config.block_n,
             BLOCK_K=config.block_k,
             SCAN_K=config.scan // rows,
-            WIDE_THREAD=max(1, config.scan // rows // (32 * config.warps)),
-            NARROW_THREAD=max(1, config.block_k // (32 * config.warps)),
+            SCAN_OWN=max(1, config.scan // rows // (32 * config.warps)),
+            BLOCK_OWN=max(1, config.block_k // (32 * config.warps)),
             num_warps=config.warps,
             num_stages=config.stages,
             **NO_FUSION,
+            **all_registers(config.warps),
         )
     return y

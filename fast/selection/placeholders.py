@@ -2,8 +2,11 @@
 
 from collections.abc import Callable
 
-from torch import nn
+from torch import Tensor, nn
 
+from ..experts import Int8Experts
+from ..experts_layout import PROJECTIONS, layout
+from ..experts_layout import obstacle as experts_obstacle
 from .float_layers import is_float_linear, obstacle
 
 _HINT = (
@@ -13,7 +16,7 @@ _HINT = (
 
 
 def check_weights_are_here(model: nn.Module, skipped: Callable[[str], bool | str]) -> None:
-    """Checks that each linear layer that is to be quantized holds its weight. A model that is on the meta device as a whole passes.
+    """Checks that what is to be quantized, linear layers and experts, holds its weights. A model that is on meta as a whole passes.
 
     Args:
         model: whose parameters tell whether all of it is on the meta device.
@@ -24,19 +27,33 @@ def check_weights_are_here(model: nn.Module, skipped: Callable[[str], bool | str
     """
     everything_is_meta = all(parameter.is_meta for parameter in model.parameters())
     for name, layer in model.named_modules():
-        if not is_float_linear(layer) or skipped(name) or obstacle(layer):
+        owns: tuple[str, ...]
+        if is_float_linear(layer):
+            blocked, owns, expected = obstacle(layer), ("weight",), _shape(layer)
+        elif layout(layer) is not None and not isinstance(layer, Int8Experts):
+            blocked, owns, expected = experts_obstacle(layer), PROJECTIONS, None
+        else:
             continue
-        name = name or type(layer).__name__
-        weight = layer._parameters["weight"]
-        assert weight is not None  # or there had been an obstacle
-        if _is_offloaded(layer):
-            undo = "accelerate.hooks.remove_hook_from_submodules(model) brings the weights back"
-            raise ValueError(f"the weight of {name} is offloaded, a placeholder on {weight.device} stands in its place: {_HINT}; {undo}")
-        if weight.is_meta and not everything_is_meta:
-            raise ValueError(f"the weight of {name} is on the meta device, without values, while other weights are not: {_HINT}")
-        expected = (layer.out_features, layer.in_features) if isinstance(layer, nn.Linear) else tuple(weight.shape)
-        if tuple(weight.shape) != expected:
-            raise ValueError(f"the weight of {name} has shape {tuple(weight.shape)}, its layer {expected}: a placeholder; {_HINT}")
+        if skipped(name) or blocked:
+            continue
+        for own in owns:
+            weight = layer._parameters.get(own)
+            if weight is not None:
+                _check(f"the {own} of {name or type(layer).__name__}", layer, weight, expected, everything_is_meta)
+
+
+def _check(name: str, layer: nn.Module, weight: Tensor, expected: tuple[int, ...] | None, everything_is_meta: bool) -> None:
+    if _is_offloaded(layer):
+        undo = "accelerate.hooks.remove_hook_from_submodules(model) brings the weights back"
+        raise ValueError(f"{name} is offloaded, a placeholder on {weight.device} stands in its place: {_HINT}; {undo}")
+    if weight.is_meta and not everything_is_meta:
+        raise ValueError(f"{name} is on the meta device, without values, while other weights are not: {_HINT}")
+    if expected is not None and tuple(weight.shape) != expected:
+        raise ValueError(f"{name} has shape {tuple(weight.shape)}, its layer {expected}: a placeholder; {_HINT}")
+
+
+def _shape(layer: nn.Module) -> tuple[int, ...] | None:
+    return (layer.out_features, layer.in_features) if isinstance(layer, nn.Linear) else None
 
 
 def _is_offloaded(layer: nn.Module) -> bool:

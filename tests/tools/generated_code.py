@@ -82,6 +82,7 @@ SHAPES = {
     "large": (4096, 8192, 8192),
     "medium": (512, 4096, 4096),
     "small": (200, 8192, 2048),
+    "smaller": (100, 8192, 2048),
     "few": (48, 8192, 16384),
     "fewer": (24, 8192, 32768),
     "decode": (16, 8192, 8192),
@@ -254,6 +255,7 @@ def read_nvidia(cubin: bytes) -> dict[str, Any]:
         )
     registers, stack, local = (int(re.search(rf"{name}:(\d+)", usage)[1]) for name in ("REG", "STACK", "LOCAL"))  # type: ignore[index]
     lines = machine_code.lines(code)
+    matrix_loops = [loop for loop in machine_code.loops(lines) if any("GMMA" in line.opcode for line in loop)]
     return {
         "registers": registers,
         "stack": stack + local,
@@ -261,13 +263,19 @@ def read_nvidia(cubin: bytes) -> dict[str, Any]:
         # Of each loop with matrix instructions: these, and the waits for them by how many groups of them they leave in flight.
         "matrix_loops": [
             Counter(line.text if "DEPBAR" in line.opcode else line.opcode for line in loop if re.search("GMMA|GROUP.DEPBAR", line.opcode))
-            for loop in machine_code.loops(lines)
-            if any("GMMA" in line.opcode for line in loop)
+            for loop in matrix_loops
         ],
+        "after_the_wait": [after_the_wait(loop) for loop in matrix_loops if any("IGMMA" in line.opcode for line in loop)],
         # The sum that rounds to an integer, by its constant 1.5 * 2**23: as a sum, and as part of a fused multiply-add.
         "rounding_sums": sum(line.text.startswith("FADD") and "12582912" in line.text for line in lines),
         "fused_rounding": sum(line.text.startswith("FFMA") and "12582912" in line.text for line in lines),
     }
+
+
+def after_the_wait(loop: list[machine_code.Line]) -> tuple[int, int]:
+    """Of a loop over K: the instructions from its wait for matrix instructions to the next of them, and the barriers among these."""
+    found = machine_code.between(loop, "GROUP.DEPBAR", "IGMMA")
+    return len(found), sum(line.opcode.startswith("BAR") for line in found)
 
 
 def read_amd(code: str) -> dict[str, Any]:
@@ -301,13 +309,14 @@ def main() -> None:
 
 
 def row(facts: dict[str, Any]) -> str:
-    block = "x".join(str(v) for k, v in facts["constants"].items() if k.startswith(("BLOCK", "ROWS")))
-    matrix = ", ".join(sorted({name for name in facts["instructions"] if re.search("MMA|mfma", name)}))
+    block = "x".join(str(v) for k, v in facts["constants"].items() if k.startswith(("BLOCK", "ROWS")) and k != "BLOCK_OWN")
+    after = "".join(f"  {count} instructions, {barriers} barriers after its wait" for count, barriers in facts.get("after_the_wait", ()))
+    matrix = ", ".join(sorted({name for name in facts["instructions"] if re.search("^(?!HFMA2).*MMA|mfma", name)}))
     warps = facts["options"]["num_warps"]
     stages = facts["options"].get("num_stages", facts["constants"].get("STAGES"))
     return (
         f"{facts['arch']:7} {facts['kernel']:21} {facts['case']:32} {block:15} {warps:2} warps {stages} stages "
-        f"{facts['registers']:3} registers {facts['stack']:4} spilled {facts['shared']:6} B shared  {matrix}"
+        f"{facts['registers']:3} registers {facts['stack']:4} spilled {facts['shared']:6} B shared  {matrix}{after}"
     )
 
 

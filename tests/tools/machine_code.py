@@ -1,4 +1,4 @@
-"""SASS, NVIDIA's machine code as cuobjdump prints it: its instructions, and which of them lie in a loop together."""
+"""SASS, NVIDIA's machine code as cuobjdump prints it: its instructions, which of them lie in a loop, and what one waits for there."""
 
 import re
 from itertools import pairwise
@@ -62,3 +62,18 @@ def loops(code: list[Line]) -> list[list[Line]]:
             done.update(together)
             found.append([line for n in together for line in blocks[n]])
     return found
+
+
+def between(loop: list[Line], begin: str, end: str) -> list[Line]:
+    """The instructions of a loop after the first whose text fits `begin` and before the next that fits `end`, in this turn or the next one.
+
+    Of a branch that leads out of line, as to a wait that failed, the way straight on is taken.
+    """
+    at = {line.address: line for line in loop}
+    line = next(line for line in loop if re.search(begin, line.text))
+    found: list[Line] = []
+    while True:
+        line = at[line.address + 16] if line.address + 16 in at else at[targets(line)[0]]
+        if re.search(end, line.text):
+            return found
+        found.append(line)

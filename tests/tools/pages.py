@@ -12,7 +12,7 @@ import textwrap
 from pathlib import Path
 
 FOLDER = Path(__file__).parents[2] / "docs" / "howto"
-PAGES = ("quantize_a_model", "bitsandbytes", "several_devices")
+PAGES = ("quantize_a_model", "mixture_of_experts", "bitsandbytes", "several_devices")
 
 #: A block, maybe indented (in an admonition): indentation, language, content. One with a title shows a file and is not run here.
 BLOCK = re.compile(r"^( *)```(python|text)\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)

@@ -6,6 +6,7 @@ import numpy as np
 
 import reference
 
+from .comparing import up_to_float_sums
 from .engine import F32, ROUNDOFF, SEEDS, Exercise, array
 
 
@@ -29,12 +30,9 @@ def _rescaled(want: np.ndarray, args: tuple) -> np.ndarray:
 
 
 def _up_to_float_sums(results: tuple, wanted: tuple, args: tuple) -> bool:
-    """Whether y is the product of the dequantized factors, in any float32 arithmetic.
-
-    Each factor was rounded once, each product once, and a sum of K terms K times, on either side: 2 (K + 3) roundings.
-    """
-    x, w = (np.abs(reference.absmax_dequantize(*reference.absmax_quantize(a, -1)).astype(np.float64)) for a in args)
-    return bool((np.abs(results[0].astype(np.float64) - wanted[0]) <= 2 * (x.shape[1] + 3) * ROUNDOFF * (x @ w.T)).all())
+    """Whether y is the product of the dequantized factors, in any float32 arithmetic."""
+    x, w = (np.abs(_dequantized(a).astype(np.float64)) for a in args)
+    return up_to_float_sums(results[0], wanted[0], x.shape[1], x @ w.T)
 
 
 def _vectorwise_by(rescale: Callable) -> Callable:

@@ -9,6 +9,7 @@ from reference.decomposition import outlier_product
 
 from .chapter_01_absmax import NARROW_HINT
 from .chapter_03_granularity import products
+from .comparing import up_to_float_sums
 from .engine import F32, ROUNDOFF, SEEDS, Exercise, array
 
 
@@ -37,6 +38,17 @@ def _decomposed(want: np.ndarray, args: tuple) -> np.ndarray:
     regular = np.abs(reference.quantized_matmul(np.where(o, F32(0), x), w)).astype(np.float64)
     outlier = np.abs(x[:, o]).astype(np.float64) @ np.abs(w[:, o]).astype(np.float64).T
     return 2 * (int(o.sum()) + 4) * ROUNDOFF * (regular + outlier)
+
+
+def _up_to_float_sums(results: tuple, wanted: tuple, args: tuple) -> bool:
+    """Whether y is the product of the dequantized regular columns plus that of the outlier columns, in any float32 arithmetic."""
+    x, w, threshold = args
+    o = reference.outlier_columns(x, threshold)
+    regular, weight = (
+        np.abs(reference.absmax_dequantize(*reference.absmax_quantize(a, -1)).astype(np.float64)) for a in (np.where(o, F32(0), x), w)
+    )
+    magnitudes = regular @ weight.T + np.abs(x[:, o]).astype(np.float64) @ np.abs(w[:, o]).T
+    return up_to_float_sums(results[0], wanted[0], x.shape[1] + 1, magnitudes)
 
 
 def _llm_int8_by(split: Callable, keep_regular: bool = True, keep_outliers: bool = True, clear: bool = True) -> Callable:
@@ -80,6 +92,7 @@ decomposition = Exercise(
     cases=decompositions,
     shared_axes=([(0, 0)], [(1, 0)], [(0, 1), (1, 1)]),
     bound=_decomposed,
+    idea=("equal up to the roundings of a float32 product", _up_to_float_sums),
     mistakes=(
         ("an entry of exactly the threshold is an outlier: >=, not >.", _llm_int8_by(lambda x, t: (np.abs(x) > t).any(0))),
         ("magnitude: -7 is an outlier as well. Take np.abs.", _llm_int8_by(lambda x, t: (x >= t).any(0))),

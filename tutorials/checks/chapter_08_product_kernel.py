@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from .comparing import up_to_float_sums
 from .engine import F32, ROUNDOFF, Exercise, OutOfBounds, Verdict
 from .launching import Launch, launched
 from .poisoning import NOTHING_STORED, SENTINEL_SCALE
@@ -46,6 +47,12 @@ def _bound(want: np.ndarray, args: tuple) -> np.ndarray:
     # powers of two round nothing, and the conversion of acc is the same on both sides.
     exact = all((np.frexp(scale)[0] == 0.5).all() for scale in args[2:])
     return (0 if exact else 6) * ROUNDOFF * np.abs(want.astype(np.float64))
+
+
+def _float_sums(results: tuple, wanted: tuple, args: tuple) -> bool:
+    """Whether y is right but for the roundings of a float32 accumulator."""
+    a, b, scale_a, scale_b = (np.abs(arg.astype(np.float64)) for arg in args)
+    return up_to_float_sums(results[0], wanted[0], a.shape[1], (a @ b.T) * scale_a[:, None] * scale_b)
 
 
 def prepare_product(memory: Any, a: np.ndarray, b: np.ndarray, scale_a: np.ndarray, scale_b: np.ndarray) -> Launch:
@@ -135,6 +142,7 @@ scaled_product = Exercise(
     unwritten=NOTHING_STORED,
     shared_axes=([(0, 0), (2, 0)], [(1, 0), (3, 0)], [(0, 1), (1, 1)]),
     bound=_bound,
+    idea=("equal up to the roundings of float32 sums", _float_sums),
     mistakes=(
         (
             "the last block of K reads past the row: mask the loads with k + ks < K, other=0.",

@@ -98,6 +98,19 @@ def value(name: str, got: Any, want: np.ndarray, bound: np.ndarray | None, plain
     return None if right else Fault(f"{name}: got {showing.short(got)}; expected {showing.short(want)}")
 
 
+def up_to_float_sums(got: np.ndarray, want: np.ndarray, terms: int, magnitudes: np.ndarray) -> bool:
+    """Whether two float32 sums of the same products, in any order and rounded at any step, can lie that far apart.
+
+    Args:
+        got, want: the sums.
+        terms: how many products, at most.
+        magnitudes: the sums of the products' magnitudes. On either side each factor was rounded once, each product once, and
+            each sum once per term: 2 (terms + 3) roundings.
+    """
+    with np.errstate(all="ignore"):  # an answer may hold infinities
+        return bool((np.abs(got.astype(np.float64) - want) <= 2 * (terms + 3) * ROUNDOFF * magnitudes).all())
+
+
 def same(a: Any, b: Any) -> bool:
     """Whether two answers are one and the same: integers exactly, floats up to a few roundings, dtypes and order as well."""
     if isinstance(a, Exception) or isinstance(b, Exception):

@@ -80,7 +80,7 @@ class Exercise:
         faults = [self._fault_of(answer, args, candidate) for answer, args in zip(answers, cases, strict=True)]
         wrong = {index: fault for index, fault in enumerate(faults) if fault}
         if not wrong:
-            return Verdict(True, f"right: {name} agrees with the reference on {len(cases)} inputs, edges included.")
+            return Verdict(True, f"right: {name} agrees {self._exactly} on {len(cases)} of {len(cases)} inputs, edges included.")
         shown = next((index for index, fault in wrong.items() if fault.form), min(wrong))
         smallest = self._shrink(candidate, cases[shown], wrong[shown].form)
         fault = self.fault(candidate, smallest) or wrong[shown]
@@ -108,6 +108,10 @@ class Exercise:
                 return fault
         return None
 
+    @property
+    def _exactly(self) -> str:
+        return "within its bound" if self.bound else "bit for bit"
+
     def _grade(self, name: str, answers: list, cases: list[tuple], faults: list[Fault | None]) -> str:
         """The first line: whether the idea is right, and on how many inputs the answer is."""
         passed = sum(fault is None for fault in faults)
@@ -119,8 +123,7 @@ class Exercise:
                     for answer, args in zip(answers, cases, strict=True)
                 ]
             if all(close):
-                exactly = "within its bound" if self.bound else "bit for bit"
-                grades = f"{words} on {len(cases)} of {len(cases)} inputs, {exactly} on {passed}"
+                grades = f"{words} on {len(cases)} of {len(cases)} inputs, {self._exactly} on {passed}"
                 return f"the idea is right: {grades}. The smallest input where not:"
         return f"not right yet: {name} is right on {passed} of {len(cases)} inputs. The smallest input found where it is wrong:"
 

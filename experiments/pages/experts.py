@@ -1,0 +1,117 @@
+"""The tables of docs/howto/mixture_of_experts.md from the records of `experiments.experts`; without Torch."""
+
+from pathlib import Path
+from typing import Any
+
+from .. import records
+from . import tables
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "howto" / "mixture_of_experts.md"
+BEGIN, END = "<!-- begin: made by python -m experiments.experts -->", "<!-- end -->"
+
+Cells = tuple[list[str], list[list[str]]]
+
+
+def sizes(record: dict[str, Any]) -> Cells:
+    """GB of whole models: in 16 bits, with linear layers alone in int8, and with experts."""
+    head = ["model", "experts", "16 bits, GB", "linear layers in int8", "experts, too", "read per token and layer, 16 bits", "int8"]
+    rows = [
+        [
+            row["model"],
+            f"{100 * row['experts'] / row['before']:.0f} %",
+            *(f"{row[key] / 1e9:.1f}" for key in ("before", "linear", "after")),
+            *(f"{row[key] / 1e6:.1f} MB" for key in ("read_before", "read_after")),
+        ]
+        for row in record["sizes"]
+    ]
+    return head, rows
+
+
+def matrix(record: dict[str, Any]) -> Cells:
+    """What small experts of each family were put through."""
+    head = ["experts of", "equal to a layer each", "error", "bytes", "compiled", "exported"]
+    rows = [
+        [
+            row["family"],
+            f"{row['equal']} of {row['tried']}",
+            f"{100 * row['error']:.1f} %",
+            f"{row['bytes']:.3f}",
+            *("yes" if row[key] else "no" for key in ("compiled", "exported")),
+        ]
+        for row in record["matrix"]
+    ]
+    return head, rows
+
+
+def routers(record: dict[str, Any]) -> Cells:
+    """How many tokens would get other experts if the router were int8."""
+    head = ["hidden size", "experts", "chosen", "tokens with other experts"]
+    return head, [[str(row["hidden"]), str(row["experts"]), str(row["k"]), f"{100 * row['changed']:.1f} %"] for row in record["routers"]]
+
+
+def speed(record: dict[str, Any]) -> Cells:
+    """Times of one layer of experts on a CPU."""
+    head = ["tokens", "int8, ms", "eager in bfloat16", "times as fast", "grouped_mm in bfloat16", "times as fast"]
+    rows = []
+    for row in record["rows"]:
+        times = {name: 1e3 * row["seconds"][name]["median"] for name in ("int8", "eager", "grouped_mm")}
+        rows.append([str(row["tokens"]), f"{times['int8']:.1f}"])
+        for name in ("eager", "grouped_mm"):
+            ratio = row["ratios"][name]
+            rows[-1] += [f"{times[name]:.1f} ms", f"{ratio['median']:.1f} ({ratio['low']:.1f} to {ratio['high']:.1f})"]
+    return head, rows
+
+
+def render(record: dict[str, Any], timed: dict[str, Any] | None) -> str:
+    """The part of the page that the records fill."""
+    versions = record["versions"]
+    parts = [
+        "## In GB",
+        "From the configs that transformers has by default for these models, without any weights. The last columns are the weights of "
+        "experts that generating one token reads in each layer.",
+        _markdown(sizes(record)),
+        "## Small experts of each family",
+        f"Random weights, hidden size {record['settings']['hidden']}, {record['settings']['inner']} inside, inputs with outlier features. "
+        "Error: of the layer's output, relative to float32. Bytes: over one per weight and four per row. Compiled (without a graph break) "
+        f"and exported they give the same bits. transformers {versions['transformers']}, Torch {versions['torch']}, on the CPU; "
+        f"{record['date']}.",
+        _markdown(matrix(record)),
+        "## Why routers stay float",
+        f"If a router with random weights were int8, on {record['settings']['tokens']} tokens with a few outlier features:",
+        _markdown(routers(record)),
+    ]
+    if timed is not None:
+        device = timed["device"]
+        parts += [
+            "## Speed on a CPU",
+            f"One layer of {timed['settings']['experts']} experts, hidden size {timed['settings']['hidden']}, {timed['settings']['inner']} "
+            f"inside, {timed['settings']['k']} experts per token, on {device['cpu']} with {device['threads']} threads, {timed['date']}: "
+            "median, and quartiles of the ratios (`python -m experiments.experts --speed`).",
+            _markdown(speed(timed)),
+        ]
+    return "\n" + "\n\n".join(parts) + "\n"
+
+
+def _markdown(cells: Cells) -> str:
+    head, rows = cells
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def filled(text: str, record: dict[str, Any], timed: dict[str, Any] | None) -> str:
+    """The page's text with the records between its two markers."""
+    before, _, rest = text.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    return f"{before}{BEGIN}\n{render(record, timed)}\n{END}{after}"
+
+
+def write() -> None:
+    """Writes the page from the records that there are."""
+    record = records.read("experts")
+    if record is not None:
+        PAGE.write_text(filled(PAGE.read_text(encoding="utf-8"), record, records.read("experts-speed")), encoding="utf-8")
+
+
+def shown(record: dict[str, Any]) -> list[str]:
+    """The tables for a terminal."""
+    return [tables.table(*speed(record))] if "rows" in record else [tables.table(*make(record)) for make in (sizes, matrix, routers)]
