@@ -37,6 +37,9 @@ from .operands import Matrix, Quantized, Side, aligned, sixteen_bits
 #: From this K on, the corrected zeropoint accumulator can overflow int32: each of K terms is at most 255 * 255.
 WIDE_FROM = (2**31 - 1) // 255**2 + 1
 
+#: Outlier columns read in place, at a time: one step of a 16-bit matrix instruction. The addresses of more would spill.
+IN_PLACE = tl.constexpr(16)
+
 
 @triton.jit
 def product_kernel(
@@ -147,7 +150,7 @@ def product_kernel(
                 result = add_outlier_columns(result, x_gathered, 1, w_gathered, 1, w_zero_point, None, 0, gathered, BLOCK_O)
             w_stride = outlier_weight.stride_column
             listed = outliers.columns
-            result = add_outlier_columns(result, x_rows, x.stride_column, w_rows, w_stride, w_zero_point, listed, gathered, count, BLOCK_O)
+            result = add_outlier_columns(result, x_rows, x.stride_column, w_rows, w_stride, w_zero_point, listed, gathered, count, IN_PLACE)
             if float_weight is None:
                 result = from_code_units(result, w_scale)
             # --8<-- [end:outliers-in-place]
