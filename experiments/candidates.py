@@ -118,6 +118,7 @@ def compiling(capability: int) -> Iterator[list[Any]]:
 def fit(build: Callable[[str], Callable[[Any], Any]], config: Any, arch: str) -> Fit:
     """Compiles a candidate for `arch`. build: from a device to a call that launches the kernel with a configuration."""
     capability, most_shared = TARGETS[arch]
+    # The launcher asks which kernel this architecture takes.
     with compiling(capability) as compiled, mock.patch.object(product, "architecture", return_value=arch):
         try:
             build("meta")(config)

@@ -98,7 +98,10 @@ def missing(text: str, file: Path) -> list[str]:
     if file.name == "verification.md":  # its table has the test files of the day that it was measured
         words = [word for word in words if not word.startswith("test_")]
     files = [re.sub(r"(\b\d\d_\w+)\.md$", r"\1.ipynb", word) for word in words]  # the page that the site makes of it
-    gone = [word for word in files if not (file.parent / word).exists() and not any(f"/{path}".endswith(f"/{word}") for path in FILES)]
+    ends = {word: word.rpartition("../")[2] for word in files}  # a page of the site may have its file elsewhere in the repository
+    gone = [
+        word for word in files if not (file.parent / word).exists() and not any(f"/{path}".endswith(f"/{ends[word]}") for path in FILES)
+    ]
     commands = [f"{package}.{module}" for package, module in NAMED_COMMAND.findall(text) if package in PACKAGES and module != "NAME"]
     return gone + [command for command in commands if f"{command.replace('.', '/')}.py" not in FILES]
 

@@ -106,6 +106,13 @@ def test_words_are_those_of_the_text():
     assert times.of_page(PAGE.replace("A described picture", "A picture that is described at length")).words == times.of_page(PAGE).words
 
 
+def test_an_exercise_is_not_read_twice():
+    told = PAGE.replace("## Exercise\n", "## Exercise\n\nWrite a stub of your own.\n")
+    assert times.of_page(told).words == times.of_page(PAGE).words
+    after = times.of_page(PAGE + "\n## Three lines to remember\n\nSeven eight nine.\n")
+    assert after.words - times.of_page(PAGE).words == 4 + 3
+
+
 def test_minutes_follow_from_the_rates():
     effort = times.Effort(words=340, lines=24, predictions=4, pictures=3, solution=5)
     assert effort.reading == 2 + 2 + 3 + 2

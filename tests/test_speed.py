@@ -36,9 +36,12 @@ ROOT = Path(__file__).resolve().parents[1]
 SHAPE = Shape(33, 256, 130, 0.02)
 
 
-@pytest.fixture(autouse=True)
-def on_the_cpu_path() -> Any:
-    with fast.backend("cpu"), torch.no_grad():  # the interpreter would take minutes
+pytestmark = pytest.mark.usefixtures("on_the_cpu", "without_gradients")
+
+
+@pytest.fixture
+def without_gradients() -> Any:
+    with torch.no_grad():
         yield
 
 

@@ -87,7 +87,8 @@ pictures.show(
 # q = \operatorname{rint}\!\left(x \cdot \tfrac{255}{h - l}\right) + z, \qquad \hat x = (q - z) \cdot s $$
 #
 # with $q$ and $z$ clipped to [-128, 127] (the paper's equations 1 to 3, which use 254 steps and the range -127 to 127;
-# its equation 2 for the zero point has a misprint, a product with $X$ instead of the scale).
+# equation 2 [there](https://arxiv.org/abs/2208.07339), for the zero point, has a misprint, a product with $X$ instead
+# of the scale).
 #
 # ## By hand
 #
@@ -319,7 +320,7 @@ for name, a, options in (
 ):
     right, wrong = encode(a), encode(a, **options)
     off[name] = np.abs(wrong - right).max() / reference.zeropoint_quantize(a).scale
-    print(f"{name:<33} x {a[0]} right {right[0]} wrong {wrong[0]}")
+    print(f"{name}: x {a[0]}\n  right {right[0]}, wrong {wrong[0]}")
 
 uncorrected = np.abs(acc * sx * sw.T - X @ W.T).max()
 predict.choice("off by one step at most", list(off), min(off, key=off.get))

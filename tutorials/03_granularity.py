@@ -321,7 +321,8 @@ for name, bound in (
 # ## Break it
 #
 # [A widely read post](https://huggingface.co/blog/hf-bitsandbytes-integration) dequantizes a weight with
-# `CB * SCB / 127`, where `CB` are the codes (N, K) and `SCB` the N largest magnitudes of its rows.
+# `CB * SCB / 127`, where `CB` are the codes (N, K) and `SCB` the N largest magnitudes of its rows. It was
+# [reported in 2023](https://github.com/huggingface/blog/issues/1126).
 #
 # > **Predict.** Along which axis do N numbers broadcast against (N, K)? With which of two shapes does this raise an
 # > error?
@@ -373,7 +374,8 @@ assert half_steps.max() > 1 + 2.0**-13
 # %% [markdown]
 # One line checks the law "at most one half step". Nothing checks "close enough".
 #
-# Two more, about the accumulator:
+# Two more, about the accumulator. The second is how
+# [one library multiplies on a CPU](https://github.com/huggingface/optimum-quanto/issues/64):
 
 # %%
 row = np.full((1, 2000), 127, np.int8)

@@ -253,8 +253,8 @@ print(f"all features: {perplexity_without([]):.2f}")
 print(f"without 2 random ones, five draws: {min(others):.2f} to {max(others):.2f}")
 
 # %% [markdown]
-# The model is destroyed. So this is the second hump in the histogram of chapters 00 and 01: column 17 is no noise. It
-# is a feature that nearly every token has, whatever the word, and without which the model cannot speak.
+# The model is destroyed. So this is the second hump of chapters 00 and 01: column 17 is no noise. Nearly every token
+# has that feature, and without it the model cannot speak.
 #
 # The paper reports the same of larger models (section 4.2): without the outlier features, at
 # most seven, perplexity rises by 600 to 1000 %; without seven random ones, by 0.1 %. Outliers cannot be dropped; they
@@ -274,8 +274,6 @@ print(f"without 2 random ones, five draws: {min(others):.2f} to {max(others):.2f
 #
 # The transition looks sudden when plotted against size, and is smooth when plotted against perplexity: the better a
 # model predicts, the more outliers it has. That is why int8 inference that had worked on BERT failed on OPT-6.7B.
-#
-# A model of that size does not fit a laptop. But its outliers do.
 #
 # ## The dial
 #
@@ -328,13 +326,9 @@ pictures.show(
 
 # %% [markdown]
 # In a whole model the larger feature comes from the normalization before the attention and the MLP: its gain is
-# multiplied by $f$. So the dial turns in every block at once, and the float model computes the same logits, bit for
-# bit.
-
-# %%
-source.show(dial.turn)
-
-# %% [markdown]
+# multiplied by $f$. So the dial (`experiments/lm/dial.py`) turns in every block at once, and the float model computes
+# the same logits, bit for bit.
+#
 # Six columns of average size, as many as the paper counts at 6.7 billion parameters, are turned up in all 30 blocks.
 #
 # > **Predict.** At a factor of 64 the six columns reach about 50. What is the perplexity of the float model? With one

@@ -30,19 +30,11 @@ from matplotlib import pyplot as plt
 
 import fast
 from experiments import contenders, records, shapes
-from experiments.lm.losses import difference, t_quantile
+from experiments.lm.losses import difference
 from experiments.pages import memory, perplexity
 from experiments.pages import speed as charts
 from experiments.shapes import Shape
-from tutorials import (
-    checks,
-    model_data,
-    pictures,
-    predict,
-    recorded,
-    running_table,
-    source,
-)
+from tutorials import checks, model_data, pictures, predict, recorded, running_table
 from tutorials.example import W, X
 
 # %% [markdown]
@@ -61,12 +53,8 @@ from tutorials.example import W, X
 # $$ T \ \ge\ \max\!\Big( \frac{\text{bytes moved}}{\text{bandwidth}},\ \frac{\text{operations}}{\text{rate}} \Big), \qquad
 # \text{bytes} = \begin{cases} 2MK + 2NK + 2MN & \text{16 bits} \\ 2MK + NK + 4N + 2MN & \text{int8} \end{cases} $$
 #
-# with $2MNK$ operations in both. As the benchmarks count it:
-
-# %%
-source.show(contenders.float_work, contenders.int8_work, contenders.Work.floor)
-
-# %% [markdown]
+# with $2MNK$ operations in both; `experiments/contenders.py` counts them so.
+#
 # ## By hand
 #
 # > **Predict.** The 4 x 4 example, X and Y in 16 bits: how many bytes does the layer move in 16 bits, and how many in
@@ -265,28 +253,6 @@ recorded.say(
 )
 
 # %% [markdown]
-# ## And the 16-bit weights?
-#
-# Chapter 06 compared the two policies in error and bytes. Their time:
-
-# %%
-lines = [
-    "| layer, M x K x N | weights from codes, ms | 16-bit W kept, ms |",
-    "| --- | ---: | ---: |",
-]
-for row in charts.rows_of(speed, "layers"):
-    milli = [
-        1e3 * row["contenders"][name]["seconds"]["median"]
-        for name in ("int8", "int8-float")
-    ]
-    lines.append(
-        f"| {row['m']} x {row['k']} x {row['n']} | {milli[0]:.3g} | {milli[1]:.3g} |"
-    )
-recorded.say("\n".join(lines))
-
-# %% [markdown]
-# Where they take the same time, memory decides; the price of less memory is the error measured in chapter 06.
-#
 # ## Memory
 #
 # A model's memory is more than its linear layers: embeddings and head stay in 16 bits, and so do the keys and values of
@@ -384,44 +350,13 @@ recorded.say(
 )
 
 # %% [markdown]
-# ## Why 6.0, in perplexity
-#
-# > **Predict.** Lowering the threshold sends more columns to 16 bits. How many percent of the products are computed in 16
-# > bits at 6, and how many at 2? At which threshold is perplexity lowest?
-
-# %%
-sweep = recorded.read("perplexity-thresholds")
-of_absmax = [row for row in sweep["rows"] if row["method"] == "llm-int8-absmax"]
-points = [
-    f"{'off' if row['threshold'] is None else format(row['threshold'], 'g')}: "
-    f"{row['to_float']['percent']:+.1f} %, "
-    f"{100 * row['outlier_share']:.1f} % of the products in 16 bits"
-    for row in of_absmax
-]
-at = {row["threshold"]: row for row in of_absmax}
-for threshold in (6, 2):
-    share = 100 * at[threshold]["outlier_share"]
-    predict.number(f"in 16 bits at {threshold}", share, ".2g", "%")
-names = ["off" if t is None else f"{t:g}" for t in at]
-lowest = min(at, key=lambda t: at[t]["to_float"]["percent"])
-predict.choice("perplexity is lowest at", names, names[list(at).index(lowest)])
-for figure in perplexity.pictures(sweep):
-    alt = "By threshold: left, perplexity against float32; right, products in 16 bits"
-    pictures.show(figure, f"{alt}. {'; '.join(points)}")
-recorded.say(
-    f"{recorded.source(sweep)} LLM.int8() with absmax, by threshold:\n\n"
-    + "\n".join(f"- {point}" for point in points)
-)
-
-# %% [markdown]
 # ## The law
 #
 # Bytes: a loaded layer keeps exactly $NK + 4N$ bytes, and $2NK$ more with 16-bit weights, for any shape. Times: a time
 # counts only if the result was right. Before anything is timed, the Y of each contender is checked; ours against the
-# reference, within the contract's bound:
+# reference, within the contract's bound (`check_int8` in `experiments/contenders.py`).
 
 # %%
-source.show(contenders.check_int8)
 for n, k in ((1, 1), (3, 7), (576, 1536)):
     for policy in ("dequantized", "float"):
         layer = fast.Int8Linear.from_float(
@@ -434,7 +369,7 @@ print("bytes of a layer: as counted, for both policies")
 # %% [markdown]
 # ## Break it
 #
-# Three ways to measure the wrong thing, shown on the records themselves.
+# Two ways to measure the wrong thing, shown on the records themselves.
 #
 # > **Predict.** In the first, our layer stays the same, and something else is changed until it looks fastest. Which
 # > baseline is that? And how many times as fast is ours beside it?
@@ -471,23 +406,6 @@ lines.append(
 recorded.say("\n".join(lines))
 
 # %% [markdown]
-# **3. Two means instead of the mean of differences.** Windows of text differ far more from each other than methods do.
-#
-# > **Predict.** Compared window by window, half the width of the interval is less than a percent. How much is it if the
-# > two models' windows are not compared one by one?
-
-# %%
-a, b = losses["float32"], losses["llm-int8-absmax"]
-t = t_quantile(0.975, len(a) - 1)
-paired = t * (b - a).std(ddof=1) / np.sqrt(len(a))
-unpaired = t * np.sqrt((a.var(ddof=1) + b.var(ddof=1)) / len(a))
-assert paired < unpaired
-predict.number("unpaired", 100 * np.expm1(unpaired), ".0f", "%")
-print(f"half the width of the 95 % interval, paired: {100 * np.expm1(paired):.1f} %")
-
-# %% [markdown]
-# Unpaired, the interval is too wide to say anything about the better methods.
-#
 # ## The running table
 #
 # The complete table: error, bytes and time of one layer, `gate_proj` of SmolLM2's last block, 512 rows. The errors are
@@ -507,6 +425,7 @@ seconds = {
     "LLM.int8(), weights from codes": "int8",
     "LLM.int8(), 16-bit W kept": "int8-float",
 }
+assert timed.keys() >= set(seconds.values())
 running_table.show(
     x,
     w,
@@ -516,7 +435,8 @@ running_table.show(
 
 # %% [markdown]
 # (The first line's time is that of `F.linear` in bfloat16. The methods of chapters 01 to 03 with large errors are not
-# timed.)
+# timed.) The last two lines give the time of the two policies of chapter 06. Where they take about the same, memory
+# decides.
 #
 # ## When not to use it
 #
@@ -540,17 +460,6 @@ recorded.say(
 )
 
 # %% [markdown]
-# ## Every question, and where it is measured
-#
-# | question | measured in |
-# | --- | --- |
-# | Where do the 16-bit weights come from? | [06](06_weights_and_batch.ipynb), error and bytes; above, time and memory |
-# | Isn't it expensive to look for outliers every time? | above, by M and K |
-# | What do small models gain? | above, crossover |
-# | Why 6.0? | [05](05_decomposition.ipynb), error; above, perplexity |
-# | Absmax or zeropoint? | [02](02_zeropoint.ipynb), steps; [06](06_weights_and_batch.ipynb), error; above, perplexity |
-# | What does the batch do to my tokens? | [06](06_weights_and_batch.ipynb) |
-#
 # ## Exercise
 #
 # Write `my_layer_bytes(n, k, outlier_weight)`: how many bytes a loaded layer keeps, without bias. `outlier_weight` is

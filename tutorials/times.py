@@ -7,8 +7,8 @@ chapter, which is what a plan needs.
 import re
 from dataclasses import dataclass
 
-WORDS_A_MINUTE = 170
-LINES_A_MINUTE = 12
+WORDS_PER_MINUTE = 170
+LINES_PER_MINUTE = 12
 PREDICTION_MINUTES = 45 / 60
 PICTURE_MINUTES = 40 / 60
 #: A chapter that takes longer to read should be two.
@@ -19,7 +19,8 @@ EXERCISE_MINUTES, SOLUTION_LINE_MINUTES = 2, 1
 FOLDED = re.compile(r'^\?\?\? (\w+) "[^"]*"\n+((?:(?: {4}.*)?\n)*)', re.MULTILINE)
 FENCE = re.compile(r"^ *(```+) *(\S*).*\n((?:.*\n)*?) *\1 *$", re.MULTILINE)
 TABLE = re.compile(r"(?:^ *\|.*\n)+", re.MULTILINE)
-EXERCISE = "\n## Exercise"
+#: Its own minutes hold the reading of it.
+EXERCISE = re.compile(r"\n## Exercise\n.*?(?=\n## |\Z)", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class Effort:
     @property
     def reading(self) -> int:
         """Minutes to read the chapter and to make its predictions."""
-        minutes = self.words / WORDS_A_MINUTE + self.lines / LINES_A_MINUTE
+        minutes = self.words / WORDS_PER_MINUTE + self.lines / LINES_PER_MINUTE
         return round(minutes + self.predictions * PREDICTION_MINUTES + self.pictures * PICTURE_MINUTES)
 
     @property
@@ -63,8 +64,8 @@ def of_page(markdown: str) -> Effort:
         # What is folded is not read, but for the result of a prediction.
         return re.sub(r"^ {4}", "", match[2], flags=re.MULTILINE) if match[1] == "prediction" else ""
 
-    text = FOLDED.sub(unfold, markdown)
-    lines = set(code_lines(text.partition(EXERCISE)[0]))
+    text = EXERCISE.sub("\n", FOLDED.sub(unfold, markdown))
+    lines = set(code_lines(text))
     prose = FENCE.sub("", text)
     pictures = len(re.findall(r"^ *!\[", prose, re.MULTILINE))
     # A prediction's fields are part of its time.

@@ -70,8 +70,8 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     filled = {
         "routes": routes(every),
         "map": map_of(every),
-        "words": times.WORDS_A_MINUTE,
-        "lines": times.LINES_A_MINUTE,
+        "words": times.WORDS_PER_MINUTE,
+        "lines": times.LINES_PER_MINUTE,
         "prediction": f"{60 * times.PREDICTION_MINUTES:.0f}",
         "picture": f"{60 * times.PICTURE_MINUTES:.0f}",
         "exercise": times.EXERCISE_MINUTES,
