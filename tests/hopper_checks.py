@@ -81,7 +81,8 @@ def without(lacks: str) -> tuple[list[tuple[bool, list[str]]], list[str], str]:
 
 def by_name(m: int, n: int, k: int, **changes: object) -> str:
     """The error, if any, of a product whose configuration asks for the kernel in Gluon."""
-    config = configurations.NARROW_HOPPER._replace(gluon=True, **changes)
+    row = configurations.NARROW_HOPPER
+    config = row._replace(gluon=True, **changes)
     a, b = codes(m, n, k)
     with emulator.gpu("sm_90"):
         y = torch.empty(m, n, dtype=torch.int32)

@@ -82,10 +82,10 @@ def test_a_configuration_that_asks_for_gluon_gets_it_or_an_error(case):
 )
 def test_neither_float32_outliers_nor_other_architectures_are_for_gluon(arch, dtype, reason, monkeypatch):
     monkeypatch.setattr(product, "architecture", lambda device: arch)
-    codes, config = torch.ones(2, 32, dtype=torch.int8), configurations.NARROW_HOPPER._replace(gluon=True)
+    codes, row = torch.ones(2, 32, dtype=torch.int8), configurations.NARROW_HOPPER
     sides = operands.Quantized(codes), operands.Quantized(codes)
     with pytest.raises(RuntimeError, match=reason):
-        product.launch_product(*sides, torch.empty(2, 2, dtype=dtype), torch.ones(2, 32, dtype=dtype), config=config)
+        product.launch_product(*sides, torch.empty(2, 2, dtype=dtype), torch.ones(2, 32, dtype=dtype), config=row._replace(gluon=True))
 
 
 @pytest.mark.skipif("not __import__('fast.interpreter').interpreter.interpreted()")

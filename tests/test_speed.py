@@ -607,20 +607,20 @@ print(json.dumps([f._asdict() for f in fits]))
     assert f"spills {wide['spilled']} bytes" in wide["why_not"]
 
 
-@pytest.mark.parametrize("arch", tune.TARGETS)
+@pytest.mark.parametrize("arch", candidates.TARGETS)
 def test_the_kernel_in_gluon_is_a_candidate_where_the_copy_engine_loads(arch: str) -> None:
     for case in tune.cases(arch):
         if case.name.startswith("product"):
-            assert (case.row._replace(gluon=True) in tune.neighbours(case.row)) == case.row.tma
+            assert (case.row._replace(gluon=True) in candidates.candidates(case.row)) == case.row.tma
 
 
 def test_a_candidate_in_gluon_is_compiled_as_such_or_left_out() -> None:
     program = """
-from experiments import tune
+from experiments import candidates, tune
 case = next(case for case in tune.cases("sm_90") if case.row.tma)
-plain, gluon = (tune.fit(case, case.row._replace(gluon=gluon), "sm_90") for gluon in (False, True))
+plain, gluon = (candidates.fit(case.build, case.row._replace(gluon=gluon), "sm_90") for gluon in (False, True))
 print(plain.why_not, gluon.why_not, gluon.registers != plain.registers, gluon.shared == plain.shared, sep="|")
-print(tune.fit(case, case.row._replace(gluon=True, warps=8), "sm_90").why_not)
+print(candidates.fit(case.build, case.row._replace(gluon=True, warps=8), "sm_90").why_not)
 """
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     output = subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=environment, capture_output=True, text=True, check=True).stdout
