@@ -134,9 +134,7 @@ pictures.show(
 )
 
 # %% [markdown]
-# The framed column of codes, 40, -75, 127 and 10, multiplies the outliers. Times the scales, these codes are 0.04,
-# -0.15, 0.508 and 0.05: exactly the weights, by the choice of the example, so both policies give the same result here.
-# On a real layer they differ by a tenth (chapter 06).
+# The framed column of codes, 40, -75, 127 and 10, multiplies the outliers (chapter 06).
 #
 # ## The same call on `fast`
 #
