@@ -70,6 +70,14 @@ FAULTS = {
         '<svg width="99" height="50"><path d="M0 0H99V50H0Z" fill="#4a90d9"/><text x="20" y="30" style="fill: #555">cell</text></svg>',
         "desktop, light: contrast",
     ),
+    "a label out of its figure": (
+        '<span class="drawing"><svg viewBox="0 0 90 20"><text x="60" y="15" style="font-size: 12px">a long label</text></svg></span>',
+        'desktop, light: label out of its figure: "a long label"',
+    ),
+    "two labels on top of each other": (
+        '<span class="drawing"><svg viewBox="0 0 90 20"><text x="9" y="15">one</text><text x="12" y="16">two</text></svg></span>',
+        'desktop, light: labels on top of each other: "one", "two"',
+    ),
     "a label that shrinks with its figure": (
         '<span class="drawing"><svg class="narrow" viewBox="0 0 900 100"><text y="50" style="font-size: 12px">label</text></svg></span>',
         'phone, light: label of 4.8 px: "label"',

@@ -320,7 +320,7 @@ for name, a, options in (
 ):
     right, wrong = encode(a), encode(a, **options)
     off[name] = np.abs(wrong - right).max() / reference.zeropoint_quantize(a).scale
-    print(f"{name:<33} x {a[0]} right {right[0]} wrong {wrong[0]}")
+    print(f"{name}: x {a[0]}\n  right {right[0]}, wrong {wrong[0]}")
 
 uncorrected = np.abs(acc * sx * sw.T - X @ W.T).max()
 predict.choice("off by one step at most", list(off), min(off, key=off.get))

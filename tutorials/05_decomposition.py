@@ -50,35 +50,52 @@ np.set_printoptions(precision=4, suppress=True)
 # %%
 x, w = model_data.layer()
 m, k, n, o = *x.shape, len(w), int(reference.outlier_columns(x).sum())
-figure, ax = plt.subplots(figsize=(8.6, 3.2))
-pictures.box(ax, 0, 0.9, 1.7, 1.3, pictures.BLUE)
-ax.text(0.85, 1.55, f"X\n{m} x {k}", ha="center", va="center")
-for y, text, color in (
-    (
-        1.8,
-        f"{k - o} regular columns\nint8 codes: {pictures.quantity(m * k)}",
-        pictures.GREEN,
-    ),
-    (
-        0.0,
-        f"{o} outlier columns\n16 bits: {pictures.quantity(2 * m * o)}",
-        pictures.ORANGE,
-    ),
-):
-    pictures.box(ax, 2.5, y, 2.2, 1.2, color)
-    ax.text(3.6, y + 0.6, text, ha="center", va="center")
-    pictures.arrow(ax, (1.75, 1.55), (2.45, y + 0.6))
-for y, text, color in (
-    (1.8, f"int8 product\n{m * n * k:,}\nmultiply-adds", pictures.GREEN),
-    (0.0, f"float product\n{m * n * o:,}\nmultiply-adds", pictures.ORANGE),
-):
-    pictures.box(ax, 5.4, y, 1.9, 1.2, color)
-    ax.text(6.35, y + 0.6, text, ha="center", va="center")
-    pictures.arrow(ax, (4.75, y + 0.6), (5.35, y + 0.6))
-    pictures.arrow(ax, (7.35, y + 0.6), (8.05, 1.55))
-pictures.box(ax, 8.1, 0.9, 1.6, 1.3, pictures.BLUE)
-ax.text(8.9, 1.55, f"Y\n{m} x {n}", ha="center", va="center")
-pictures.blank(ax, (-0.1, 9.8), (-0.1, 3.1))
+regular = f"{k - o} regular columns\nint8 codes: {pictures.quantity(m * k)}"
+outlying = f"{o} outlier columns\n16 bits: {pictures.quantity(2 * m * o)}"
+in_int8 = f"int8 product\n{m * n * k:,}\nmultiply-adds"
+in_float = f"float product\n{m * n * o:,}\nmultiply-adds"
+
+
+def draw(size, limits, boxes, arrows):
+    figure, ax = plt.subplots(figsize=size)
+    for (x, y, width, height), color, text in boxes:
+        pictures.box(ax, x, y, width, height, color)
+        at = x + width / 2, y + height / 2
+        ax.text(*at, text, ha="center", va="center", fontsize=9.5)
+    for start, end in arrows:
+        pictures.arrow(ax, start, end)
+    pictures.blank(ax, *limits)
+    return figure
+
+
+texts = (f"X\n{m} x {k}", regular, outlying, in_int8, in_float, f"Y\n{m} x {n}")
+colors = [
+    getattr(pictures, c) for c in ("BLUE", "GREEN", "ORANGE", "GREEN", "ORANGE", "BLUE")
+]
+across = (
+    (0, 0.9, 1.7, 1.3), (2.5, 1.8, 2.2, 1.2), (2.5, 0, 2.2, 1.2),
+    (5.4, 1.8, 1.9, 1.2), (5.4, 0, 1.9, 1.2), (8.1, 0.9, 1.6, 1.3),
+)  # fmt: skip
+down = (
+    (1.4, 6, 2.2, 0.9), (0, 4, 2.4, 1.1), (2.6, 4, 2.4, 1.1),
+    (0, 1.9, 2.4, 1.3), (2.6, 1.9, 2.4, 1.3), (1.4, 0, 2.2, 0.9),
+)  # fmt: skip
+figure = draw(
+    (8.6, 3.2),
+    ((-0.1, 9.8), (-0.1, 3.1)),
+    zip(across, colors, texts, strict=True),
+    [((1.75, 1.55), (2.45, y)) for y in (2.4, 0.6)]
+    + [((4.75, y), (5.35, y)) for y in (2.4, 0.6)]
+    + [((7.35, y), (8.05, 1.55)) for y in (2.4, 0.6)],
+)
+narrow = draw(
+    (3.9, 4.6),
+    ((-0.1, 5.1), (-0.1, 7)),
+    zip(down, colors, texts, strict=True),
+    [((2.5, 5.95), (x, 5.15)) for x in (1.2, 3.8)]
+    + [((x, 3.95), (x, 3.25)) for x in (1.2, 3.8)]
+    + [((x, 1.85), (2.5, 0.95)) for x in (1.2, 3.8)],
+)
 pictures.show(
     figure,
     f"X, {m} by {k}, is split into {k - o} regular columns, as int8 codes, and {o} "
@@ -86,6 +103,7 @@ pictures.show(
     f"the 16 bits in which they arrive. The int8 product takes {m * n * k:,} "
     "multiply-adds (the outlier columns are multiplied as zeros), the float product "
     f"{m * n * o:,}; the sum of both is Y.",
+    narrow,
 )
 
 # %% [markdown]

@@ -232,6 +232,7 @@ for name, values in curves.items():
 
 # %%
 sizes = 2 ** np.arange(10)
+print(f"{'rows together':<20}" + "".join(f"{size:>5}" for size in sizes))
 figure, ax = plt.subplots()
 for name, marker in (
     ("model.layers.20.mlp.down_proj", "o"),
@@ -241,14 +242,10 @@ for name, marker in (
     counts = [
         int(reference.outlier_columns(inputs[name][-rows:]).sum()) for rows in sizes
     ]
-    ax.plot(
-        sizes,
-        counts,
-        marker + "-",
-        markersize=4,
-        label=f"{name.removeprefix('model.layers.')} (of {inputs[name].shape[1]})",
-    )
-    print(f"{name}: {dict(zip(sizes.tolist(), counts, strict=True))}")
+    short = name.removeprefix("model.layers.")
+    label = f"{short} (of {inputs[name].shape[1]})"
+    ax.plot(sizes, counts, marker + "-", markersize=4, label=label)
+    print(f"{short:<20}" + "".join(f"{count:>5}" for count in counts))
 ax.set(xscale="log", xlabel="rows computed together", ylabel="outlier columns")
 ax.legend()
 pictures.show(
@@ -323,10 +320,7 @@ for how, values in ratios.items():
     predict.number(f"zeropoint's error over absmax's, {how}", np.median(values), ".2f")
 for how, values in ratios.items():
     low, middle, high = np.percentile(values, [10, 50, 90])
-    print(
-        f"{how:<12} zeropoint has {middle:.2f} of absmax's error in the median layer; "
-        f"80 % of the layers {low:.2f} to {high:.2f}"
-    )
+    print(f"{how:<12} median layer {middle:.2f}; 80 % of them {low:.2f} to {high:.2f}")
 
 # %% [markdown]
 # Zeropoint's error is smaller by about a quarter before decomposition and a sixth after: without the outliers, inputs

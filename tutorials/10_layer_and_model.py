@@ -13,8 +13,7 @@
 # %% [markdown]
 # # 10. A layer, a model: load once, infer often, generate text
 #
-# **Question.** From a product to a model that generates text: what is computed once, what at every token, and does the
-# model still give the same answers?
+# **Question.** What does a model in int8 compute once, what at every token, and does it still give the same answers?
 #
 # **You need** [06, the weights and the batch](06_weights_and_batch.ipynb). **You leave with** a language model whose
 # linear layers run in int8, a checkpoint of it, and measurements of the effect.
@@ -48,8 +47,7 @@ np.set_printoptions(precision=4, suppress=True)
 # A layer in int8 has two phases.
 #
 # - **Load.** The weight is quantized once, with one scale per row. The float weight can then be freed.
-# - **Inference.** At every call the input is searched for outlier columns, quantized by rows, multiplied, rescaled, and
-#   the outlier part and the bias added. Nothing of this can be done in advance, since it depends on the input.
+# - **Inference.** At every call the input is searched for outlier columns, quantized, multiplied and rescaled.
 
 # %%
 x, w = model_data.layer()
@@ -134,7 +132,8 @@ pictures.show(
 )
 
 # %% [markdown]
-# The framed column of codes, 40, -75, 127 and 10, multiplies the outliers (chapter 06).
+# The framed codes multiply the outliers. Times the scales they are exactly the weights, by the choice of the example, so
+# both policies give the same result. On a real layer they differ by a tenth (chapter 06).
 #
 # ## The same call on `fast`
 #
@@ -164,8 +163,8 @@ print("Y lies within its bound: the sum over the outlier columns may have any or
 # %% [markdown]
 # ## What is stored
 #
-# `fast.Int8Linear` is a torch module, and its state dict is what a checkpoint holds. It stores the largest magnitude of
-# each row instead of the scale, as bitsandbytes does under the name `SCB`; dividing it by 127 gives the scale.
+# A checkpoint of `fast.Int8Linear` stores the largest magnitude of each row instead of the scale, as bitsandbytes does
+# under the name `SCB`.
 #
 # > **Predict.** How many bytes do the tensors of this layer of 1536 x 576 weights have in the file? And how many tensors
 # > has a file that bitsandbytes reads?
@@ -195,9 +194,8 @@ print("saved under bitsandbytes' names, loaded into an empty layer: the same Y")
 # %% [markdown]
 # ## A model
 #
-# `quantize_model` replaces every linear layer but the last, which turns the final features into scores for 49,152
-# tokens (`lm_head`, which stays float in the paper, too). It replaces one after the other, so that at most one layer
-# exists twice.
+# `quantize_model` replaces every linear layer but the last (`lm_head`, which stays float in the paper, too), one after
+# the other, so that at most one layer exists twice.
 #
 # > **Predict.** SmolLM2-135M takes 538 MB in float32. What in int8, if the table of 49,152 tokens stays as it is?
 
@@ -254,12 +252,11 @@ pictures.show(
 )
 
 # %% [markdown]
-# 512 tokens are few, and another text may exchange the last two; the record in chapter 11 has more text, with
-# confidence intervals. The order is the same as in the paper.
+# 512 tokens are few; chapter 11 has more, with intervals. The order is that of the paper.
 #
 # ## Text
 #
-# Greedy decoding: always the most probable token, so that two runs can be compared.
+# Greedy decoding, so that two runs can be compared.
 #
 # > **Predict.** Two models in int8, LLM.int8() and absmax with one scale each: how many of them write the same sentence as
 # > the float model?
@@ -288,8 +285,8 @@ for name, text in written.items():
     print(name, *textwrap.wrap(text, 84), sep="\n  ")
 
 # %% [markdown]
-# The sentences may diverge at a token where two candidates were almost equally likely; from there on the texts differ,
-# and neither is wrong. A better measure is how often both models choose the same next token after the *same* text:
+# Sentences may diverge where two tokens were almost equally likely, and neither is wrong. A better measure is how often
+# both models choose the same next token after the *same* text:
 
 
 # %%
@@ -309,10 +306,9 @@ for name, share in agreement.items():
 # %% [markdown]
 # ## The law
 #
-# Loading is idempotent: a weight that has been quantized and dequantized once gets the same codes when it is quantized
-# again. So a checkpoint can be converted back and forth without further loss. Proof: the largest magnitude of a row has
-# the code 127 exactly, so the scale is the same up to its last place, and the other values are integer numbers of
-# steps, far from any tie.
+# Loading is idempotent: a dequantized weight gets the same codes when it is quantized again, so a checkpoint can be
+# converted back and forth without further loss. Proof: the largest magnitude of a row has the code 127 exactly, so the
+# scale is the same up to its last place, and the other values are whole steps, far from any tie.
 
 # %%
 codes, scale = reference.absmax_quantize(w, axis=-1)
@@ -327,7 +323,7 @@ print("quantized, dequantized and quantized again, three times: the same codes")
 # %% [markdown]
 # ## Break it
 #
-# Three errors between a right product and a working model.
+# Three errors beside a right product.
 #
 # > **Predict.** Which of them harms the model least? And which perplexity does it then have, if it was about 20?
 
@@ -364,9 +360,8 @@ for how, value in mistakes.items():
     print(f"{how:<44} perplexity {model_data.about(value)}")
 
 # %% [markdown]
-# The last one occurs when a checkpoint is read wrongly: some formats store scales, some (bitsandbytes' `SCB`) largest
-# magnitudes, in the same shape. The first occurs when a whole model is cast. `fast.Int8Linear` keeps its float32
-# numbers:
+# The last occurs when a checkpoint that stores scales is read as one of largest magnitudes, the first when a whole model
+# is cast. `fast.Int8Linear` keeps its float32 numbers:
 
 # %%
 half = copy.deepcopy(theirs).half()
@@ -382,9 +377,8 @@ print(
 # %% [markdown]
 # ## The Hugging Face way
 #
-# `import fast.huggingface` registers the method with transformers: `from_pretrained` quantizes each weight as it is
-# read, so that the whole float model is never in memory, and `save_pretrained` writes a checkpoint that loads again.
-# For your own model, use its name on the hub instead of the folder.
+# With `import fast.huggingface`, `from_pretrained` quantizes each weight as it is read, so that the whole float model is
+# never in memory, and `save_pretrained` writes a checkpoint that loads again.
 #
 # > **Predict.** The float model's weights take 538 MB in the folder. How many do those of the int8 model take?
 
@@ -414,7 +408,7 @@ for name in ("threshold", "outlier_weight", "quantizer", "granularity"):
 # %% [markdown]
 # ## The running table
 #
-# This time for a whole model: bytes of all its linear layers but the last, and perplexity on this text.
+# For a whole model: bytes of all its linear layers but the last, and perplexity.
 
 
 # %%
@@ -488,5 +482,4 @@ checks.layer(my_layer)
 # 3. Judge a quantized model by its loss and its choices on the same text, not by one generated sentence.
 #
 # **Read on:** [11, what it costs](11_costs.ipynb). For your own model:
-# [quantize a model](../docs/howto/quantize_a_model.md). To compare your own model with float:
-# `python -m experiments.generate`. The two phases in code: `reference/linear.py`, `fast/linear.py`, `fast/model.py`.
+# [quantize a model](../docs/howto/quantize_a_model.md), and `python -m experiments.generate` to compare it with float.

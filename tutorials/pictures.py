@@ -5,6 +5,7 @@ The ground is transparent, and every colour is of middle brightness, so that it 
 Each picture is drawn twice, as SVG: for a page, and for a phone.
 """
 
+import textwrap
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -30,6 +31,9 @@ FULL = 0.3
 
 #: How many characters of a matrix's row a phone shows, with a space behind each entry.
 PHONE_CHARACTERS = 46
+
+#: How many characters of a matrix's title stand above one of its columns.
+TITLE_CHARACTERS = 7
 
 #: How figures that are not panels of axes are drawn for a phone.
 NARROWED: dict[Figure, Callable[[Figure], Figure]] = {}
@@ -110,6 +114,7 @@ def matrix(ax: Axes, values: np.ndarray, title: str, text: str = "{:.2f}", marke
         if marked is not None and np.broadcast_to(marked, values.shape)[i, j]:
             ax.add_patch(Rectangle((j - 0.46, i - 0.46), 0.92, 0.92, fill=False, edgecolor=ORANGE, linewidth=2))
     rows, columns = values.shape
+    title = textwrap.fill(title, TITLE_CHARACTERS * max(columns, 2))
     ax.set(title=title, xticks=[], yticks=[], xlim=(-0.5, columns - 0.5), ylim=(rows - 0.5, -0.5))
     ax.grid(False)
     ax.spines[:].set_visible(False)

@@ -48,7 +48,7 @@ CHECKS = re.compile(r"^\s*assert ", re.MULTILINE)
 WRITES = re.compile(r"^\s*(recorded\.say|source\.beside)\(", re.MULTILINE)
 #: A cell with more lines than this, and no kernel in it, is a measurement: the page shows what it prints.
 LONG = 20
-CHECKER = re.compile(r"^\s*(?:print\()?(kernel_checks|checks)\.\w+\(", re.MULTILINE)
+CHECKER = re.compile(r"^\s*(?:print\()?(kernel_checks|checks)\.(?!guard_)\w+\(", re.MULTILINE)
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ INCHES = 3.9
 LABEL, LINE = 8.5, 0.15
 #: After how many characters a name along the vertical axis, the label of an axis and a title are wrapped; the longest entry of a legend
 #: with two columns.
-NAME, AXIS, TITLE, ENTRY = 15, 34, 42, 18
+NAME, AXIS, TITLE, ENTRY = 15, 34, 36, 18
 
 
 def narrow(figure: "Figure") -> "Figure":
@@ -67,8 +67,8 @@ def _name_all(panels: "Sequence[Axes]") -> None:
 
 def _wrap(axes: "Axes") -> float:
     """Wraps the title, the axes' labels and names along the vertical axis; returns how much higher the panel has to be, in inches."""
-    for text in (axes.title, axes._left_title):  # type: ignore[attr-defined]
-        text.set_text(textwrap.fill(text.get_text(), TITLE))
+    for place in ("center", "left"):
+        axes.set_title(textwrap.fill(axes.get_title(loc=place), TITLE), loc=place)
     for text in (axes.xaxis.label, axes.yaxis.label):
         text.set(text=textwrap.fill(text.get_text(), AXIS), fontsize=LABEL + 1)
     axes.tick_params(labelsize=LABEL)

@@ -32,6 +32,20 @@
       if (size < labels) complaints.push(`label of ${size.toFixed(1)} px: "${text.textContent.trim()}"`);
     }
 
+  // ---- Labels of figures: inside of their figure, and not on top of each other --------------------------------------------------------
+  for (const svg of clipping ? article.querySelectorAll(".drawing svg") : []) {
+    if (!shown(svg)) continue;
+    const { left, right } = svg.getBoundingClientRect();
+    const texts = [...svg.querySelectorAll("text")].filter((text) => text.textContent.trim()).map((text) => [text.textContent.trim(), text.getBoundingClientRect()]);
+    for (const [i, [text, box]] of texts.entries()) {
+      if (box.left < left - 2 || box.right > right + 2) complaints.push(`label out of its figure: "${text}"`);
+      for (const [other, b] of texts.slice(i + 1)) {
+        const shared = Math.max(0, Math.min(box.right, b.right) - Math.max(box.left, b.left)) * Math.max(0, Math.min(box.bottom, b.bottom) - Math.max(box.top, b.top));
+        if (shared > 0.35 * Math.min(box.width * box.height, b.width * b.height)) complaints.push(`labels on top of each other: "${text}", "${other}"`);
+      }
+    }
+  }
+
   // ---- Contrast: text on what lies below it ---------------------------------------------------------------------------------------
   const canvas = Object.assign(document.createElement("canvas"), { width: 1, height: 1 }).getContext("2d", { willReadFrequently: true });
   const colours = new Map();
