@@ -49,7 +49,7 @@ np.set_printoptions(precision=5, suppress=True)
 # 4. What does it still add? (stops 8 and 9)
 # 5. What does it store? (stop 10)
 #
-# A line that answers none of them is there for speed, or for a case that our kernel did not have.
+# Any other line is there for speed, or for a case that our kernel did not have.
 #
 # ## The formula
 #
@@ -144,7 +144,7 @@ print("strips read by the first 128 programs, by group:", counts)
 # line is `count = 0`, and everything that depends on it is compiled out. The 4 x 4 example: 1.
 
 # %%
-source.part(product.product_kernel, "# Load the count now", "acc =")
+source.part(product.product_kernel, "# Load the count now", "count =")
 
 # %% [markdown]
 # ## Stop 3: the int8 loop, with the copy engine
@@ -186,7 +186,7 @@ predict.number("the accumulator", int(acc))
 # Our masks, for the store alone. Without a scale the accumulators are the result: this kernel is also `int8_matmul`.
 
 # %%
-source.part(product.product_kernel, "rows = tile_m", "tl.store(target, acc")
+source.part(product.product_kernel, "rows = tile_m", "target = y")
 
 # %% [markdown]
 # ## Stop 6: the scales
@@ -217,7 +217,7 @@ source.part(product.product_kernel, "if x_side.zero_point", "acc = corrected")
 # instruction that multiplies 16-bit numbers.
 
 # %%
-source.part(product.product_kernel, "if float_weight is not None:", "w_rows =")
+source.part(product.product_kernel, "if float_weight is not None:", "result = acc.to")
 
 # %% [markdown]
 # > **Predict.** An outlier of 60000 meets the weight code 100. What is the product in float16? And what is 60000 times
@@ -245,8 +245,7 @@ predict.explain(
 source.part(product.product_kernel, "gathered = 0", "result = from_code_units")
 
 # %% [markdown]
-# The function itself has two loops: 16 columns at a time on the matrix unit if X has 16 bits, one at a time in float32
-# if it does not. The second is our step 3:
+# The function has two loops: 16 columns at a time on the matrix unit if X has 16 bits, else one at a time, our step 3:
 
 # %%
 source.part(product.add_outlier_columns, "# No matrix instruction", "result +=")
