@@ -1,6 +1,6 @@
 """Int8 layers of other libraries, each as its documentation has it. Only bitsandbytes treats outlier columns apart, as LLM.int8() does.
 
-`pip install "llm-int8[peers]"` installs them; what is not there is left out.
+`pip install -e ".[peers]"` installs them; what is not there is left out.
 """
 
 import ctypes

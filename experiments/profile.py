@@ -12,7 +12,7 @@ bound: floors, no times.
 import os
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, NamedTuple
 from unittest import mock
 
 import torch
@@ -41,6 +41,17 @@ THRESHOLD = 6.0
 OUTLIER_EVERY = 1024
 
 
+class Run(NamedTuple):
+    """One launch, of which a program in its steady state was counted.
+
+    hbm_bytes: what such a program moves from and to device memory. programs: how many of the grid's do as much.
+    """
+
+    profile: Profile
+    hbm_bytes: float
+    programs: int
+
+
 def inputs(m: int, k: int) -> torch.Tensor:
     """X (m, k) with outlier columns; its rows repeat after 64."""
     x = torch.randn(min(m, 64), k, generator=torch.Generator().manual_seed(1)).clamp(-5, 5).to(HALF).repeat(-(-m // 64), 1)[:m].contiguous()
@@ -60,18 +71,18 @@ def weight(n: int, k: int) -> Any:
     return QuantizedWeight(codes(n, k, 2), torch.rand(n, 1) + 0.5)
 
 
-def scanned(arch: str, shape: str) -> tuple[Profile, float]:
-    """`scan_columns`; the profile, and the bytes that a program moves from and to device memory."""
+def scanned(arch: str, shape: str) -> Run:
+    """`scan_columns`."""
     from fast.kernels import outliers
 
     m, _, k = SHAPES[shape]
     with emulator.profiling(arch, programs=[0]) as profiler:
         outliers.scan(inputs(m, k), THRESHOLD, False, False)
     (found,) = profiler.profiles
-    return found, 2 * m * k / found.grid
+    return Run(found, 2 * m * k / found.grid, found.grid)
 
 
-def quantized(arch: str, shape: str) -> tuple[Profile, float]:
+def quantized(arch: str, shape: str) -> Run:
     """`quantize_rows`, a program that quantizes: after those that list and gather."""
     from fast.kernels import configurations, quantization
 
@@ -85,10 +96,10 @@ def quantized(arch: str, shape: str) -> tuple[Profile, float]:
     with emulator.profiling(arch, programs=[before]) as profiler, mock.patch.object(quantization, "scan", return_value=result):
         quantization.quantize_regular(x, THRESHOLD, outlier_weight=w)
     (found,) = profiler.profiles
-    return found, 3 * m * k / (found.grid - before)
+    return Run(found, 3 * m * k / (found.grid - before), found.grid - before)
 
 
-def multiplied(arch: str, shape: str, in_gluon: bool = False) -> tuple[Profile, float]:
+def multiplied(arch: str, shape: str, in_gluon: bool = False) -> Run:
     """`product_kernel`, or the kernel in Gluon, with outlier columns, gathered where the tables say so."""
     from fast.kernels import configurations, gluon, product
     from fast.kernels.operands import Outliers, Quantized
@@ -106,10 +117,10 @@ def multiplied(arch: str, shape: str, in_gluon: bool = False) -> tuple[Profile, 
     with emulator.profiling(arch, programs=[0]) as profiler, gluon() if in_gluon else nullcontext():
         product.quantized_product(x, Quantized(codes(m, k, 3), torch.rand(m, 1), None, None, found), w, torch.zeros(n, dtype=HALF))
     (profile,) = profiler.profiles
-    return profile, (m * k + n * k + 2 * m * n) / profile.grid
+    return Run(profile, (m * k + n * k + 2 * m * n) / profile.grid, profile.grid)
 
 
-def decoded(arch: str, shape: str) -> tuple[Profile, float]:
+def decoded(arch: str, shape: str) -> Run:
     """`decode_kernel`: X comes from device memory once, W as well."""
     from fast.kernels import decode
 
@@ -117,10 +128,10 @@ def decoded(arch: str, shape: str) -> tuple[Profile, float]:
     with emulator.profiling(arch, programs=[0]) as profiler:
         decode.decode_linear(inputs(m, k), weight(n, k), torch.zeros(n, dtype=HALF), THRESHOLD, True)
     (found,) = profiler.profiles
-    return found, (n * k + 2 * m * k + 2 * m * n) / found.grid
+    return Run(found, (n * k + 2 * m * k + 2 * m * n) / found.grid, found.grid)
 
 
-RUNS: dict[str, Callable[[str], tuple[Profile, float]]] = {
+RUNS: dict[str, Callable[[str], Run]] = {
     "scan, large": lambda arch: scanned(arch, "large"),
     "scan, medium": lambda arch: scanned(arch, "medium"),
     "quantize, large": lambda arch: quantized(arch, "large"),
@@ -142,8 +153,16 @@ ONLY_ON = {"product in Gluon, large": "sm_90"}
 GPUS = ("A100 SXM", "H100 SXM")
 
 
-def row(name: str, profile: Profile, ceiling: Ceiling, hbm_bytes: float) -> dict[str, Any]:
+def microseconds(cycles: dict[str, float], programs: int, ceiling: Ceiling) -> float:
+    """The least time of a launch: memory serves all programs at its rate, any other resource those of one multiprocessor in turn."""
+    in_turn = -(-programs // ceiling.multiprocessors)
+    each = [n * (programs / ceiling.multiprocessors if resource == "HBM" else in_turn) for resource, n in cycles.items()]
+    return max(each) / ceiling.clock / 1000
+
+
+def row(name: str, run: Run, ceiling: Ceiling) -> dict[str, Any]:
     """What a record says of one launch; counts per program."""
+    profile, hbm_bytes, programs = run
     n = profile.programs
     cycles = profile.cycles(ceiling, hbm_bytes)
     counts = {name: profile.total(name) / n for name in ("sectors", "fewest_sectors", "wavefronts", "fewest_wavefronts")}
@@ -161,6 +180,7 @@ def row(name: str, profile: Profile, ceiling: Ceiling, hbm_bytes: float) -> dict
         "flights": [{"loop": f.place and str(f.place), "loaded": f.loaded, "flying": f.flying} for f in profile.flights],
         "in_flight": profile.in_flight(ceiling), "in_flight_needed": LATENCY * ceiling.hbm,
         "cycles": cycles, "bound": max(cycles, key=cycles.__getitem__), "resident": profile.resident(ceiling),
+        "microseconds": microseconds(cycles, programs, ceiling),
     }  # fmt: skip
 
 
@@ -188,15 +208,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     rows = []
     for ceiling in gpus:
         for name in [name for name in wanted if ONLY_ON.get(name, ceiling.arch) == ceiling.arch]:
-            profile, hbm_bytes = RUNS[name](ceiling.arch)
-            rows.append(row(name, profile, ceiling, hbm_bytes))
+            run = RUNS[name](ceiling.arch)
+            rows.append(row(name, run, ceiling))
             if options.details:
-                print(profile, flush=True)
-    print(page.tables(rows, text.table))
+                print(run.profile, flush=True)
+    earlier = (records.read("profile-earlier") or {"rows": []})["rows"]
+    print(page.tables(rows, earlier, text.table))
     for written in records.write(path, record | {"ceilings": {c.name: c._asdict() for c in gpus}, "rows": rows}):
         print(f"wrote {written}")
     if path == records.output_path(None, "profile"):
-        page.PAGE.write_text(page.with_tables(page.PAGE.read_text(encoding="utf-8"), records.plain(rows)), encoding="utf-8")
+        page.PAGE.write_text(page.with_tables(page.PAGE.read_text(encoding="utf-8"), records.plain(rows), earlier), encoding="utf-8")
         print(f"wrote {page.PAGE}")
 
 

@@ -1,37 +1,27 @@
-"""Times the rows of `fast/kernels/configurations.py` and their neighbours on a GPU, and says which rows would be faster.
+"""Times the rows of `fast/kernels/configurations.py` and other candidates on a GPU, and says which rows would be faster.
 
     python -m experiments.tune                              this GPU, every row
     python -m experiments.tune --case decode                rows whose name contains "decode"
     python -m experiments.tune --aims                       the rows that the layers of the aims of docs/speed.md use
     python -m experiments.tune --dry-run --arch sm_90       no GPU: which candidates there are, and which fit
 
-A neighbour differs in one entry: a block, the warps or the parts by a factor of 2, the stages or splits by 1, loads by threads or by the
-copy engine, the kernel in Triton's language or in Gluon. Every candidate is compiled first; what does not compile, spills registers or
-needs more shared memory than the architecture has is left out. A candidate that does not compute what the present row does is recorded as
-wrong, and the others are timed. Each row of the tables is on disk as soon as it has been tuned, and --resume goes on with the others. To
+The candidates are those of `candidates.py`. Every one is compiled first; what does not compile, spills registers or needs more shared
+memory than the architecture has is left out. A candidate that does not compute what the present row does is recorded as wrong, and the
+others are timed. Each row of the tables is on disk as soon as it has been tuned, and --resume goes on with the others. To
 go further, enter the suggested row into the table and run again; `make test` checks it on every architecture that it serves.
 """
 
 import argparse
 import os
-import re
-import subprocess
 import sys
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
-from unittest import mock
 
 import torch
 import triton
 from torch import Tensor
 from tqdm import tqdm
-from triton.backends.compiler import GPUTarget
-from triton.runtime import driver
-from triton.runtime.jit import JITFunction
 
 import fast
 from fast.kernels import configurations, decode, outliers, product, quantization
@@ -39,13 +29,10 @@ from fast.kernels.operands import Outliers, Quantized
 from fast.weights import QuantizedWeight
 
 from . import command, machine, records, shapes, timing
+from .candidates import TARGETS, Fit, candidates, difference_of, fit
 from .command import InputError, first_line
 from .journal import Journal
 from .pages import tables
-
-#: Compute capability, and bytes of shared memory that one program may have (CUDA C++ Programming Guide, compute capabilities).
-TARGETS = {"sm_80": (80, 163 << 10), "sm_89": (89, 99 << 10), "sm_90": (90, 227 << 10), "sm_100": (100, 227 << 10)}
-CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 
 #: M, N and K where a row of the table names no limit.
 LARGE_M, LARGE_N = 4096, 8192
@@ -66,15 +53,6 @@ class Case(NamedTuple):
     row: Any
     bytes: int
     build: Callable[[str], Callable[[Any], Tensor]]
-
-
-class Fit(NamedTuple):
-    """What the compiler makes of a candidate; `why_not` is empty where it can be used."""
-
-    registers: int
-    spilled: int
-    shared: int
-    why_not: str
 
 
 def cases(arch: str) -> list[Case]:
@@ -158,81 +136,6 @@ def filled(device: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     return empty.zero_() if dtype == torch.int32 else empty.uniform_(-5, 5)
 
 
-def neighbours(row: Any) -> list[Any]:
-    """Configurations that differ from `row` in one entry."""
-    found = []
-    for name, value in row._asdict().items():
-        if name == "tma":
-            values: list[Any] = [not value]
-        elif name == "gluon":  # the kernel in Gluon loads by the copy engine
-            values = [not value] if row.tma else []
-        elif name == "tile_m":  # the rows of an instruction, or one
-            values = []
-        elif name in ("stages", "splits"):
-            values = [value - 1, value + 1]
-        else:
-            values = [value // 2, value * 2]
-        found += [row._replace(**{name: v}) for v in values if sensible(name, v)]
-    return found
-
-
-def sensible(name: str, value: int) -> bool:
-    """Whether a kernel can have this entry at all: matrix instructions have no smaller operands, a program has 32 warps at most."""
-    least = {"block_m": 16, "block_n": 16, "block_k": 32, "block_o": 16, "warps": 1}.get(name, 1)
-    most = {"warps": 16, "stages": 8, "splits": 8}.get(name)
-    return value >= least and (most is None or value <= most)
-
-
-class AbsentGpu:
-    """A GPU to compile for that need not be here: what Triton asks of a driver before it compiles."""
-
-    def __init__(self, capability: int) -> None:
-        target = GPUTarget("cuda", capability, 32)
-        self.get_current_target = lambda: target
-        # Triton keeps compiled kernels by device; these must not meet those of a GPU that is here.
-        self.get_current_device = lambda: str(target)
-        self.get_current_stream = lambda device: 0
-
-
-@contextmanager
-def compiling(capability: int) -> Iterator[list[Any]]:
-    """Within this context a launch compiles its kernel for a GPU of this capability, appends it to the list, and runs nothing."""
-    compiled: list[Any] = []
-    run = JITFunction.run
-
-    def compile_only(self: JITFunction, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
-        compiled.append(run(self, *args, grid=grid, warmup=True, **kwargs))
-
-    # Not driver.set_active: what it would have to put back afterwards needs a GPU.
-    with mock.patch.object(driver, "_active", AbsentGpu(capability)), mock.patch.object(JITFunction, "run", compile_only):
-        yield compiled
-
-
-def fit(case: Case, config: Any, arch: str) -> Fit:
-    """Compiles a candidate for `arch`."""
-    capability, most_shared = TARGETS[arch]
-    with compiling(capability) as compiled:
-        try:
-            case.build("meta")(config)
-        except (RuntimeError, triton.TritonError, ValueError, AssertionError) as error:
-            # Triton quotes the kernel first and says what is wrong last.
-            return Fit(0, 0, 0, "does not compile: " + (str(error).strip() or type(error).__name__).splitlines()[-1].strip())
-    registers, spilled = usage(compiled[-1].asm["cubin"])
-    shared = compiled[-1].metadata.shared
-    reasons = [f"{shared} bytes of shared memory, {arch} has {most_shared}"] if shared > most_shared else []
-    return Fit(registers, spilled, shared, "; ".join(reasons + ([f"spills {spilled} bytes"] if spilled else [])))
-
-
-def usage(cubin: bytes) -> tuple[int, int]:
-    """Registers per thread, and bytes of local memory per thread, which is where registers are spilled to."""
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
-        file.flush()
-        text = subprocess.run([CUOBJDUMP, "--dump-resource-usage", file.name], capture_output=True, text=True, check=True).stdout
-    found = dict(re.findall(r"\b(REG|STACK|LOCAL):(\d+)", text))
-    return int(found["REG"]), int(found["STACK"]) + int(found["LOCAL"])
-
-
 def same(found: Tensor, expected: Tensor) -> bool:
     """Whether a candidate computes what the present row does: equal codes and flags; floats but for the order of the outlier sum."""
     if not expected.is_floating_point():
@@ -276,7 +179,7 @@ def tune(case: Case, fits: dict[Any, Fit], clock: timing.Clock, rounds: int, dev
     samples, wrong = timed(case, [config for config, found in fits.items() if not found.why_not], clock, rounds, device)
     seconds = {config: timing.spread(own) for config, own in samples.items()}
     order = sorted(seconds, key=lambda config: seconds[config]["median"])
-    candidates = [
+    found = [
         {
             "entry": difference_of(config, case.row),
             "ratio": timing.ratio(samples[case.row], samples[config]),
@@ -292,7 +195,7 @@ def tune(case: Case, fits: dict[Any, Fit], clock: timing.Clock, rounds: int, dev
     return {
         "case": case.name,
         "row": str(case.row),
-        "candidates": candidates,
+        "candidates": found,
         "left_out": {difference_of(config, case.row): found.why_not for config, found in fits.items() if found.why_not},
         "wrong": {difference_of(config, case.row): reason for config, reason in wrong.items()},
         "suggested": str(best) if better else None,
@@ -308,11 +211,6 @@ def table(row: dict[str, Any]) -> str:
     head = ["entry", "times as fast", "us, median", "low", "high", "registers", "shared"]
     lines = [tables.table(head, cells), *(f"wrong: {entry}: {reason}" for entry, reason in row["wrong"].items())]
     return "\n".join([*lines, f"suggested: {row['suggested']}" if row["suggested"] else f"keep: {row['row']}"])
-
-
-def difference_of(config: Any, row: Any) -> str:
-    """In which entry a candidate differs from the present row."""
-    return ", ".join(f"{name} {value}" for name, value in config._asdict().items() if value != getattr(row, name)) or "present row"
 
 
 def aimed_at(arch: str) -> list[Case]:
@@ -378,10 +276,10 @@ def architecture(options: argparse.Namespace) -> str:
 
 
 def fits_of(case: Case, arch: str) -> dict[Any, Fit]:
-    """What the compiler makes of the row of a case and of its neighbours; the interpreter takes two of them as they are."""
+    """What the compiler makes of the row of a case and of the other candidates; the interpreter takes two of them as they are."""
     if arch == "interpreter":
-        return dict.fromkeys([case.row, *neighbours(case.row)[:2]], Fit(0, 0, 0, ""))
-    return {config: fit(case, config, arch) for config in tqdm([case.row, *neighbours(case.row)], desc=case.name, leave=False)}
+        return dict.fromkeys(candidates(case.row)[:3], Fit(0, 0, 0, ""))
+    return {config: fit(case.build, config, arch) for config in tqdm(candidates(case.row), desc=case.name, leave=False)}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

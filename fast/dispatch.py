@@ -5,24 +5,21 @@ the kernels run on CPU tensors: slow, and exactly what a GPU-less machine needs 
 their source; within `emulator.gpu`, which sets EMULATED_GPU, what the compiler made of them is run.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
+from contextlib import AbstractContextManager
 from typing import Any
 
 from torch import Tensor
 
-from . import arguments
+from .choice import Choice
 from .cpu import engine
 from .cpu.native import Native
 from .interpreter import emulated, interpreted
 
 CHOICES = ("auto", "triton", "cpu", *engine.CHOICES)
-_chosen: ContextVar[str] = ContextVar("backend", default="auto")
+_chosen = Choice("backend", CHOICES)
 
 
-@contextmanager
-def backend(choice: str) -> Iterator[None]:
+def backend(choice: str) -> AbstractContextManager[None]:
     """Within this context, `choice` computes.
 
     Args:
@@ -33,11 +30,7 @@ def backend(choice: str) -> Iterator[None]:
     Raises:
         ValueError: an unknown choice.
     """
-    token = _chosen.set(arguments.one_of("backend", choice, CHOICES))
-    try:
-        yield
-    finally:
-        _chosen.reset(token)
+    return _chosen.within(choice)
 
 
 def implementation(x: Tensor) -> Any:
@@ -46,7 +39,7 @@ def implementation(x: Tensor) -> Any:
     Raises:
         RuntimeError: the chosen engine cannot run here.
     """
-    choice = _chosen.get()
+    choice = _chosen.get() or "auto"
     if choice == "auto":
         choice = "triton" if x.is_cuda or _kernels_take_cpu_tensors() else "cpu"
     if choice != "triton":
@@ -62,7 +55,7 @@ def implementation(x: Tensor) -> Any:
 
 def native_engine() -> Native | None:
     """The native engine, where it computes for a CPU tensor of any number of rows; None where something else may."""
-    choice = _chosen.get()
+    choice = _chosen.get() or "auto"
     if choice in ("auto", "cpu"):
         return None if choice == "auto" and _kernels_take_cpu_tensors() else engine.for_all_rows()
     return None if choice in ("triton", "torch") else engine.implementation(choice, 1)

@@ -137,4 +137,4 @@ def _version(name: str) -> str:
 
 
 # Here, since what they import has to find the environment that is set above.
-from tests.tiny_models import folder, on_the_cpu_path, text  # noqa: F401
+from tests.tiny_models import folder, text  # noqa: F401

@@ -1,16 +1,16 @@
 """Modules of experts for the tests: those of transformers with small random weights, and one that is made for them."""
 
+import importlib
+import importlib.util
 from typing import Any
 
 import torch
 import transformers as tf
 from torch import Tensor, nn
-from transformers.models.aria.modeling_aria import AriaExperts, AriaTextConfig
 from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3Experts
 from transformers.models.gpt_oss.modeling_gpt_oss import GptOssExperts
 from transformers.models.llama4.modeling_llama4 import Llama4TextExperts
 from transformers.models.mixtral.modeling_mixtral import MixtralExperts
-from transformers.models.muse_spark.modeling_muse_spark import MuseSparkExperts, MuseSparkTextConfig
 from transformers.models.nemotron_h.modeling_nemotron_h import NemotronHExperts
 from transformers.models.olmoe.modeling_olmoe import OlmoeExperts
 from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeExperts
@@ -31,12 +31,18 @@ FAMILIES: dict[str, tuple[type[nn.Module], Any]] = {
     ),
     "Llama 4": (Llama4TextExperts, tf.Llama4TextConfig(hidden_size=HIDDEN, intermediate_size=INNER, num_local_experts=EXPERTS)),
     "Nemotron-H": (NemotronHExperts, tf.NemotronHConfig(hidden_size=HIDDEN, moe_intermediate_size=INNER, n_routed_experts=EXPERTS)),
-    "Aria": (AriaExperts, AriaTextConfig(hidden_size=HIDDEN, intermediate_size=INNER, moe_num_experts=EXPERTS)),
-    "Muse Spark": (
-        MuseSparkExperts,
-        MuseSparkTextConfig(moe_hidden_size=HIDDEN, moe_intermediate_size=INNER, num_local_experts=EXPERTS),
-    ),
 }
+#: transformers 5.17 does not have Muse Spark, and stores Aria's experts in another way.
+IS_RECENT = importlib.util.find_spec("transformers.models.muse_spark") is not None
+if IS_RECENT:
+    muse_spark: Any = importlib.import_module("transformers.models.muse_spark.modeling_muse_spark")
+    config = muse_spark.MuseSparkTextConfig(moe_hidden_size=HIDDEN, moe_intermediate_size=INNER, num_local_experts=EXPERTS)
+    aria: Any = importlib.import_module("transformers.models.aria.modeling_aria")
+    FAMILIES["Aria"] = (
+        aria.AriaExperts,
+        aria.AriaTextConfig(hidden_size=HIDDEN, intermediate_size=INNER, moe_num_experts=EXPERTS),
+    )
+    FAMILIES["Muse Spark"] = (muse_spark.MuseSparkExperts, config)
 
 
 def experts_of(family: str, dtype: torch.dtype = torch.float32, seed: int = 0) -> nn.Module:

@@ -20,7 +20,8 @@ from fast.cpu.native import CALL, DTYPES, INT8, Native
 
 SOURCE = Path(__file__).with_name("native_driver.c")
 SIZES = {**dict.fromkeys(DTYPES.values(), 2), 0: 4, INT8: 1}
-SANITIZERS = ("-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+#: With -O3 the compiler takes several times as long over them.
+SANITIZERS = ("-g", "-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 
 
 class Driven:

@@ -101,6 +101,23 @@ def profiled_column(arch: str) -> emulator.Profile:
 
 def profiled(arch: str, name: str) -> emulator.Profile:
     """The profile of a kernel of experiments/profile.py."""
+    return profiled_with_bytes(arch, name)[0]
+
+
+def profiled_with_bytes(arch: str, name: str) -> tuple[emulator.Profile, float]:
+    """The profile of a kernel of experiments/profile.py, and the bytes that a program moves from and to device memory."""
     from experiments import profile
 
-    return profile.RUNS[name](arch)[0]
+    return profile.RUNS[name](arch)[:2]
+
+
+def profiled_without_outliers(arch: str) -> emulator.Profile:
+    """The profile of decoding 16 rows of 8192 without a threshold."""
+    from experiments import profile
+    from fast.kernels import decode
+
+    m, n, k = profile.SHAPES["decode"]
+    with emulator.profiling(arch, programs=[0]) as profiler:
+        decode.decode_linear(profile.inputs(m, k), profile.weight(n, k), None, None, True)
+    (found,) = profiler.profiles
+    return found

@@ -9,7 +9,7 @@ from experiments import memory
 from experiments.lm import losses
 from experiments.pages import claims
 
-pytestmark = pytest.mark.usefixtures("on_the_cpu_path")
+pytestmark = pytest.mark.usefixtures("on_the_cpu")
 
 
 def losses_of(**methods: list[float]) -> dict[str, Any]:

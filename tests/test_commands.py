@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 
-pytestmark = pytest.mark.usefixtures("on_the_cpu_path")
+pytestmark = pytest.mark.usefixtures("on_the_cpu")
 
 
 def command(*arguments: str, module: str = "perplexity") -> subprocess.CompletedProcess[str]:

@@ -25,7 +25,7 @@ routes = pytest.mark.parametrize("route", ROUTES)
 
 
 @pytest.fixture(autouse=True)
-def on_the_cpu():
+def in_torch_operations():
     with fast.backend("torch"):
         yield
 

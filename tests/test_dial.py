@@ -16,7 +16,7 @@ from tests.tiny_models import TOKENS, tiny, tiny_llama, windows
 
 ATTENTION_INPUT, MLP_INPUT = "self_attn.q_proj, k_proj, v_proj", "mlp.gate_proj, up_proj"
 
-pytestmark = pytest.mark.usefixtures("on_the_cpu_path")
+pytestmark = pytest.mark.usefixtures("on_the_cpu")
 
 
 @pytest.mark.parametrize("family", ["opt", "gpt2"])

@@ -2,13 +2,16 @@
 
 import copy
 import pickle
+import re
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import peft
 import pytest
 import torch
+import transformers
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -257,7 +260,7 @@ def test_rows_of_nobody_give_zeros_and_get_no_gradient():
     assert bool((x.grad[:5] != 0).any(1).all())
 
 
-@pytest.mark.parametrize("family", ["Mixtral", "gpt-oss", "Nemotron-H", "Muse Spark"])
+@pytest.mark.parametrize("family", sorted(FAMILIES.keys() & {"Mixtral", "gpt-oss", "Nemotron-H", "Muse Spark"}))
 def test_gradients_are_those_of_a_layer_each(family):
     module = experts_of(family)
     expected = OneLayerEach(copy.deepcopy(module))
@@ -371,17 +374,17 @@ def test_casting_leaves_codes_and_maxima_as_they_are(cast):
 
 
 def test_the_module_stays_itself():
-    module = experts_of("Muse Spark")
-    norm, kind, seen = module.post_expert_norm, type(module), []
+    module = experts_of("Qwen3-MoE")
+    activation, kind, seen = module.act_fn, type(module), []
     handle = module.register_forward_hook(lambda *arguments: seen.append(1))
     assert Int8Experts.from_float(module) is module
     assert isinstance(module, kind)
-    assert module.post_expert_norm is norm
-    module(*inputs("Muse Spark", 5, torch.float32))
+    assert module.act_fn is activation
+    module(*inputs("Qwen3-MoE", 5, torch.float32))
     handle.remove()
-    module(*inputs("Muse Spark", 5, torch.float32))
+    module(*inputs("Qwen3-MoE", 5, torch.float32))
     assert seen == [1]
-    assert type(module).__name__ == "Int8MuseSparkExperts"
+    assert type(module).__name__ == "Int8Qwen3MoeExperts"
     assert "gate_up_proj=(4, 96, 64), down_proj=(4, 64, 48), threshold=6.0" in repr(module)
 
 
@@ -470,6 +473,22 @@ def test_on_meta_they_have_shapes_and_no_values():
     y = Int8Experts.from_float(module)(*(t.to("meta") for t in inputs("gpt-oss", 5, torch.float32)))
     assert (y.shape, y.device.type) == ((5, HIDDEN), "meta")
     assert module.down_proj.shape == (EXPERTS, HIDDEN, INNER)
+
+
+#: A class of transformers under the decorator of its interface for experts, up to the next class.
+DECORATED = re.compile(r"^@use_experts_implementation(?:\(.*?\))?\nclass (\w+)\(nn\.Module\):(.*?)(?=^class |\Z)", re.MULTILINE | re.DOTALL)
+
+
+def test_every_class_of_the_interface_stores_its_experts_in_a_known_way():
+    folder = Path(transformers.__file__).parent / "models"
+    found = {name: body for file in folder.glob("*/modeling_*.py") for name, body in DECORATED.findall(file.read_text(encoding="utf-8"))}
+    assert len(found) > 40
+    for name, body in found.items():
+        parameters = set(re.findall(r"self\.(\w+) = nn\.Parameter\(", body))
+        weights = {parameter for parameter in parameters if not parameter.endswith("_bias")}
+        assert weights in ({"gate_up_proj", "down_proj"}, {"up_proj", "down_proj"}), name
+        assert parameters - weights <= {f"{weight}_bias" for weight in weights}, name
+        assert "self.num_experts =" in body, name
 
 
 # What is refused.

@@ -59,19 +59,20 @@ def test_a_triton_that_does_not_compile_it_takes_the_plain_kernel_and_says_so_on
     assert "does not compile the kernel in Gluon" in error
 
 
-#: Entries of a configuration -> why the kernel in Gluon is not for it.
+#: K, and entries of a configuration -> why the kernel in Gluon is not for it.
 REASONS = {
-    "fits": ({}, ""),
-    "no copy engine": ({"tma": False}, "by the copy engine alone"),
-    "too many warps": ({"warps": 16}, "has 16 rows of the tile"),
-    "too few rows": ({"block_m": 64}, "has 16 rows of the tile"),
+    "fits": (144, {}, ""),
+    "no copy engine": (144, {"tma": False}, "by the copy engine alone"),
+    "unaligned": (33, {}, "by the copy engine alone"),
+    "too many warps": (144, {"warps": 16}, "has 16 rows of the tile"),
+    "too few rows": (144, {"block_m": 64}, "has 16 rows of the tile"),
 }
 
 
 @pytest.mark.parametrize("case", REASONS)
 def test_a_configuration_that_asks_for_gluon_gets_it_or_an_error(case):
-    changes, reason = REASONS[case]
-    error = compiled.call("sm_90", hopper_checks.by_name, 40, 24, 144, **changes)
+    k, changes, reason = REASONS[case]
+    error = compiled.call("sm_90", hopper_checks.by_name, 40, 24, k, **changes)
     assert reason in error
     assert bool(error) == bool(reason)
 

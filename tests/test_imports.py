@@ -25,7 +25,7 @@ ARROWS = {
 
 #: What the two engines of `fast` may import of it beside their own files, and who may import them.
 ENGINES = ("fast.cpu", "fast.kernels")
-BELOW = {f"fast.{name}" for name in ("codes", "interpreter", "arguments", "weights", "guard")}
+BELOW = {f"fast.{name}" for name in ("codes", "choice", "interpreter", "arguments", "weights", "guard")}
 ABOVE = {"fast.dispatch", "fast.eager"}
 
 Graph = dict[str, set[str]]

@@ -29,19 +29,17 @@ def test_each_entry_of_the_row_is_loaded_by_one_thread_and_stored_by_it():
 
 
 def test_the_maximum_of_the_row_reaches_every_thread():
-    """The exchanges of the record, done on numbers."""
-    held = np.random.default_rng(0).permutation(ROW["threads"])
-    top, shared = held.max(), {}
+    """The exchanges of the record, done on sets: of which threads each knows the maximum."""
+    known, shared = [{thread} for thread in range(ROW["threads"])], {}
     for step in ROW["steps"]:
-        threads = np.array(step["threads"])
         if step["kind"] == "exchange":
-            held = np.maximum(held, held[np.arange(len(held)) ^ step["distance"]])
+            known = [mine | known[thread ^ step["distance"]] for thread, mine in enumerate(known)]
         elif step["kind"] == "publish":
-            shared |= dict(zip(step["words"], held[threads].tolist(), strict=True))
+            shared |= {word: known[thread] for word, thread in zip(step["words"], step["threads"], strict=True)}
         elif step["kind"] == "collect":
-            held = held.copy()
-            held[threads] = [shared[word] for word in step["words"]]
-    assert (held == top).all()
+            for word, thread in zip(step["words"], step["threads"], strict=True):
+                known[thread] = shared[word]
+    assert all(mine == set(range(ROW["threads"])) for mine in known)
 
 
 def test_the_exchanges_are_as_many_as_the_page_says():

@@ -7,7 +7,7 @@ import torch
 from experiments.lm import losses
 from tests.tiny_models import VOCABULARY
 
-pytestmark = pytest.mark.usefixtures("on_the_cpu_path")
+pytestmark = pytest.mark.usefixtures("on_the_cpu")
 
 
 def test_cross_entropy_is_that_of_torch() -> None:

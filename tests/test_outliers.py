@@ -13,7 +13,7 @@ from experiments.pages import outliers as outliers_page
 from experiments.pages import style
 from tests.tiny_models import TOKENS, tiny_llama, windows
 
-pytestmark = pytest.mark.usefixtures("on_the_cpu_path")
+pytestmark = pytest.mark.usefixtures("on_the_cpu")
 
 
 ATTENTION_INPUT, MLP_INPUT = "self_attn.q_proj, k_proj, v_proj", "mlp.gate_proj, up_proj"

@@ -1,6 +1,7 @@
 """Perplexity through both engines, and the command that measures it."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,15 @@ import torch
 import fast
 from experiments import perplexity, records
 from experiments.command import InputError
-from experiments.lm import engines, methods, numpy_llama
+from experiments.lm import engines, losses, methods, numpy_llama
 from experiments.lm.methods import METHODS, Setting
 from experiments.pages import perplexity as perplexity_page
 from experiments.pages import style
 from tests.tiny_models import TOKENS, tiny_llama, windows
 
-pytestmark = pytest.mark.usefixtures("on_the_cpu_path")
+ROOT = Path(__file__).resolve().parents[1]
+
+pytestmark = pytest.mark.usefixtures("on_the_cpu")
 
 
 @pytest.fixture(scope="module")
@@ -168,3 +171,23 @@ def test_an_interrupted_run_is_resumed_where_it_stopped(folder: Path, text: Path
     out.write_text("[]")
     with pytest.raises(InputError, match="not a record"):
         run(folder, text, out, *options)
+
+
+def test_what_the_head_adds_is_paired_over_the_windows() -> None:
+    row = {"method": "llm-int8-absmax", "engine": "fast", "threshold": 6.0, "batch": 1}
+    without, with_head = np.array([1.0, 3.0, 2.0]), np.array([1.1, 3.3, 2.2])
+    rows = [{**row, "layers": "all", "losses": without}, {**row, "layers": "all-and-head", "losses": with_head}]
+    (line,) = perplexity_page.head_alone(rows)
+    found = losses.difference(with_head, without)
+    assert f"{found['percent']:+.2f} % (95 % interval {found['low']:+.2f} to {found['high']:+.2f} %, 3 windows)" in line
+    assert perplexity_page.head_alone(rows[1:]) == []
+    assert perplexity_page.head_alone([rows[0], {**rows[1], "threshold": 5.0}]) == []
+
+
+def test_the_howto_says_of_the_head_what_the_record_says() -> None:
+    record = records.read("perplexity-head")
+    assert record is not None
+    (line,) = perplexity_page.head_alone(record["rows"])
+    text = " ".join((ROOT / "docs/howto/cpu.md").read_text(encoding="utf-8").split())
+    for figure in re.findall(r"[+-]\d+\.\d+|\d+ windows", line):
+        assert figure in text, figure

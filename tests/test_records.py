@@ -9,7 +9,7 @@ import pytest
 from experiments import records
 from experiments.pages import tables
 
-pytestmark = pytest.mark.usefixtures("on_the_cpu_path")
+pytestmark = pytest.mark.usefixtures("on_the_cpu")
 
 
 def test_a_record_holds_plain_numbers_and_nothing_that_json_lacks() -> None:

@@ -16,7 +16,7 @@ from experiments.pages import report as report_page
 
 ROOT = Path(__file__).resolve().parents[1]
 
-pytestmark = pytest.mark.usefixtures("on_the_cpu_path")
+pytestmark = pytest.mark.usefixtures("on_the_cpu")
 
 
 def test_the_pages_are_what_the_records_give() -> None:

@@ -250,7 +250,8 @@ def test_codes_for_experts_of_another_kind_are_an_error(tmp_path):
         type(model).from_pretrained(tmp_path)
 
 
-@pytest.mark.parametrize("plan", ["tp_plan", "ep_plan"])
+# transformers 5.17 has no ep_plan.
+@pytest.mark.parametrize("plan", [plan for plan in ("tp_plan", "ep_plan") if hasattr(tf.PreTrainedModel, plan)])
 def test_spreading_experts_in_int8_over_processes_is_refused(plan):
     model = fast.quantize_model(made("Qwen3-MoE"), progress=False)
     use_int8_styles(model, model.quantization_summary.quantized)

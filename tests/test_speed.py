@@ -21,7 +21,7 @@ import torch
 pytest.importorskip("triton")
 
 import fast
-from experiments import ceiling, command, contender, contenders, generation, shapes, speed, timing, truth, tune
+from experiments import candidates, ceiling, command, contender, contenders, generation, shapes, speed, timing, truth, tune
 from experiments.contender import Bind, Contender, Work
 from experiments.journal import FAILED, Skipped
 from experiments.lm import models
@@ -36,9 +36,12 @@ ROOT = Path(__file__).resolve().parents[1]
 SHAPE = Shape(33, 256, 130, 0.02)
 
 
-@pytest.fixture(autouse=True)
-def on_the_cpu_path() -> Any:
-    with fast.backend("cpu"), torch.no_grad():  # the interpreter would take minutes
+pytestmark = pytest.mark.usefixtures("on_the_cpu", "without_gradients")
+
+
+@pytest.fixture
+def without_gradients() -> Any:
+    with torch.no_grad():
         yield
 
 
@@ -549,7 +552,7 @@ def test_tuning_refuses_the_interpreter(monkeypatch: pytest.MonkeyPatch, capsys:
     assert "unset it" in refused(tune.main, "--dry-run", capsys)
 
 
-@pytest.mark.parametrize("arch", tune.TARGETS)
+@pytest.mark.parametrize("arch", candidates.TARGETS)
 def test_neighbours_differ_in_one_entry_and_every_row_of_the_tables_has_some(arch: str) -> None:
     found = tune.cases(arch)
     assert len({case.name for case in found}) == len(found)
@@ -560,20 +563,34 @@ def test_neighbours_differ_in_one_entry_and_every_row_of_the_tables_has_some(arc
     )
     assert rows <= {case.row for case in found}
     for case in found:
-        candidates = tune.neighbours(case.row)
-        assert len(candidates) == len(set(candidates)) >= 4
-        assert all(sum(a != b for a, b in zip(config, case.row, strict=True)) == 1 for config in candidates)
-        assert all(tune.difference_of(config, case.row).count(" ") == 1 for config in candidates)
+        neighbours = candidates.neighbours(case.row)
+        assert len(neighbours) == len(set(neighbours)) >= 4
+        assert all(sum(a != b for a, b in zip(config, case.row, strict=True)) == 1 for config in neighbours)
+        assert all(candidates.difference_of(config, case.row).count(" ") == 1 for config in neighbours)
+        everything = candidates.candidates(case.row)
+        assert everything[0] == case.row
+        assert set(neighbours) < set(everything)
+        assert len(everything) == len(set(everything))
+
+
+def test_two_small_programs_per_multiprocessor_are_a_candidate_for_hopper_s_large_tile() -> None:
+    wide = configurations.product_configuration("sm_90", 4096, 8192, general=False)
+    small = wide._replace(block_n=128, warps=4, stages=3)
+    assert small.tma
+    assert small not in candidates.neighbours(wide)
+    assert small in candidates.candidates(wide)
+    assert candidates.difference_of(small, wide) == "block_n 128, warps 4, stages 3"
 
 
 def test_candidates_are_compiled_and_those_that_do_not_fit_are_left_out() -> None:
     program = """
 import json
-from experiments import tune
+from experiments import candidates, tune
 cases = {case.name: case for case in tune.cases("sm_89")}
 few, rows = cases["decode 1 x 2048 x 2048"], cases["rows 256 x 4096"]
-fits = [tune.fit(few, config, "sm_89") for config in (few.row, few.row._replace(block_n=128, stages=8), few.row._replace(block_n=24))]
-fits.append(tune.fit(rows, rows.row._replace(rows=2, warps=1), "sm_89"))
+configs = few.row, few.row._replace(block_n=128, stages=8), few.row._replace(block_n=24)
+fits = [candidates.fit(few.build, config, "sm_89") for config in configs]
+fits.append(candidates.fit(rows.build, rows.row._replace(rows=4, warps=1), "sm_89"))
 print(json.dumps([f._asdict() for f in fits]))
 """
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
@@ -582,12 +599,35 @@ print(json.dumps([f._asdict() for f in fits]))
     assert present["why_not"] == ""
     assert present["spilled"] == 0
     assert 0 < present["registers"] <= 255
-    assert present["shared"] <= tune.TARGETS["sm_89"][1]
+    assert present["shared"] <= candidates.TARGETS["sm_89"][1]
     assert "bytes of shared memory, sm_89 has 101376" in deep["why_not"]
     assert odd["why_not"].startswith("does not compile: ")
     assert "power of 2" in odd["why_not"]
     assert wide["spilled"] > 0
     assert f"spills {wide['spilled']} bytes" in wide["why_not"]
+
+
+@pytest.mark.parametrize("arch", tune.TARGETS)
+def test_the_kernel_in_gluon_is_a_candidate_where_the_copy_engine_loads(arch: str) -> None:
+    for case in tune.cases(arch):
+        if case.name.startswith("product"):
+            assert (case.row._replace(gluon=True) in tune.neighbours(case.row)) == case.row.tma
+
+
+def test_a_candidate_in_gluon_is_compiled_as_such_or_left_out() -> None:
+    program = """
+from experiments import tune
+case = next(case for case in tune.cases("sm_90") if case.row.tma)
+plain, gluon = (tune.fit(case, case.row._replace(gluon=gluon), "sm_90") for gluon in (False, True))
+print(plain.why_not, gluon.why_not, gluon.registers != plain.registers, gluon.shared == plain.shared, sep="|")
+print(tune.fit(case, case.row._replace(gluon=True, warps=8), "sm_90").why_not)
+"""
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    output = subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=environment, capture_output=True, text=True, check=True).stdout
+    fitting, refused_one = output.splitlines()
+    assert fitting == "||True|True"
+    assert refused_one.startswith("does not compile: Product(")
+    assert refused_one.endswith("a warp of the kernel in Gluon has 16 rows of the tile, or several times 16")
 
 
 @pytest.mark.parametrize("name", ["decode 1 x", "rows 256", "scan 256"])
@@ -596,7 +636,7 @@ def test_a_candidate_computes_what_the_present_row_does(name: str) -> None:
     small = {"m": 1, "n": 40} if name.startswith("decode") else {"m": 40, "k": 96}
     launch = case.build.func("cpu", **small)
     with fast.backend("triton"):
-        results = {config: launch(config) for config in [case.row, *tune.neighbours(case.row)[:2]]}
+        results = {config: launch(config) for config in candidates.candidates(case.row)[:3]}
     expected = results.pop(case.row)
     for found in results.values():
         assert tune.same(found, expected)
@@ -612,7 +652,11 @@ CASE = tune.Case("rows", ROW, 1, lambda device: lambda config: torch.ones(2, 3))
 
 def test_a_row_is_suggested_only_where_it_is_faster_by_more_than_the_rounds_differ(monkeypatch: pytest.MonkeyPatch) -> None:
     other = ROW._replace(warps=8)
-    fits = {ROW: tune.Fit(10, 0, 0, ""), other: tune.Fit(10, 0, 0, ""), ROW._replace(rows=2): tune.Fit(0, 0, 0, "spills 8 bytes")}
+    fits = {
+        ROW: candidates.Fit(10, 0, 0, ""),
+        other: candidates.Fit(10, 0, 0, ""),
+        ROW._replace(rows=2): candidates.Fit(0, 0, 0, "spills 8 bytes"),
+    }
     for seconds, verdict in (([1.0, 1.1, 1.2], f"suggested: {other}"), ([1.5, 2.0, 2.5], f"keep: {ROW}")):
         asked = []
         samples = {ROW: [2.0, 2.1, 2.2], other: seconds}
@@ -633,14 +677,14 @@ def test_a_candidate_that_is_wrong_or_does_not_run_is_recorded_and_the_others_ar
         return launch
 
     clock = types.SimpleNamespace(cache=1, sampler=lambda calls, graph=False: lambda: 1.0)
-    fits = dict.fromkeys([ROW, ROW._replace(rows=2), ROW._replace(warps=16), ROW._replace(warps=8)], tune.Fit(1, 0, 0, ""))
+    fits = dict.fromkeys([ROW, ROW._replace(rows=2), ROW._replace(warps=16), ROW._replace(warps=8)], candidates.Fit(1, 0, 0, ""))
     row = tune.tune(CASE._replace(build=build), fits, clock, 2, "cpu")
     assert row["wrong"] == {"rows 2": f"does not compute what {ROW} does", "warps 16": "does not run: out of resources"}
     assert {one["entry"] for one in row["candidates"]} == {"present row", "warps 8"}
     assert "wrong: rows 2: does not compute" in tune.table(row)
 
 
-@pytest.mark.parametrize("arch", tune.TARGETS)
+@pytest.mark.parametrize("arch", candidates.TARGETS)
 def test_the_rows_that_the_aims_use_are_among_the_cases_once_each(arch: str) -> None:
     found = tune.aimed_at(arch)
     assert [case.name.split()[0] for case in found[:5]] == ["decode", "decode", "product", "scan", "rows"]

@@ -7,8 +7,6 @@ import numpy as np
 import pytest
 import torch
 
-import fast
-
 VOCABULARY, TOKENS = 256, 24
 
 
@@ -81,9 +79,3 @@ def text(tmp_path: Path) -> Path:
     path = tmp_path / "text.txt"
     path.write_text("The quick brown fox jumps over the lazy dog. " * 4)
     return path
-
-
-@pytest.fixture
-def on_the_cpu_path() -> Any:
-    with fast.backend("cpu"):  # the interpreter would take minutes
-        yield

@@ -30,7 +30,7 @@ from matplotlib import pyplot as plt
 
 import fast
 import reference
-from fast.kernels import product
+from fast.kernels import epilogue, product
 from fast.kernels.configurations import product_configuration
 from tutorials import checks, pictures, predict, source
 from tutorials.example import W, X
@@ -86,7 +86,8 @@ source.beside(
 # own.
 
 # %%
-source.part(product.product_kernel, "program =", "tile_n =")
+source.part(product.product_kernel, "program =", "tile_m, tile_n =")
+source.show(epilogue.owned_tile)
 
 # %% [markdown]
 # Programs start in the order of their ids, about as many as the GPU has processors, and share what they read through
@@ -195,7 +196,8 @@ source.part(product.product_kernel, "rows = tile_m", "tl.store(target, acc")
 # example: 0.02 and 0.001.
 
 # %%
-source.part(product.product_kernel, "x_scale = tl.load", "w_scale = absmax_scale")
+source.part(product.product_kernel, "x_scale = tl.load", "w_scale =")
+source.show(epilogue.weight_scale)
 
 # %% [markdown]
 # ## Stop 7: the correction of zeropoint

@@ -15,7 +15,7 @@ import reference
 FILE = Path(__file__).with_name("activations.bin")
 BLOCKS, POSITIONS, FEATURES, OUTPUTS = 30, 48, 576, 16
 #: Where the page opens: the layer of the running table, and the column that is an outlier at nearly every position.
-DEFAULTS = {"block": 29, "column": 17, "threshold": 6.0, "factor": 1}
+DEFAULTS: dict[str, Any] = {"block": 29, "column": 17, "threshold": 6.0, "factor": 1}
 
 
 @functools.cache

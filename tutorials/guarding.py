@@ -18,7 +18,7 @@ MACHINERY = (
     Path(np.__file__).parent,
     Path(contextlib.__file__).parent,
     HERE / "checks",
-    *(HERE / f"{name}.py" for name in ("guarding", "minitriton", "blocks", "recording", "ladder")),
+    *(HERE / f"{name}.py" for name in ("guarding", "minitriton", "accesses", "blocks", "recording", "ladder")),
 )
 
 

@@ -28,7 +28,7 @@ FIRST = "outliers"
 SOURCES = [
     path
     for path in (
-        *(ROOT / "tutorials" / f"{name}.py" for name in ("blocks", "example", "ladder", "minitriton", "recording")),
+        *(ROOT / "tutorials" / f"{name}.py" for name in ("accesses", "blocks", "example", "ladder", "minitriton", "recording")),
         *sorted(ROOT.glob("tutorials/checks/*.py")),
     )
     if path.name not in ("launches.py", "kernel_checks.py") and path not in playground.SOURCES

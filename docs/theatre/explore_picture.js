@@ -12,7 +12,7 @@ const height = (value) => Math.max(0, Math.min(1, (Math.log2(Math.max(value, 1e-
 export function sentence({ settings, outliers, errors, share, distinct }) {
   const { block, column, threshold, factor } = settings;
   const dial = factor > 1 ? `, column ${column} times ${factor}` : "";
-  const columns = outliers.length ? `columns ${outliers.length > 12 ? `${outliers.slice(0, 12).join(", ")}, …` : outliers.join(", ")}` : "no column";
+  const columns = outliers.length ? `${outliers.length === 1 ? "column" : "columns"} ${outliers.length > 12 ? `${outliers.slice(0, 12).join(", ")}, …` : outliers.join(", ")}` : "no column";
   return (
     `Block ${block}, threshold ${threshold}${dial}. Error of Y in int8 alone: <strong class="bad">${percent(errors[0])}</strong>; by LLM.int8(): ` +
     `<strong class="good">${percent(errors[1])}</strong>, with ${outliers.length} of 576 columns in 16 bits (${percent(share)}): ${columns}. ` +

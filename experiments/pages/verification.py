@@ -8,6 +8,9 @@ from . import style
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "verification.md"
 
+#: What becomes of faults in the machine code.
+NAMES = ("tried", "caught", "company", "redundant", "equivalent", "survived")
+
 BEGIN, END = "<!-- begin: made by python -m experiments.verification -->", "<!-- end -->"
 
 
@@ -97,13 +100,16 @@ def faults_lines(faults: dict[str, Any] | None) -> list[str]:
         return []
     rows = faults["rows"]
     tried, caught = (sum(sum(row[what].values()) for row in rows) for what in ("tried", "caught"))
-    company, redundant, survivors = (sum(len(row[what]) for row in rows) for what in ("company", "redundant", "survivors"))
-    unexplained = sum(survivor["why"] is None for row in rows for survivor in row["survivors"])
+    company, redundant = (sum(len(row[what]) for row in rows) for what in ("company", "redundant"))
+    survivors = [survivor for row in rows for survivor in row["survivors"]]
+    equivalent = sum(survivor["equivalent"] for survivor in survivors)
+    unexplained = sum(survivor["why"] is None for survivor in survivors)
     architectures = ", ".join(dict.fromkeys(row["arch"] for row in rows))
+    score = (caught + company) / max(1, tried - redundant - equivalent)
     return [
         f"| faults in the machine code | {tried:,} tried on {architectures}: {caught:,} caught alone, {company} in company, {redundant} "
-        f"redundant; {(caught + company) / max(1, tried - redundant):.1%} of those not redundant caught, "
-        f"{survivors - unexplained} survivors explained, {unexplained} not ({faults['date']}) |"
+        f"redundant, {equivalent} equivalent, {len(survivors) - equivalent} survived ({unexplained} of them not explained), "
+        f"a score of {score:.1%} ({faults['date']}) |"
     ]
 
 
@@ -114,22 +120,24 @@ def faults_table(faults: dict[str, Any] | None) -> list[str]:
     rows = faults["rows"]
 
     def cells(name: str, counts: dict[str, int]) -> str:
-        names = ("tried", "caught", "company", "redundant", "survivors")
-        return f"| {name} | " + " | ".join(f"{counts[n]:,}" for n in names) + " |"
+        return f"| {name} | " + " | ".join(f"{counts[what]:,}" for what in NAMES) + " |"
 
     by_kind: dict[str, dict[str, int]] = {}
     for row in rows:
         for what in ("tried", "caught"):
             for kind, count in row[what].items():
-                counts = by_kind.setdefault(kind, dict.fromkeys(("tried", "caught", "company", "redundant", "survivors"), 0))
+                counts = by_kind.setdefault(kind, dict.fromkeys(NAMES, 0))
                 counts[what] += count
-        for what in ("company", "redundant", "survivors"):
+        for what in ("company", "redundant"):
             for fault in row[what]:
                 by_kind[fault["kind"]][what] += 1
+        for survivor in row["survivors"]:
+            by_kind[survivor["kind"]]["equivalent" if survivor["equivalent"] else "survived"] += 1
     by_kernel = {
         f"`{row['kernel']}`, {row['arch']}, {row['variants']} variants": {
             "tried": sum(row["tried"].values()), "caught": sum(row["caught"].values()),
-            **{what: len(row[what]) for what in ("company", "redundant", "survivors")},
+            "company": len(row["company"]), "redundant": len(row["redundant"]),
+            "equivalent": sum(s["equivalent"] for s in row["survivors"]), "survived": sum(not s["equivalent"] for s in row["survivors"]),
         }
         for row in rows
     }  # fmt: skip
@@ -137,10 +145,11 @@ def faults_table(faults: dict[str, Any] | None) -> list[str]:
         "### Faults in the machine code",
         "",
         f"Made by `{faults['command']}`. *In company*: survives alone, and is caught once the redundant ones are gone as well. "
-        "*Redundant*: without it the vector clocks still order every two accesses that conflict.",
+        "*Redundant*: without it the vector clocks still order every two accesses that conflict. *Equivalent*: no input could show it; "
+        "`tests/tools/surviving_faults.toml` has the reason of each survivor.",
         "",
-        "| fault | tried | caught | in company | redundant | survivors |",
-        "| --- | ---: | ---: | ---: | ---: | ---: |",
+        "| fault | tried | caught | in company | redundant | equivalent | survived |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
         *(cells(kind, by_kind[kind]) for kind in sorted(by_kind)),
         *(cells(name, counts) for name, counts in by_kernel.items()),
         "",

@@ -128,8 +128,8 @@ INLINE void dots(const Layer *l, const uint8_t *x, const int8_t *w, long from, l
     UNROLL for (int r = 0; r < rows; r++)
         UNROLL for (int c = 0; c < columns; c++) {
             vi total = s[r][c][0];
-            UNROLL for (int d = 1; d < depth; d++) total += s[r][c][d];
-            partial[r][j + c] = from ? partial[r][j + c] + total : total;
+            UNROLL for (int d = 1; d < depth; d++) total = added(total, s[r][c][d]);
+            partial[r][j + c] = from ? added(partial[r][j + c], total) : total;
         }
 }
 
@@ -288,7 +288,7 @@ INLINE void tile_sums(const Layer *l, long group, long n, long from, long to, in
     UNROLL for (int row = 0; row < height; row++)
         UNROLL for (int v = 0; v < vectors; v++) {
             vi total = s[row][v * depth];
-            UNROLL for (int d = 1; d < depth; d++) total += s[row][v * depth + d];
+            UNROLL for (int d = 1; d < depth; d++) total = added(total, s[row][v * depth + d]);
             tile[row][v] = total;
         }
 }

@@ -222,7 +222,7 @@ INLINE void transpose(vi *v) {
 #endif
 #define STEPS(both) STEP(LANES / 2, both, ONE_OF_EACH, 2) STEP(LANES / 4, both, TWO_OF_EACH, 2) BLOCK_STEPS(both) return v[0];
 
-INLINE vi added(vi a, vi b) { return a + b; }
+INLINE vi added(vi a, vi b) { return (vi)((vu)a + (vu)b); } /* with OFFSET in them sums may wrap around */
 INLINE vi sums_of(vi *v) { STEPS(added) }
 INLINE vi largest_of(vi *v) { STEPS(larger) }
 #undef STEP

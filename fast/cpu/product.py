@@ -9,18 +9,16 @@ the largest codes were multiplied correctly. Both checks are needed, because ONE
 make oneDNN ignore instructions the CPU has.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
+from contextlib import AbstractContextManager
 from functools import cache
 
 import torch
 from torch import Tensor
 
-from .. import arguments
+from ..choice import Choice
 
 ROUTES = ("int8", "float32")
-_chosen: ContextVar[str | None] = ContextVar("route", default=None)
+_chosen = Choice("route", ROUTES)
 
 #: A sum of this many products of two codes is at most 2**24 in magnitude, up to which float32 holds every whole number.
 EXACT_K = 2**24 // 128**2
@@ -29,18 +27,13 @@ EXACT_K = 2**24 // 128**2
 PIECE, LEAST_ROWS = 2**22, 512
 
 
-@contextmanager
-def route(name: str) -> Iterator[None]:
+def route(name: str) -> AbstractContextManager[None]:
     """Within this context products take the route `name`; the results are the same wherever `is_exact(name)`.
 
     Raises:
         ValueError: an unknown route.
     """
-    token = _chosen.set(arguments.one_of("route", name, ROUTES))
-    try:
-        yield
-    finally:
-        _chosen.reset(token)
+    return _chosen.within(name)
 
 
 def chosen_route() -> str:

@@ -25,6 +25,9 @@ HELD_COLUMNS = 16384
 #: From this many rows of X on, gathering its outlier columns pays.
 GATHER_FROM = 1024
 
+#: So many outlier columns are gathered at a time, and multiplied at a time: as many codes of W fill a sector of 32 bytes.
+GATHERED_BLOCK = 32
+
 
 class Scan(NamedTuple):
     """`scan_columns`: the block of X that a program reads at a time, and into how many splits the rows go."""
@@ -54,7 +57,7 @@ class Gather(NamedTuple):
 
 
 class Product(NamedTuple):
-    """`product_kernel`: the tile, the steps of its two loops, the rows of tiles in a group.
+    """`product_kernel`: the tile, the steps of its two loops (block_o: of gathered columns), the rows of tiles in a group.
 
     tma: load the tiles by tensor descriptors, where pointers and strides allow it.
     gluon: by `hopper_product_kernel` instead, on sm_90, with tma, and where Triton compiles it.
@@ -66,7 +69,7 @@ class Product(NamedTuple):
     warps: int
     stages: int
     tma: bool = False
-    block_o: int = 16
+    block_o: int = GATHERED_BLOCK
     group_m: int = 8
     gluon: bool = False
 
@@ -110,18 +113,17 @@ AMPERE: Table = (
     Row(Product(block_m=64, block_n=128, block_k=128, warps=4, stages=4), up_to_m=64),
     Row(NARROW_AMPERE, up_to_m=256, up_to_n=4096),
     Row(NARROW_AMPERE, up_to_m=128, up_to_n=8192),
-    Row(Product(block_m=128, block_n=256, block_k=64, warps=8, stages=4, block_o=32)),
+    Row(Product(block_m=128, block_n=256, block_k=64, warps=8, stages=4)),
 )
 # IGMMA, 4096 multiply-adds per cycle and multiprocessor: at that rate 128 x 128 needs 64 bytes per cycle, 128 x 256 needs 48, so the
-# wide tile, whose accumulators are half of all registers, and 4 stages of 48 KB. 32 gathered codes of W fill a sector of 32 bytes. The
-# copy engine loads it: with per-thread copies the addresses alone would spill. Use narrower tiles while there are fewer wide tiles than
-# the 132 multiprocessors.
+# wide tile, whose accumulators are half of all registers, and 4 stages of 48 KB. The copy engine loads it: with
+# per-thread copies the addresses alone would spill. Use narrower tiles while there are fewer wide tiles than the 132 multiprocessors.
 NARROW_HOPPER = Product(block_m=128, block_n=128, block_k=128, warps=8, stages=4, tma=True)
 HOPPER: Table = (
     Row(Product(block_m=64, block_n=128, block_k=128, warps=4, stages=4, tma=True), up_to_m=64),
     Row(NARROW_HOPPER, up_to_m=512, up_to_n=4096),
     Row(NARROW_HOPPER, up_to_m=256, up_to_n=8192),
-    Row(Product(block_m=128, block_n=256, block_k=128, warps=8, stages=4, tma=True, block_o=32)),
+    Row(Product(block_m=128, block_n=256, block_k=128, warps=8, stages=4, tma=True)),
 )
 # Triton 3.7 multiplies int8 by the older IMMA on sm_100, so the tile is that of sm_80.
 BLACKWELL = AMPERE
@@ -131,7 +133,7 @@ CDNA3: Table = (
     Row(Product(block_m=128, block_n=128, block_k=64, warps=8, stages=2)),
 )
 # Small, so that small tests have several tiles and ragged edges.
-INTERPRETER: Table = (Row(Product(block_m=32, block_n=32, block_k=32, warps=4, stages=2, group_m=2)),)
+INTERPRETER: Table = (Row(Product(block_m=32, block_n=32, block_k=32, warps=4, stages=2, block_o=16, group_m=2)),)
 
 NVIDIA = ("sm_80", "sm_89", "sm_90", "sm_100")
 PRODUCTS = {"interpreter": INTERPRETER, "gfx942": CDNA3, "sm_80": AMPERE, "sm_89": AMPERE, "sm_90": HOPPER, "sm_100": BLACKWELL}
@@ -241,7 +243,7 @@ def gather_configuration(arch: str, m: int, k: int) -> Gather | None:
     """
     if arch == "interpreter":
         return Gather(rows=32, block_o=16, columns=16) if m >= 24 else None
-    return Gather(rows=64, block_o=32, columns=max(32, k // 512 * 32)) if m >= GATHER_FROM else None
+    return Gather(rows=64, block_o=GATHERED_BLOCK, columns=max(32, k // 512 * 32)) if m >= GATHER_FROM else None
 
 
 def product_configuration(arch: str, m: int, n: int, general: bool) -> Product:

@@ -74,6 +74,8 @@ def decode_kernel(
     bias: (N,) of a floating dtype.
     threshold: float32, not negative, used where DETECT.
     PER_ROW: one scale per row of X, else one in all. WIDE: the zeropoint correction needs 64 bits.
+    SCAN_OWN, BLOCK_OWN: the columns side by side that a thread has at most, of the blocks of X in the first pass and in the second: so
+    few that all threads lie along K, and each has all rows of its columns.
     """
     ZEROPOINT: tl.constexpr = w_side.zero_point is not None
     rows = tl.arange(0, ROWS)
@@ -88,8 +90,8 @@ def decode_kernel(
     # --8<-- [start:first-pass]
     for k in tl.range(0, K, SCAN_K, num_stages=SCAN_STAGES):
         inside = live[:, None] & (k + wide < K)[None, :]
-        columns_ahead = tl.max_contiguous(k + wide, SCAN_OWN).to(tl.int64)
-        value = tl.load(x_rows + columns_ahead[None, :] * x.stride_column, mask=inside, other=0.0)
+        side_by_side = tl.max_contiguous(k + wide, SCAN_OWN).to(tl.int64)
+        value = tl.load(x_rows + side_by_side[None, :] * x.stride_column, mask=inside, other=0.0)
         if DETECT:
             value = masked(value, _regular(value, threshold)[None, :])
         up, down = sides(value, ZEROPOINT)
@@ -124,8 +126,8 @@ def decode_kernel(
     for k in range(0, K, BLOCK_K):
         in_k = k + ks < K
         inside = tile_live[:, None] & in_k[None, :]
-        columns_ahead = tl.max_contiguous(k + ks, BLOCK_OWN).to(tl.int64)
-        value = tl.load(tile_x + columns_ahead[None, :] * x.stride_column, mask=inside, other=0.0)
+        side_by_side = tl.max_contiguous(k + ks, BLOCK_OWN).to(tl.int64)
+        value = tl.load(tile_x + side_by_side[None, :] * x.stride_column, mask=inside, other=0.0)
         w_block = tl.load(w_codes, mask=in_k[:, None], other=0)
         w_codes += BLOCK_K * tl.cast(w_side.codes.stride_column, tl.int64)
         if DETECT:
@@ -195,7 +197,7 @@ def _apart(code):
 def _of_columns(size):
     """(columns,) the largest of each column of size (rows, columns).
 
-    By halves: so the compiler sees that neighbours in a row go through the same steps, and takes two at a time; of `tl.reduce` it does not.
+    By halves: the same code on a GPU as `tl.reduce` with `larger`, which the interpreter would apply entry by entry.
     """
     HALF: tl.constexpr = size.shape[0] // 2
     if HALF == 0:

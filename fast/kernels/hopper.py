@@ -122,6 +122,7 @@ def int8_sums(
     arrived = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     for stage in gl.static_range(STAGES):
         mbarrier.init(arrived.index(stage), count=1)
+    # The copy engine is to see them initialized, as the CUDA programming guide asks; Triton's own kernels go without this fence.
     fence_async_shared()
     for stage in gl.static_range(STAGES - 1):
         copy(x_tiles, w_tiles, first_row, first_column, stage * BLOCK_K, K, x_blocks, w_blocks, arrived, stage)

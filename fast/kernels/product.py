@@ -37,6 +37,9 @@ from .operands import Matrix, Quantized, Side, aligned, sixteen_bits
 #: From this K on, the corrected zeropoint accumulator can overflow int32: each of K terms is at most 255 * 255.
 WIDE_FROM = (2**31 - 1) // 255**2 + 1
 
+#: Outlier columns read in place, at a time: one step of a 16-bit matrix instruction. The addresses of more would spill.
+IN_PLACE = tl.constexpr(16)
+
 
 @triton.jit
 def product_kernel(
@@ -147,7 +150,7 @@ def product_kernel(
                 result = add_outlier_columns(result, x_gathered, 1, w_gathered, 1, w_zero_point, None, 0, gathered, BLOCK_O)
             w_stride = outlier_weight.stride_column
             listed = outliers.columns
-            result = add_outlier_columns(result, x_rows, x.stride_column, w_rows, w_stride, w_zero_point, listed, gathered, count, BLOCK_O)
+            result = add_outlier_columns(result, x_rows, x.stride_column, w_rows, w_stride, w_zero_point, listed, gathered, count, IN_PLACE)
             if float_weight is None:
                 result = from_code_units(result, w_scale)
             # --8<-- [end:outliers-in-place]
@@ -203,21 +206,28 @@ def launch_product(
     """
     codes, w = quantized.codes, weight.codes
     (m, k), n = codes.shape, w.shape[0]
-    arch = architecture(codes.device)
     wide = quantized.zero_point is not None and k >= WIDE_FROM
     chosen = config
     if chosen is None:
         general = wide or not (aligned(codes) and aligned(w)) or not (x is None or sixteen_bits(x, float_weight))
-        chosen = product_configuration(arch, m, n, general)
-    side_x, side_w = Side.of(quantized), _weight_side(weight)
-    outlier_operands = (None if x is None else Matrix.of(x), None if float_weight is None else Matrix.of(float_weight))
-    arguments = (side_x, side_w, y, *outlier_operands, bias, quantized.outliers, m, n, k)
+        chosen = product_configuration(architecture(codes.device), m, n, general)
+    x_matrix, float_matrix = (None if matrix is None else Matrix.of(matrix) for matrix in (x, float_weight))
+    arguments = (Side.of(quantized), _weight_side(weight), y, x_matrix, float_matrix, bias, quantized.outliers, m, n, k)
     grid = (triton.cdiv(m, chosen.block_m) * triton.cdiv(n, chosen.block_n),)
-    flags = {"DECOMPOSE": quantized.outliers is not None, "WIDE": wide, "GROUP_M": chosen.group_m, "num_warps": chosen.warps}
-    flags |= {f"BLOCK_{name}": getattr(chosen, f"block_{name.lower()}") for name in "MNKO"} | NO_FUSION
+    options = dict(
+        DECOMPOSE=quantized.outliers is not None,
+        WIDE=wide,
+        BLOCK_M=chosen.block_m,
+        BLOCK_N=chosen.block_n,
+        BLOCK_K=chosen.block_k,
+        BLOCK_O=chosen.block_o,
+        GROUP_M=chosen.group_m,
+        num_warps=chosen.warps,
+        **NO_FUSION,
+    )
     with torch.cuda.device_of(codes):
         if chosen.gluon and k > 0:
-            problem = _no_gluon_for(arch, chosen, x, float_weight) or _launch_in_gluon(codes, w, chosen, grid, arguments, flags)
+            problem = _no_gluon_for(codes, w, x, float_weight, chosen) or _launch_in_gluon(codes, w, chosen, grid, arguments, options)
             if not problem:
                 return y
             if config is not None:
@@ -226,15 +236,16 @@ def launch_product(
         if chosen.tma and k > 0:
             x_tiles = TensorDescriptor.from_tensor(codes, [chosen.block_m, chosen.block_k])
             w_tiles = TensorDescriptor.from_tensor(w, [chosen.block_n, chosen.block_k])
-        product_kernel[grid](x_tiles, w_tiles, *arguments, EVEN_K=k % chosen.block_k == 0, num_stages=chosen.stages, **flags)
+        product_kernel[grid](x_tiles, w_tiles, *arguments, EVEN_K=k % chosen.block_k == 0, num_stages=chosen.stages, **options)
     return y
 
 
-def _no_gluon_for(arch: str, config: Product, x: Tensor | None, float_weight: Tensor | None) -> str:
+def _no_gluon_for(codes: Tensor, w: Tensor, x: Tensor | None, float_weight: Tensor | None, config: Product) -> str:
     """Why the kernel in Gluon is not for this product; empty where it is."""
+    arch = architecture(codes.device)
     if arch != "sm_90":
         return f"the kernel in Gluon is for sm_90, this is {arch}"
-    if not config.tma:
+    if not (config.tma and aligned(codes) and aligned(w)):
         return "the kernel in Gluon loads its blocks by the copy engine alone"
     if config.block_m % (16 * config.warps):
         return "a warp of the kernel in Gluon has 16 rows of the tile, or several times 16"
@@ -247,13 +258,13 @@ def _no_gluon_for(arch: str, config: Product, x: Tensor | None, float_weight: Te
 gluon_problems: dict[tuple[bool, bool], str] = {}
 
 
-def _launch_in_gluon(codes: Tensor, w: Tensor, config: Product, grid: tuple[int], arguments: tuple, flags: dict[str, Any]) -> str:
+def _launch_in_gluon(codes: Tensor, w: Tensor, config: Product, grid: tuple[int], arguments: tuple, options: dict[str, Any]) -> str:
     """Launches the kernel in Gluon; returns why it cannot, if so, and then nothing has been launched.
 
     Gluon is experimental: another version of Triton may lack any part of it. A kind of launch that needs parts of the language which
     others do not, with outliers or without, scaled or not, is therefore compiled before its first launch.
     """
-    kind = (flags["DECOMPOSE"], arguments[0].scale is None)
+    kind = (options["DECOMPOSE"], arguments[0].scale is None)
     problem = gluon_problems.get(kind)
     if problem:
         return problem
@@ -262,14 +273,14 @@ def _launch_in_gluon(codes: Tensor, w: Tensor, config: Product, grid: tuple[int]
 
         tiles = [hopper.tiles_of(codes, config.block_m, config.block_k), hopper.tiles_of(w, config.block_n, config.block_k)]
         if problem is None:
-            hopper.hopper_product_kernel.warmup(*tiles, *arguments, grid=grid, STAGES=config.stages, **flags)
+            hopper.hopper_product_kernel.warmup(*tiles, *arguments, grid=grid, STAGES=config.stages, **options)
     except Exception as error:  # what is not there shows as an error of any type
         found = f"Triton {triton.__version__} does not compile the kernel in Gluon: {error}"
         warnings.warn(f"{found}\nproduct_kernel multiplies instead", RuntimeWarning, stacklevel=2)
         gluon_problems[kind] = found
         return found
     gluon_problems[kind] = ""
-    hopper.hopper_product_kernel[grid](*tiles, *arguments, STAGES=config.stages, **flags)
+    hopper.hopper_product_kernel[grid](*tiles, *arguments, STAGES=config.stages, **options)
     return ""
 
 

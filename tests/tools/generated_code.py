@@ -309,9 +309,9 @@ def main() -> None:
 
 
 def row(facts: dict[str, Any]) -> str:
-    block = "x".join(str(v) for k, v in facts["constants"].items() if k.startswith(("BLOCK", "ROWS")))
+    block = "x".join(str(v) for k, v in facts["constants"].items() if k.startswith(("BLOCK", "ROWS")) and k != "BLOCK_OWN")
     after = "".join(f"  {count} instructions, {barriers} barriers after its wait" for count, barriers in facts.get("after_the_wait", ()))
-    matrix = ", ".join(sorted({name for name in facts["instructions"] if re.search("MMA|mfma", name)}))
+    matrix = ", ".join(sorted({name for name in facts["instructions"] if re.search("^(?!HFMA2).*MMA|mfma", name)}))
     warps = facts["options"]["num_warps"]
     stages = facts["options"].get("num_stages", facts["constants"].get("STAGES"))
     return (

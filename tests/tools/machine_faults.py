@@ -12,8 +12,8 @@ up to two more, from other variants. Of faults that take order away (barriers, w
 A fault is caught if the sanitizer stops the program or the result differs. Of the faults of order some change nothing, since the compiler
 puts two barriers where one suffices, and the sanitizer's vector clocks decide which: all that survive alone are removed together, one
 after the other, as long as every two accesses that conflict stay ordered. What can go in this company is *redundant*: the barriers that are
-left order everything. What cannot is *caught in company*. Every other survivor is in the record; why it is one stands in
-tests/tools/surviving_faults.toml.
+left order everything. What cannot is *caught in company*. Every other survivor is in the record; why it is one, and whether any input could
+show it, stands in tests/tools/surviving_faults.toml.
 """
 
 import argparse
@@ -144,11 +144,11 @@ def campaign(
 
     calls = compiled_cases.cases(arch)
     begin = time.perf_counter()
-    every = {name: found for name, found in variants(arch, kernels).items() if name not in done}
+    every = variants(arch, kernels)
     print(f"{arch}: {sum(map(len, every.values()))} variants of {len(every)} kernels, {time.perf_counter() - begin:.0f} s", flush=True)
     rows = []
-    for kernel, its_variants in every.items():
-        rows.append(of_kernel(arch, calls, kernel, its_variants, sample, seed))
+    for kernel in [name for name in every if name not in done]:
+        rows.append(of_kernel(arch, calls, kernel, every[kernel], sample, seed) | {"kernels": list(every)})
         if lines:
             with lines.open("a") as file:
                 file.write(json.dumps([own, rows[-1]]) + "\n")
@@ -157,8 +157,9 @@ def campaign(
 
 def digest(sample: int, seed: int) -> str:
     """Names what a row depends on: the kernels, the cases, the emulator, and the settings."""
-    files = [path for folder in ("fast/kernels", "emulator", "tests/tools") for path in sorted((ROOT / folder).glob("*.py"))]
-    text = b"".join(path.read_bytes() for path in [*files, ROOT / "tests" / "compiled_cases.py"])
+    files = [path for folder in ("fast/kernels", "emulator") for path in sorted((ROOT / folder).glob("*.py"))]
+    files += [ROOT / "tests" / name for name in ("compiled_cases.py", "tools/fault_sites.py", "tools/replay.py")]
+    text = b"".join(path.read_bytes() for path in files)
     return hashlib.sha256(text + f"{sample} {seed}".encode()).hexdigest()[:16]
 
 
@@ -222,12 +223,12 @@ def source(instruction: Instruction) -> str:
     return linecache.getline(str(ROOT / here[0] if here else instruction.place.file), instruction.place.line).strip()
 
 
-def explanation(survivor: dict[str, Any]) -> str | None:
-    """Why a survivor is one, from tests/tools/surviving_faults.toml: the first entry whose kind and patterns fit."""
+def explanation(survivor: dict[str, Any]) -> dict[str, Any] | None:
+    """The first entry of tests/tools/surviving_faults.toml whose kind and patterns fit a survivor."""
     for entry in tomllib.loads(EXPLAINED.read_text())["fault"]:
         fits = all(re.search(entry.get(field, ""), survivor[field]) for field in ("source", "ptx", "instead"))
         if fits and entry["kind"] == survivor["kind"]:
-            return str(entry["why"])
+            return entry
     return None
 
 
@@ -238,7 +239,8 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, int]:
         "caught": sum(sum(r["caught"].values()) for r in rows),
         "company": sum(len(r["company"]) for r in rows),
         "redundant": sum(len(r["redundant"]) for r in rows),
-        "explained": sum(s["why"] is not None for r in rows for s in r["survivors"]),
+        "equivalent": sum(s["equivalent"] for r in rows for s in r["survivors"]),
+        "explained": sum(s["why"] is not None and not s["equivalent"] for r in rows for s in r["survivors"]),
         "unexplained": sum(s["why"] is None for r in rows for s in r["survivors"]),
     }
 
@@ -251,14 +253,16 @@ def report(rows: list[dict[str, Any]]) -> None:
         print(f"{kind:32} {caught:5} of {tried:5} caught, {company} in company, {redundant} redundant")
     for r in rows:
         for s in r["survivors"]:
-            s["why"] = explanation(s)
+            known = explanation(s)
+            s |= {"why": known and known["why"], "equivalent": bool(known and known["equivalent"])}
             if s["why"] is None:
                 print(f"not explained: {r['arch']} {r['kernel']} {described(s)}")
     sums = summary(rows)
-    found, counted = sums["caught"] + sums["company"], sums["tried"] - sums["redundant"]
+    found, counted = sums["caught"] + sums["company"], sums["tried"] - sums["redundant"] - sums["equivalent"]
     print(
-        f"{sums['caught']} of {sums['tried']} caught alone, {sums['company']} in company, {sums['redundant']} redundant: "
-        f"{found} of {counted}, {found / max(1, counted):.1%}; {sums['explained']} survivors explained, {sums['unexplained']} not"
+        f"{sums['caught']} of {sums['tried']} caught alone, {sums['company']} in company; {sums['redundant']} redundant, "
+        f"{sums['equivalent']} equivalent; {found} of the other {counted}, {found / max(1, counted):.1%}; "
+        f"{sums['explained']} survivors explained, {sums['unexplained']} not"
     )
 
 
@@ -286,7 +290,10 @@ def main() -> None:
     with ProcessPoolExecutor(options.jobs) as pool:
         futures = []
         for arch in options.arch or ARCHITECTURES:
-            done = [row["kernel"] for row in rows if row["arch"] == arch]
+            held_rows = [row for row in rows if row["arch"] == arch]
+            done = [row["kernel"] for row in held_rows]
+            if held_rows and set(done) >= set(held_rows[0]["kernels"]):
+                continue
             futures.append(pool.submit(campaign, arch, options.kernel, options.sample, options.seed, done, lines, own))
         rows += [row for future in futures for row in future.result()]
     report(rows)

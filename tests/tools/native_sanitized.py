@@ -13,7 +13,7 @@ import pytest
 from fast.cpu import engine
 from tests import native_driver
 
-FILES = ("pairs", "edges", "exhaustive", "worked_examples", "laws")
+FILES = ("pairs", "edges", "exhaustive", "worked_examples", "laws", "bounds", "third_opinion", "experts")
 
 
 def main(arguments: list[str]) -> int:
