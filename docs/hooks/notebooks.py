@@ -201,10 +201,6 @@ def outputs(every: list[dict[str, Any]], stem: str) -> tuple[list[str], list[Pic
         data = output.get("data", {})
         if "image/svg+xml" in data:
             shown.append(picture("".join(data["image/svg+xml"]), "".join(data[NARROW]), "".join(data["text/plain"])))
-        elif "image/png" in data:
-            alt = output["metadata"]["image/png"]["alt"]
-            pictures.append(Picture(f"{stem}-{len(pictures)}.png", base64.b64decode("".join(data["image/png"]))))
-            shown.append(f"![{_alt(alt)}]({Path(pictures[-1].path).name}){{ .figure }}")
         elif "prediction" in output.get("metadata", {}):
             body = FOLDED.fullmatch("".join(data["text/markdown"]))
             assert body is not None
