@@ -19,6 +19,7 @@ import tempfile
 import threading
 import time
 import tomllib
+from collections import Counter
 from collections.abc import Iterator
 from itertools import product as combinations
 from pathlib import Path
@@ -186,8 +187,9 @@ def main(arguments: list[str]) -> int:
     everything = [mutant for name, source in sources.items() for mutant in mutants(name, source)]
     explained = tomllib.loads(EQUIVALENT.read_text(encoding="utf-8"))
     by_key = {mutant.key(sources[mutant.file]): mutant for mutant in everything}
-    if stale := sorted(set(explained) - set(by_key)):
-        sys.exit("no mutant has these keys of tests/tools/native_equivalents.toml:\n" + "\n".join(stale))
+    found = Counter(mutant.key(sources[mutant.file]) for mutant in everything)
+    if stale := [key for key in explained if found[key] != 1]:
+        sys.exit("not one mutant has each of these keys of tests/tools/native_equivalents.toml:\n" + "\n".join(stale))
     if options.survivors:
         sample = [by_key[key] for key in explained]
     else:
