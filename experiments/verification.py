@@ -3,9 +3,11 @@
     python -m experiments.verification                                everything: the whole suite, file by file, and all compilers
     python -m experiments.verification --only test_bounds.py          these test files anew, the rest of the record as it was
     python -m experiments.verification --only compiled picture        what the kernels compile to; bounds against measured errors
+    python -m experiments.verification --jobs 2                       two files at a time
     python -m experiments.verification --check                        says whether docs/verification.md is what the record says
 
-A law is a test function; a case is one input that it was tried on. Nothing is recorded of a run in which a test failed.
+A law is a test function; a case is one input that it was tried on. Nothing is recorded of a file in which a test failed, and the command
+ends with an error then.
 """
 
 import argparse
@@ -19,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -60,6 +63,20 @@ def run_tests(file: str) -> dict[str, Any]:
         if done.returncode not in (0, NO_TESTS):
             raise InputError(f"tests/{file} did not pass, so nothing is recorded:\n{done.stdout[-3000:]}{done.stderr[-1000:]}")
         return {"date": today(), "gpu": machine.device()["gpu"], **counted(ElementTree.parse(report).getroot())}
+
+
+def run_files(files: Sequence[str], jobs: int) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    """Runs files of tests/, `jobs` at a time: a row for each that passed, and what is to be said of the others."""
+
+    def row_or_failure(file: str) -> dict[str, Any] | str:
+        try:
+            return run_tests(file)
+        except InputError as error:
+            return str(error)
+
+    with ThreadPoolExecutor(jobs) as pool:
+        found = dict(zip(files, tqdm(pool.map(row_or_failure, files), total=len(files), unit="file", disable=None), strict=True))
+    return {name: row for name, row in found.items() if isinstance(row, dict)}, [text for text in found.values() if isinstance(text, str)]
 
 
 def today() -> str:
@@ -190,6 +207,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         metavar="PART",
         help=f'files of tests/, "{COMPILED}" or "{PICTURE}"; the rest stays as the record has it. Without a part: the page alone',
     )
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="files of tests/ to run at a time (default 1)")
     parser.add_argument("--check", action="store_true", help="run nothing; exit with an error if docs/verification.md is stale")
     parser.add_argument("--out", metavar="FILE.json", help="the record (default experiments/results/verification.json)")
     return parser.parse_args(arguments)
@@ -212,13 +230,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     empty: dict[str, Any] = {"files": {}, "compiled": [], "errors": None}
     kept = empty if previous is None or options.only is None else {name: previous[name] for name in empty}
     record = machine.heading("verification", {"markers": "not deep and not site"}) | kept
-    for part in tqdm(chosen, unit="part", disable=None):
-        if part == COMPILED:
-            record["compiled"] = compile_kernels()
-        elif part == PICTURE:
-            record["errors"] = measure_errors()
-        else:
-            record["files"][part] = run_tests(part)
+    if COMPILED in chosen:
+        record["compiled"] = compile_kernels()
+    if PICTURE in chosen:
+        record["errors"] = measure_errors()
+    rows, failures = run_files([part for part in chosen if part in known], options.jobs)
+    record["files"] |= rows
     record["files"] = {name: row for name, row in sorted(record["files"].items()) if name in known}
     record = records.plain(record)
 
@@ -229,6 +246,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         written.append(PAGE)
     print(page_text(record, records.read("mutants"), records.read("machine_faults")))
     print("wrote", *written, file=sys.stderr)
+    if failures:
+        raise InputError("\n\n".join(failures))
 
 
 if __name__ == "__main__":

@@ -50,6 +50,17 @@ def test_a_file_that_fails_is_not_recorded(tmp_path, monkeypatch):
         verification.run_tests("test_wrong.py")
 
 
+def test_a_file_that_fails_takes_no_other_with_it(tmp_path, monkeypatch):
+    (tmp_path / "tests").mkdir()
+    (tmp_path / "tests" / "test_wrong.py").write_text("def test_wrong():\n    assert 1 == 2\n")
+    (tmp_path / "tests" / "test_right.py").write_text("def test_right():\n    pass\n")
+    monkeypatch.setattr(verification, "ROOT", tmp_path)
+    rows, failures = verification.run_files(["test_wrong.py", "test_right.py"], 2)
+    assert {name: row["tests"] for name, row in rows.items()} == {"test_right.py": 1}
+    assert len(failures) == 1
+    assert failures[0].startswith("tests/test_wrong.py did not pass")
+
+
 def test_a_file_that_passes_is_counted(tmp_path, monkeypatch):
     (tmp_path / "tests").mkdir()
     (tmp_path / "tests" / "test_right.py").write_text(
