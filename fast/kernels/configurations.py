@@ -176,8 +176,8 @@ DECODE_INTERPRETER: Table = (
 
 DECODES = {"interpreter": DECODE_INTERPRETER, "gfx942": DECODE_CDNA3} | dict.fromkeys(NVIDIA, DECODE)
 
-#: For a W that no 16-byte load can describe: its addresses, one per byte, take the registers.
-DECODE_GENERAL = Decode(tile_m=16, block_n=16, block_k=128, scan=4096, warps=4, stages=2)
+#: For a W that no 16-byte load can describe: its addresses, one per byte, take the registers. Triton 3.6 needs more of them.
+DECODE_GENERAL = Decode(tile_m=16, block_n=16, block_k=64 if BEFORE_3_7 else 128, scan=4096, warps=4, stages=2)
 
 
 def architecture(device: torch.device) -> str:
