@@ -181,6 +181,7 @@ def try_family(family: str) -> dict[str, Any]:
     held = sum(int8.get_parameter(name).numel() * int8.get_parameter(name).element_size() for name in int8.stored_names())
     given = tokens_for(small_experts(family), 9, torch.float32)
     y = int8(*given)
+    torch.compiler.reset()  # the families' modules share code, and Dynamo compiles each piece of code a limited number of times
     compiled = torch.compile(int8, fullgraph=True, dynamic=True, backend="aot_eager")(*given)
     exported = torch.export.export(int8, given).module()(*given)
     return {

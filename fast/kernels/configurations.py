@@ -125,8 +125,13 @@ HOPPER: Table = (
     Row(NARROW_HOPPER, up_to_m=256, up_to_n=8192),
     Row(Product(block_m=128, block_n=256, block_k=128, warps=8, stages=4, tma=True)),
 )
-# Triton 3.7 multiplies int8 by the older IMMA on sm_100, so the tile is that of sm_80.
-BLACKWELL = AMPERE
+# Triton 3.7 multiplies int8 by the older IMMA on sm_100, so the tiles are those of sm_80. The wide one would spill with 32 gathered
+# columns at a time, and where no columns are gathered.
+BLACKWELL: Table = (
+    *AMPERE[:2],
+    Row(NARROW_AMPERE, up_to_m=GATHER_FROM - 1),
+    Row(Product(block_m=128, block_n=256, block_k=64, warps=8, stages=4, block_o=16)),
+)
 # Matrix cores of 64 lanes; 64 KB of shared memory: 2 buffers of 16 KB.
 CDNA3: Table = (
     Row(Product(block_m=64, block_n=128, block_k=64, warps=4, stages=2), up_to_m=64),
