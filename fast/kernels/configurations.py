@@ -201,7 +201,7 @@ def _gpu_architecture(device: torch.device) -> str:
         raise RuntimeError(f"the kernels need int8 matrix instructions that Triton has from compute capability 8.0 on, got {capability}")
     # The assembler of Triton 3.6 (ptxas 12.9) fuses a pair of products with the pair of sums that rounds it, in spite of `.rn` and
     # --fmad=false: some codes would be one off. Instructions on pairs exist from compute capability 10.0 on.
-    if capability >= (10, 0) and BEFORE_3_7:
+    if capability >= (10, 0) and tuple(map(int, triton.__version__.split(".")[:2])) < (3, 7):
         raise RuntimeError(f"the kernels need Triton 3.7 or newer on compute capability 10.0 or newer, got Triton {triton.__version__}")
     known = {(8, 0): "sm_80", (8, 9): "sm_89", (9, 0): "sm_90", (10, 0): "sm_100"}
     # 12.0, the consumer parts, has the 99 KB of shared memory of 8.9.
