@@ -138,3 +138,43 @@ def _version(name: str) -> str:
 
 # Here, since what they import has to find the environment that is set above.
 from tests.tiny_models import folder, text  # noqa: F401
+
+
+@pytest.fixture(scope="module")
+def address() -> Iterator[str]:
+    """Where the built site is served."""
+    from tests.tools import browser
+
+    assert (browser.SITE / "index.html").exists(), "build the site first: make docs"
+    with browser.server() as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
+    """A headless browser."""
+    from tests.tools import browser
+
+    with browser.browser() as running:
+        yield running
+
+
+@pytest.fixture
+def open_page(address: str, chromium: Any) -> Iterator[Callable[..., Any]]:
+    """Opens pages of the site, and fails in the end if one of them complained or asked another host."""
+    from tests.tools import browser
+
+    contexts, listeners = [], []
+
+    def open_one(path: str, **settings: Any) -> Any:
+        context = chromium.new_context(**settings)
+        page = context.new_page()
+        contexts.append(context)
+        listeners.append(browser.Listener(page, address))
+        page.goto(address + path, wait_until="load")
+        return page
+
+    yield open_one
+    for context in contexts:
+        context.close()
+    assert [complaint for listener in listeners for complaint in listener.complaints] == []

@@ -17,38 +17,6 @@ START_MILLISECONDS = 60_000
 WIDTHS = {"desktop": {"width": 1440, "height": 900}, "phone": {"width": 390, "height": 844}}
 
 
-@pytest.fixture(scope="module")
-def address():
-    assert (browser.SITE / "index.html").exists(), "build the site first: make docs"
-    with browser.server() as url:
-        yield url
-
-
-@pytest.fixture(scope="module")
-def chromium():
-    with browser.browser() as running:
-        yield running
-
-
-@pytest.fixture
-def open_page(address, chromium):
-    """Opens pages of the site, and fails in the end if one of them complained or asked another host."""
-    contexts, listeners = [], []
-
-    def open_one(path, **settings):
-        context = chromium.new_context(**settings)
-        page = context.new_page()
-        contexts.append(context)
-        listeners.append(browser.Listener(page, address))
-        page.goto(address + path, wait_until="load")
-        return page
-
-    yield open_one
-    for context in contexts:
-        context.close()
-    assert [complaint for listener in listeners for complaint in listener.complaints] == []
-
-
 @pytest.fixture
 def ladder_page(open_page):
     """The ladder, with Python running."""

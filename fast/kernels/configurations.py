@@ -140,8 +140,11 @@ CDNA3: Table = (
 # Small, so that small tests have several tiles and ragged edges.
 INTERPRETER: Table = (Row(Product(block_m=32, block_n=32, block_k=32, warps=4, stages=2, block_o=16, group_m=2)),)
 
-#: Triton 3.6 differs in what this file has to know; each place says in what.
-BEFORE_3_7 = tuple(map(int, triton.__version__.split(".")[:2])) < (3, 7)
+
+def before_3_7() -> bool:
+    """Whether this is Triton 3.6, which differs in what this file has to know; each place says in what."""
+    return tuple(map(int, triton.__version__.split(".")[:2])) < (3, 7)
+
 
 NVIDIA = ("sm_80", "sm_89", "sm_90", "sm_100")
 PRODUCTS = {"interpreter": INTERPRETER, "gfx942": CDNA3, "sm_80": AMPERE, "sm_89": AMPERE, "sm_90": HOPPER, "sm_100": BLACKWELL}
@@ -152,7 +155,7 @@ GENERAL = {
     "interpreter": INTERPRETER[0].configuration,
     "gfx942": Product(block_m=64, block_n=64, block_k=64, warps=4, stages=2),
 } | dict.fromkeys(NVIDIA, Product(block_m=128, block_n=64, block_k=64, warps=8, stages=3))
-if BEFORE_3_7:
+if before_3_7():
     # Triton 3.6 has Hopper's matrix unit read what threads copied ahead of time without the fence (fence.proxy.async) that makes such
     # copies visible to it; in one stage, blocks pass through registers, and the fence is there.
     GENERAL["sm_90"] = GENERAL["sm_90"]._replace(stages=1)
@@ -182,7 +185,7 @@ DECODE_INTERPRETER: Table = (
 DECODES = {"interpreter": DECODE_INTERPRETER, "gfx942": DECODE_CDNA3} | dict.fromkeys(NVIDIA, DECODE)
 
 #: For a W that no 16-byte load can describe: its addresses, one per byte, take the registers. Triton 3.6 needs more of them.
-DECODE_GENERAL = Decode(tile_m=16, block_n=16, block_k=64 if BEFORE_3_7 else 128, scan=4096, warps=4, stages=2)
+DECODE_GENERAL = Decode(tile_m=16, block_n=16, block_k=64 if before_3_7() else 128, scan=4096, warps=4, stages=2)
 
 
 def architecture(device: torch.device) -> str:
@@ -201,7 +204,7 @@ def _gpu_architecture(device: torch.device) -> str:
         raise RuntimeError(f"the kernels need int8 matrix instructions that Triton has from compute capability 8.0 on, got {capability}")
     # The assembler of Triton 3.6 (ptxas 12.9) fuses a pair of products with the pair of sums that rounds it, in spite of `.rn` and
     # --fmad=false: some codes would be one off. Instructions on pairs exist from compute capability 10.0 on.
-    if capability >= (10, 0) and tuple(map(int, triton.__version__.split(".")[:2])) < (3, 7):
+    if capability >= (10, 0) and before_3_7():
         raise RuntimeError(f"the kernels need Triton 3.7 or newer on compute capability 10.0 or newer, got Triton {triton.__version__}")
     known = {(8, 0): "sm_80", (8, 9): "sm_89", (9, 0): "sm_90", (10, 0): "sm_100"}
     # 12.0, the consumer parts, has the 99 KB of shared memory of 8.9.
