@@ -175,6 +175,11 @@ DECODE: Table = (
     Row(Decode(tile_m=1, block_n=32, block_k=256, scan=8192, warps=4, stages=5), up_to_m=8, up_to_n=4096),
     Row(Decode(tile_m=1, block_n=64, block_k=256, scan=8192, warps=4, stages=4), up_to_m=16),
 )
+# 99 KB of shared memory: with a float weight, four stages of the widest row would take 112 KB.
+DECODE_ADA: Table = (
+    *DECODE[:-1],
+    Row(Decode(tile_m=1, block_n=64, block_k=256, scan=8192, warps=4, stages=3), up_to_m=16),
+)
 # Its matrix instructions have 16 rows, and wider blocks spill.
 DECODE_CDNA3: Table = (Row(Decode(tile_m=16, block_n=16, block_k=256, scan=4096, warps=4, stages=2)),)
 DECODE_INTERPRETER: Table = (
@@ -182,7 +187,7 @@ DECODE_INTERPRETER: Table = (
     Row(Decode(tile_m=16, block_n=32, block_k=32, scan=64, warps=4, stages=2)),
 )
 
-DECODES = {"interpreter": DECODE_INTERPRETER, "gfx942": DECODE_CDNA3} | dict.fromkeys(NVIDIA, DECODE)
+DECODES = {"interpreter": DECODE_INTERPRETER, "gfx942": DECODE_CDNA3} | dict.fromkeys(NVIDIA, DECODE) | {"sm_89": DECODE_ADA}
 
 #: For a W that no 16-byte load can describe: its addresses, one per byte, take the registers. Triton 3.6 needs more of them.
 DECODE_GENERAL = Decode(tile_m=16, block_n=16, block_k=64 if before_3_7() else 128, scan=4096, warps=4, stages=2)
