@@ -4,6 +4,8 @@
 #include "native_quantize.h"
 
 /* ---- rescale, outlier_product: what both kinds of tile do with their sums ------------------------------------------------------- */
+/* The products of the outlier columns are summed first and the regular part is added to their sum, as `reference` does: the contract
+   leaves the order free, but with another one the last bit of Y differs, and in a model that turns codes of the next layer. */
 INLINE float weight_scale(const Call *c, long n) {
     long slice = c->per_weight_row ? n : 0;
     if (!c->absmax) return c->scale[slice];
@@ -172,12 +174,7 @@ static void along(const Layer *l, long first, int rows, long begin, long end) {
         for (long from = 0; from < c->k || !from; from += part) dots_by_rows[rows](l, x, w, from, least(c->k, from + part), width, partial);
         if (c->zeropoint) for (long j = 0; j < width; j++) w_sum[j] = sum_of(w + j * c->codes_stride, c->k);
         if (!l->given) weight_scales(c, n, width, &scale, &zero);
-        for (int r = 0; r < rows; r++) {
-            const vi acc = sums_of(partial[r]);
-            const long row = first + r;
-            if (l->given) y[r] = (vf)((vu)acc - (uint32_t)l->row_total[row] * (uint32_t)OFFSET);
-            else y[r] = corrected(c, acc, broadcast(l->row_zero[row]), broadcast(l->row_total[row]), zero, w_sum) * l->row_scale[row] * scale;
-        }
+        for (int r = 0; r < rows; r++) y[r] = broadcast_float(-0.0f);
         for (long o = 0; o < l->count; o++) {
             const vf weight = column_weights(c, n, width, l->outliers[o], scale, zero);
             for (int r = 0; r < rows; r++) {
@@ -186,6 +183,10 @@ static void along(const Layer *l, long first, int rows, long begin, long end) {
             }
         }
         for (int r = 0; r < rows; r++) {
+            const vi acc = sums_of(partial[r]);
+            const long row = first + r;
+            if (l->given) y[r] = (vf)((vu)acc - (uint32_t)l->row_total[row] * (uint32_t)OFFSET);
+            else y[r] += corrected(c, acc, broadcast(l->row_zero[row]), broadcast(l->row_total[row]), zero, w_sum) * l->row_scale[row] * scale;
             if (c->bias) y[r] += (vf)BY_DTYPE(c->bias_dtype, widen, c->bias, n, end);
             put(c->y, (first + r) * c->n + n, (vi)y[r], width, l->given ? INT32 : c->x_dtype);
         }
@@ -225,11 +226,7 @@ static void prepare(const Layer *l, long n, int height, Row *row) {
 INLINE void finish_row(const Layer *l, vi *sums, long group, int vectors, long n, const Row *row) {
     const Call *c = l->call;
     vf y[WIDE];
-    UNROLL for (int v = 0; v < vectors; v++) {
-        const long r = (group + v) * LANES;
-        const vf acc = corrected(c, sums[v], load(l->row_zero + r), load(l->row_total + r), broadcast(row->zero), broadcast(row->sum));
-        y[v] = acc * load_floats(l->row_scale + r) * row->scale;
-    }
+    UNROLL for (int v = 0; v < vectors; v++) y[v] = broadcast_float(-0.0f); /* x + -0 is x, of x = -0 too */
     for (long from = 0; from < l->count; from += SOME) {
         const long some = least(SOME, l->count - from);
         float others[SOME];
@@ -240,7 +237,12 @@ INLINE void finish_row(const Layer *l, vi *sums, long group, int vectors, long n
             UNROLL for (int v = 0; v < vectors; v++) y[v] = multiply_add(weight, load_floats(x + v * l->count * LANES), y[v]);
         }
     }
-    UNROLL for (int v = 0; v < vectors; v++) sums[v] = (vi)(c->bias ? y[v] + row->bias : y[v]);
+    UNROLL for (int v = 0; v < vectors; v++) {
+        const long r = (group + v) * LANES;
+        const vf acc = corrected(c, sums[v], load(l->row_zero + r), load(l->row_total + r), broadcast(row->zero), broadcast(row->sum));
+        y[v] += acc * load_floats(l->row_scale + r) * row->scale;
+        sums[v] = (vi)(c->bias ? y[v] + row->bias : y[v]);
+    }
 }
 
 /* The sums of height x vectors become results, where they lie: tile[row of W][vector][lane]. */
