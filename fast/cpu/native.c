@@ -17,9 +17,9 @@
                             broadcast against it. TALL rows of W times WIDE registers of X give TALL * WIDE sums, all in registers.
 
    In reading order: native_registers.h, the instruction sets; native_layer.h, what a call is given and its scratch memory;
-   native_quantize.h, the first two steps; native_product.h, the others; and here the calls. GCC's vector types (Clang has them too) say
-   in C what is the same for all processors. One library is compiled for each set of instructions: the compiler's -m flags choose the
-   section of native_registers.h.
+   native_quantize.h, the first two steps; native_results.h, the last two; native_product.h, the one between; and here the calls.
+   GCC's vector types (Clang has them too) say in C what is the same for all processors. One library is compiled for each set of
+   instructions: the compiler's -m flags choose the section of native_registers.h.
 
    -ffp-contract=off is part of the meaning: x * r + c has to round twice. */
 #include "native_product.h"
