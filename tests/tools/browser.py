@@ -34,10 +34,15 @@ class _Quiet(http.server.SimpleHTTPRequestHandler):
         pass
 
 
+class _Server(http.server.ThreadingHTTPServer):
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Nothing is said of a browser that closed a page before it was loaded."""
+
+
 @contextlib.contextmanager
 def server(folder: Path = SITE) -> Iterator[str]:
     """Serves a folder on a free port of this machine; gives its address."""
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(_Quiet, directory=str(folder))) as http_server:
+    with _Server(("127.0.0.1", 0), functools.partial(_Quiet, directory=str(folder))) as http_server:
         thread = threading.Thread(target=http_server.serve_forever)
         thread.start()
         try:
