@@ -73,7 +73,7 @@ def _experts_decode(
         if kernels is not None:
             return kernels.experts_decode(x, codes, absmax, bias, chosen, by_pair, arguments.threshold(threshold))
     order, ends = sorted_by_expert(chosen, len(codes))
-    y = _experts_linear(x[order if by_pair else order // chosen.shape[1]], codes, absmax, bias, ends, threshold)
+    y = torch.ops.llm_int8.experts_linear(x[order if by_pair else order // chosen.shape[1]], codes, absmax, bias, ends, threshold)
     return torch.empty_like(y).index_copy_(0, order, y)
 
 
