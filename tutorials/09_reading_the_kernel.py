@@ -163,7 +163,8 @@ source.part(product.product_kernel, "# The copy engine", "acc = tl.dot")
 # one times a stride may exceed 2**31.
 
 # %%
-source.part(product.product_kernel, "rows = tl.minimum", "w_codes +=")
+source.part(product.product_kernel, "rows = tl.minimum", "acc = add_products")
+source.show(product.add_products)
 
 # %% [markdown]
 # > **Predict.** The example has 4 rows, the tile 16. How many times does the program load the last row? And what is the
