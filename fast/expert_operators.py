@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from . import arguments
-from .dispatch import implementation
+from .dispatch import implementation, native_engine
 from .operators import without_autocast
 from .transforms import in_transform, is_transformed
 from .weights import QuantizedWeight
@@ -32,9 +32,11 @@ def _groups(ends: Tensor) -> list[tuple[int, int, int]]:
 
 @torch.library.impl("llm_int8::experts_linear", "default")
 def _experts_linear(x: Tensor, codes: Tensor, absmax: Tensor, bias: Tensor | None, ends: Tensor, threshold: float | None) -> Tensor:
-    y = x.new_zeros(len(x), codes.shape[1])  # rows of no expert are zero
     limit = arguments.threshold(threshold)
     with without_autocast(x):
+        if not x.is_cuda and (native := native_engine()) is not None:
+            return native.experts_linear(x, codes, absmax, bias, ends, limit)
+        y = x.new_zeros(len(x), codes.shape[1])  # rows of no expert are zero
         for e, start, end in _groups(ends):
             rows = x[start:end]
             weight = QuantizedWeight(codes[e], absmax[e])
