@@ -88,14 +88,17 @@ class OneLayerEach(nn.Module):
         if top_k_index is None or top_k_weights is None:
             return self._in_blocks(x)
         tokens, k = top_k_index.shape
+        rows = [(top_k_index.reshape(-1) == e).nonzero().view(-1) for e in range(len(self.first))]
+        each = [(e, own) for e, own in enumerate(rows) if len(own)]
         y = torch.zeros(tokens * k, x.shape[1], dtype=x.dtype)
-        for e, (first, second) in enumerate(zip(self.first, self.second, strict=True)):
-            rows = (top_k_index.reshape(-1) == e).nonzero().view(-1)
-            if len(rows):
-                h = first(x[rows // k])
-                h = self.model._apply_gate(h) if self.model.has_gate else self.model.act_fn(h)
-                out = second(h)
-                y = y.index_put((rows,), self.model.post_expert_norm(out) if getattr(self.model, "has_post_expert_norm", False) else out)
+        if each:
+            # The gate takes all rows at once, sorted: Torch computes the end of a tensor in other instructions than the rest of it.
+            h = torch.cat([self.first[e](x[own // k]) for e, own in each])
+            h = self.model._apply_gate(h) if self.model.has_gate else self.model.act_fn(h)
+            parts = h.split([len(own) for _, own in each])
+            out = torch.cat([self.second[e](part) for (e, _), part in zip(each, parts, strict=True)])
+            out = self.model.post_expert_norm(out) if getattr(self.model, "has_post_expert_norm", False) else out
+            y = y.index_put((torch.cat([own for _, own in each]),), out)
         weights = top_k_weights.float().masked_fill(top_k_index >= len(self.first), 0)
         return (y.view(tokens, k, x.shape[1]).float() * weights.unsqueeze(-1)).sum(1).to(x.dtype)
 

@@ -1,7 +1,8 @@
 """One projection of all experts as PyTorch operators: torch.compile and torch.export see one opaque node each, as for a layer.
 
 The rows come sorted by expert; `ends` says where the rows of each expert end. How many rows an expert has depends on the data, and is read
-only inside. Each expert computes as an `Int8Linear` with its weight does, bit for bit: with the engine that this number of rows has.
+only inside: on a GPU by the kernels, so that the host never waits. On a CPU each expert computes as an `Int8Linear` with its weight does,
+with the engine that this number of rows has. Few tokens (`experts_decode`) are not sorted where one launch does it all.
 """
 
 from typing import Any
@@ -19,13 +20,26 @@ torch.library.define(
     "llm_int8::experts_linear",
     "(Tensor x, Tensor codes, Tensor absmax, Tensor? bias, Tensor ends, float? threshold) -> Tensor",
 )
+torch.library.define(
+    "llm_int8::experts_decode",
+    "(Tensor x, Tensor codes, Tensor absmax, Tensor? bias, Tensor chosen, bool by_pair, float? threshold) -> Tensor",
+)
 torch.library.define("llm_int8::experts_product", "(Tensor x, Tensor codes, Tensor absmax, Tensor ends, bool transposed) -> Tensor")
 
 BIAS = 3
 
+#: So many tokens fit in one tile of a matrix instruction: DECODE_ROWS of the kernels.
+DECODE_TOKENS = 16
+
+
+def _kernels(x: Tensor) -> Any:
+    """`fast.kernels` if they compute for `x`, else None."""
+    engine: Any = implementation(x)
+    return engine if hasattr(engine, "experts_decode") else None
+
 
 def _groups(ends: Tensor) -> list[tuple[int, int, int]]:
-    """Each expert that has rows: its number, and where its rows start and end. On a GPU the host synchronizes here."""
+    """Each expert that has rows: its number, and where its rows start and end. Of tensors on a GPU the host would wait here."""
     stops = ends.tolist()
     return [(e, start, end) for e, (start, end) in enumerate(zip([0, *stops[:-1]], stops, strict=True)) if end > start]
 
@@ -34,7 +48,11 @@ def _groups(ends: Tensor) -> list[tuple[int, int, int]]:
 def _experts_linear(x: Tensor, codes: Tensor, absmax: Tensor, bias: Tensor | None, ends: Tensor, threshold: float | None) -> Tensor:
     limit = arguments.threshold(threshold)
     with without_autocast(x):
-        if not x.is_cuda and (native := native_engine()) is not None:
+        kernels = _kernels(x)
+        if kernels is not None:
+            return kernels.experts_linear(x, codes, absmax, bias, ends, limit)
+        native = native_engine()
+        if native is not None:
             return native.experts_linear(x, codes, absmax, bias, ends, limit)
         y = x.new_zeros(len(x), codes.shape[1])  # rows of no expert are zero
         for e, start, end in _groups(ends):
@@ -47,6 +65,26 @@ def _experts_linear(x: Tensor, codes: Tensor, absmax: Tensor, bias: Tensor | Non
 @torch.library.register_fake("llm_int8::experts_linear")
 def _experts_linear_fake(x: Tensor, codes: Tensor, absmax: Tensor, bias: Tensor | None, ends: Tensor, threshold: float | None) -> Tensor:
     return x.new_empty(x.shape[0], codes.shape[1])
+
+
+@torch.library.impl("llm_int8::experts_decode", "default")
+def _experts_decode(
+    x: Tensor, codes: Tensor, absmax: Tensor, bias: Tensor | None, chosen: Tensor, by_pair: bool, threshold: float | None
+) -> Tensor:
+    with without_autocast(x):
+        kernels = _kernels(x)
+        if kernels is not None:
+            return kernels.experts_decode(x, codes, absmax, bias, chosen, by_pair, arguments.threshold(threshold))
+    order, ends = sorted_by_expert(chosen, len(codes))
+    y = torch.ops.llm_int8.experts_linear(x[order if by_pair else order // chosen.shape[1]], codes, absmax, bias, ends, threshold)
+    return torch.empty_like(y).index_copy_(0, order, y)
+
+
+@torch.library.register_fake("llm_int8::experts_decode")
+def _experts_decode_fake(
+    x: Tensor, codes: Tensor, absmax: Tensor, bias: Tensor | None, chosen: Tensor, by_pair: bool, threshold: float | None
+) -> Tensor:
+    return x.new_empty(chosen.shape[0] * chosen.shape[1], codes.shape[1])
 
 
 @torch.library.impl("llm_int8::experts_product", "default")
@@ -100,6 +138,43 @@ torch.library.register_autograd("llm_int8::experts_linear", _linear_backward, se
 def expert_of_row(ends: Tensor, rows: int) -> Tensor:
     """(rows,) int64: which expert each row belongs to, E for those behind the last one's."""
     return torch.searchsorted(ends, torch.arange(rows, device=ends.device), right=True)
+
+
+def sorted_by_expert(chosen: Tensor, experts: int) -> tuple[Tensor, Tensor]:
+    """The order (T * k,) int64 that sorts the pairs of `chosen` (T, k) by expert, and where the pairs of each end, (E,) int64."""
+    numbers, order = torch.sort(chosen.reshape(-1), stable=True)
+    return order, torch.searchsorted(numbers, torch.arange(experts, device=order.device, dtype=numbers.dtype), right=True)
+
+
+def decodes(x: Tensor, chosen: Tensor, trained: bool) -> bool:
+    """Whether `experts_decode` is for these tokens: few, in 16 bits, computed by the kernels, and nothing is to be differentiated.
+
+    Args:
+        x: (T, H), one row per token.
+        chosen: (T, k), the experts of each.
+        trained: whether a bias requires a gradient.
+    """
+    if x.element_size() != 2 or chosen.numel() == 0 or x.shape[1] == 0 or chosen.shape[0] > DECODE_TOKENS:
+        return False
+    if torch.is_grad_enabled() and (x.requires_grad or trained):
+        return False
+    if torch.compiler.is_compiling():
+        return x.is_cuda
+    return not is_transformed() and not x.is_meta and _kernels(x) is not None
+
+
+def experts_decode(
+    x: Tensor, codes: Tensor, absmax: Tensor, bias: Tensor | None, chosen: Tensor, by_pair: bool, threshold: float | None
+) -> Tensor:
+    """As `experts_linear`, of few tokens that are not sorted: (T * k, N), a row per pair of token and choice.
+
+    Args:
+        x: (T, K), one row per token, or (T * k, K), one per pair, if `by_pair`; float16 or bfloat16.
+        codes, absmax, bias, threshold: as in `experts_linear`.
+        chosen: (T, k) int64, contiguous, T at most 16: the experts of each token. E and more stand for no expert, and give zeros.
+        by_pair: which of the two x has.
+    """
+    return torch.ops.llm_int8.experts_decode(x, codes, absmax, bias, chosen, by_pair, threshold)
 
 
 def _one_after_the_other(operator: Any) -> Any:

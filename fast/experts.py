@@ -11,7 +11,7 @@ from torch.nn.modules.module import register_module_module_registration_hook
 
 from . import arguments
 from .adapters import is_peft
-from .expert_operators import experts_linear
+from .expert_operators import decodes, experts_decode, experts_linear, sorted_by_expert
 from .experts_layout import PROJECTIONS, Layout, layout, obstacle
 from .guard import Frozen
 from .stored_state import check_stored, without_casting
@@ -136,23 +136,30 @@ class Int8Experts(nn.Module):
         if top_k_index is None or top_k_weights is None:
             raise TypeError("top_k_index and top_k_weights must be given")
         tokens, k = top_k_index.shape
-        sorted_experts, order = torch.sort(top_k_index.reshape(-1), stable=True)
-        ends = torch.searchsorted(sorted_experts, torch.arange(experts, device=order.device, dtype=sorted_experts.dtype), right=True)
-        y = self._one_expert_each(hidden_states[order // k], ends)
-        by_token = torch.empty_like(order).scatter_(0, order, torch.arange(order.shape[0], device=order.device))
+        biases = [self._parameters.get(f"{name}_bias") for name in (self.experts_layout.first, "down_proj")]
+        if decodes(hidden_states, top_k_index, any(bias is not None and bias.requires_grad for bias in biases)):
+            y = self._both(hidden_states, chosen=top_k_index.to(torch.int64).contiguous())
+        else:
+            order, ends = sorted_by_expert(top_k_index, experts)
+            y = self._both(hidden_states[order // k], ends)
+            y = y[torch.empty_like(order).scatter_(0, order, torch.arange(order.shape[0], device=order.device))]
         weights = top_k_weights.float().masked_fill(top_k_index >= experts, 0.0)
-        return (y[by_token].view(tokens, k, y.shape[1]).float() * weights.unsqueeze(-1)).sum(1).to(hidden_states.dtype)
+        return (y.view(tokens, k, y.shape[1]).float() * weights.unsqueeze(-1)).sum(1).to(hidden_states.dtype)
 
-    def _one_expert_each(self, x: Tensor, ends: Tensor) -> Tensor:
-        """Both projections of rows that are sorted by expert, and what the model has between and after them."""
-        y = self._project(self.experts_layout.first, x, ends)
+    def _both(self, x: Tensor, ends: Tensor | None = None, chosen: Tensor | None = None) -> Tensor:
+        """Both projections and what the model has between and after them: of rows sorted by expert, or of tokens and what they chose."""
+        y = self._project(self.experts_layout.first, x, ends, chosen)
         y = self._apply_gate(y) if self.has_gate else self.act_fn(y)  # type: ignore[operator]
-        y = self._project("down_proj", y.to(x.dtype), ends)
+        y = self._project("down_proj", y.to(x.dtype), ends, chosen)
         return self.post_expert_norm(y) if getattr(self, "has_post_expert_norm", False) else y  # type: ignore[operator]
 
-    def _project(self, name: str, x: Tensor, ends: Tensor) -> Tensor:
+    def _project(self, name: str, x: Tensor, ends: Tensor | None, chosen: Tensor | None = None) -> Tensor:
         own = self._parameters
-        y = experts_linear(x, own[name], own[name + ABSMAX], own.get(f"{name}_bias"), ends, self.threshold)  # type: ignore[arg-type]
+        codes, absmax, bias = own[name], own[name + ABSMAX], own.get(f"{name}_bias")
+        if chosen is not None:
+            y = experts_decode(x, codes, absmax, bias, chosen, name == "down_proj", self.threshold)  # type: ignore[arg-type]
+        else:
+            y = experts_linear(x, codes, absmax, bias, ends, self.threshold)  # type: ignore[arg-type]
         device = y.device.type
         if y.is_meta or not torch.is_autocast_enabled(device):  # the meta device has no autocast; even querying it fails
             return y

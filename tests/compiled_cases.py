@@ -18,6 +18,7 @@ import reference
 from fast import kernels
 from fast.kernels import configurations, decode, operands, product, quantization
 from tests.comparison import array, assert_same
+from tests.expert_checks import check_decode, check_sorted, weights
 from tests.test_kernels import Layer
 
 ARCHITECTURES = ("sm_80", "sm_89", "sm_90", "sm_100")
@@ -240,6 +241,38 @@ def quantization_cases(arch: str) -> Iterator[Case]:
     yield "quantize rows, repeated", with_row("rows", repeated, call)
 
 
+def sorted_experts(
+    m: int, k: int, dtype: torch.dtype, outliers: tuple[int, ...], n: int, ends: list[int], threshold: float | None, config: Any = None
+) -> None:
+    check_sorted(normal((m, k), dtype, seed=1, outliers=outliers), weights(len(ends), n, k, dtype), ends, threshold, config=config)
+
+
+def few_tokens(
+    tokens: int, k: int, dtype: torch.dtype, outliers: tuple[int, ...], n: int, by_pair: bool, threshold: float | None, config: Any = None
+) -> None:
+    chosen = torch.from_numpy(np.random.default_rng(tokens).permuted(np.tile(np.arange(6), (tokens, 1)), axis=1)[:, :3].copy())
+    x = normal((tokens * 3 if by_pair else tokens, k), dtype, seed=1, outliers=outliers)
+    check_decode(x, weights(5, n, k, dtype), chosen, by_pair, threshold, config=config)
+
+
+def expert_cases(arch: str) -> Iterator[Case]:
+    few = tuple(range(0, 320, 7))
+    for number, row in enumerate(dict.fromkeys(row.configuration for row in configurations.PRODUCTS[arch])):
+        name = f"experts {number}: {row.block_m}x{row.block_n}x{row.block_k}"
+        # An expert without rows, one with more than a tile, and rows of nobody.
+        ends = [7, 7, row.block_m + 12, row.block_m + 17]
+        yield name, partial(sorted_experts, row.block_m + 21, 912, HALF, MANY, row.block_n + 22, ends, 6.0, row)
+    yield "experts, no outliers, bfloat16", partial(sorted_experts, 41, 320, BRAIN, (), 41, [20, 41], None)
+    yield "experts, float32", partial(sorted_experts, 41, 320, SINGLE, few, 41, [20, 20, 37], 6.0)
+    yield "experts, unaligned", partial(sorted_experts, 21, 313, HALF, few[:-1], 20, [9, 20], 6.0)
+    served = dict.fromkeys((row.configuration, row.up_to_m or 16) for row in configurations.DECODES[arch])
+    for number, (row, tokens) in enumerate(served):
+        name = f"experts, decode {number}: {tokens} tokens, {row.block_n}x{row.block_k}"
+        yield name, partial(few_tokens, tokens, 912, HALF, MANY, row.block_n + 9, False, 6.0, row)
+    yield "experts, decode by pair, bfloat16", partial(few_tokens, 5, 320, BRAIN, few, 41, True, 6.0)
+    yield "experts, decode, no outliers", partial(few_tokens, 5, 320, HALF, (), 41, False, None)
+
+
 def cases(arch: str) -> dict[str, Callable[[], None]]:
     """Name -> a call that raises where the kernels differ from the reference."""
-    return dict([*quantization_cases(arch), *product_cases(arch), *gluon_cases(arch), *decode_cases(arch)])
+    return dict([*quantization_cases(arch), *product_cases(arch), *gluon_cases(arch), *decode_cases(arch), *expert_cases(arch)])

@@ -10,12 +10,14 @@ Read in this order:
 6. `hopper.py`           the same product in Gluon, for sm_90: the matrix unit does not wait between blocks
 7. `decode.py`           all of it in one launch, for few rows
 8. `layer.py`            the layer, by the separate kernels or by the one launch
-9. `operands.py`         how operands lie in memory, and what the kernels can make of it
-10. `configurations.py`  block shapes by architecture
+9. `experts.py`          the layers of a mixture of experts, all in the same launches
+10. `operands.py`        how operands lie in memory, and what the kernels can make of it
+11. `configurations.py`  block shapes by architecture
 """
 
 from ..interpreter import interpreted
-from .configurations import gluon
+from .configurations import DECODE_ROWS, gluon
+from .experts import experts_decode, experts_linear
 from .layer import linear, tiled
 from .outliers import outlier_columns
 from .product import int8_matmul
@@ -24,4 +26,4 @@ from .quantization import quantize
 if interpreted():
     from . import old_interpreter  # noqa: F401, it mends Triton 3.6's
 
-__all__ = ["gluon", "int8_matmul", "linear", "outlier_columns", "quantize", "tiled"]
+__all__ = ["DECODE_ROWS", "experts_decode", "experts_linear", "gluon", "int8_matmul", "linear", "outlier_columns", "quantize", "tiled"]

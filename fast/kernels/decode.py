@@ -77,21 +77,96 @@ def decode_kernel(
     SCAN_OWN, BLOCK_OWN: the columns side by side that a thread has at most, of the blocks of X in the first pass and in the second: so
     few that all threads lie along K, and each has all rows of its columns.
     """
-    ZEROPOINT: tl.constexpr = w_side.zero_point is not None
     rows = tl.arange(0, ROWS)
+    tile_rows = tl.arange(0, TILE_M)
     live = rows < M
-    ks = tl.arange(0, BLOCK_K)
+    tile_live = tile_rows < M
     column_numbers = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     columns = tl.minimum(column_numbers, N - 1).to(tl.int64)
 
     x_rows = x.pointer + rows.to(tl.int64)[:, None] * x.stride_row
+    tile_x = x.pointer + tile_rows.to(tl.int64)[:, None] * x.stride_row
+    if w_side.absmax is None:
+        w_scale = tl.load(w_side.scale + columns * w_side.per_row)
+    else:
+        w_scale = absmax_scale(tl.load(w_side.absmax + columns * w_side.per_row))
+    w_zero_point = tl.load(w_side.zero_point + columns * w_side.per_row) if w_side.zero_point is not None else None
+    w_rows = w_side.codes.pointer + columns * w_side.codes.stride_row
+    float_rows = None
+    float_stride = 0
+    if float_weight is not None:
+        float_rows = float_weight.pointer + columns * float_weight.stride_row
+        float_stride = float_weight.stride_column
+    result = layer_of_rows(
+        x_rows,
+        live,
+        tile_x,
+        tile_live,
+        x.stride_column,
+        w_rows,
+        w_side.codes.stride_column,
+        w_scale,
+        w_zero_point,
+        float_rows,
+        float_stride,
+        threshold,
+        K,
+        DETECT,
+        PER_ROW,
+        WIDE,
+        BLOCK_K,
+        SCAN_K,
+        SCAN_OWN,
+        BLOCK_OWN,
+    )
+    if bias is not None:
+        result += tl.load(bias + columns).to(tl.float32)[None, :]
+    target = y + tile_rows.to(tl.int64)[:, None] * N + column_numbers[None, :]
+    tl.store(target, rounded(result, y.dtype.element_ty), mask=tile_live[:, None] & (column_numbers < N)[None, :])
+
+
+@triton.jit
+def layer_of_rows(
+    x_rows,
+    live,
+    tile_x,
+    tile_live,
+    x_stride,
+    w_rows,
+    w_stride,
+    w_scale,
+    w_zero_point,
+    float_rows,
+    float_stride,
+    threshold,
+    K,
+    DETECT: tl.constexpr,
+    PER_ROW: tl.constexpr,
+    WIDE: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    SCAN_K: tl.constexpr,
+    SCAN_OWN: tl.constexpr,
+    BLOCK_OWN: tl.constexpr,
+):
+    """(TILE_M, BLOCK_N) float32: Y without the bias, of the rows of X and W that the pointers to their column 0 stand for.
+
+    x_rows, live: (ROWS, 1) pointers and (ROWS,), whether there is such a row; its entries count as absent where not.
+    tile_x, tile_live: (TILE_M, 1) and (TILE_M,), the same rows once more, filled up to a tile; row i of it is row i % ROWS.
+    w_rows, float_rows: (BLOCK_N,) pointers; float_rows None takes the outlier weights from the codes. w_scale, w_zero_point: (BLOCK_N,),
+    the latter None for absmax. x_stride, w_stride, float_stride: from one column to the next. Otherwise as in `decode_kernel`.
+    """
+    ZEROPOINT: tl.constexpr = w_zero_point is not None
+    ROWS: tl.constexpr = live.shape[0]
+    TILE_M: tl.constexpr = tile_live.shape[0]
+    BLOCK_N: tl.constexpr = w_scale.shape[0]
+    ks = tl.arange(0, BLOCK_K)
     wide = tl.arange(0, SCAN_K)
-    all_up, all_down = sides(tl.zeros((ROWS, SCAN_K), x.pointer.dtype.element_ty), ZEROPOINT)
+    all_up, all_down = sides(tl.zeros((ROWS, SCAN_K), x_rows.dtype.element_ty), ZEROPOINT)
     # --8<-- [start:first-pass]
     for k in tl.range(0, K, SCAN_K, num_stages=SCAN_STAGES):
         inside = live[:, None] & (k + wide < K)[None, :]
         side_by_side = tl.max_contiguous(k + wide, SCAN_OWN).to(tl.int64)
-        value = tl.load(x_rows + side_by_side[None, :] * x.stride_column, mask=inside, other=0.0)
+        value = tl.load(x_rows + side_by_side[None, :] * x_stride, mask=inside, other=0.0)
         if DETECT:
             value = masked(value, _regular(value, threshold)[None, :])
         up, down = sides(value, ZEROPOINT)
@@ -107,16 +182,8 @@ def decode_kernel(
     x_scale, inverse, x_zero_point = parameters(up, down, ZEROPOINT)
     x_scale, inverse, x_zero_point = _repeated(x_scale, TILE_M), _repeated(inverse, TILE_M), _repeated(x_zero_point, TILE_M)
 
-    tile_rows = tl.arange(0, TILE_M)
-    tile_live = tile_rows < M
-    tile_x = x.pointer + tile_rows.to(tl.int64)[:, None] * x.stride_row
-    if w_side.absmax is None:
-        w_scale = tl.load(w_side.scale + columns * w_side.per_row)
-    else:
-        w_scale = absmax_scale(tl.load(w_side.absmax + columns * w_side.per_row))
-    w_zero_point = tl.load(w_side.zero_point + columns * w_side.per_row) if ZEROPOINT else None
     # K runs down: a block of the shape of X's would be laid over the threads as that of X, which is not how its rows are to lie.
-    w_codes = w_side.codes.pointer + columns[None, :] * w_side.codes.stride_row + ks.to(tl.int64)[:, None] * w_side.codes.stride_column
+    w_codes = w_rows[None, :] + ks.to(tl.int64)[:, None] * w_stride
     acc = tl.zeros((TILE_M, BLOCK_N), tl.int32)
     part = tl.zeros((TILE_M, BLOCK_N), tl.float32)
     # The sums of the codes of X and of W, as products with ones: the blocks are at hand, the matrix unit is idle, and two accumulators of
@@ -127,9 +194,9 @@ def decode_kernel(
         in_k = k + ks < K
         inside = tile_live[:, None] & in_k[None, :]
         side_by_side = tl.max_contiguous(k + ks, BLOCK_OWN).to(tl.int64)
-        value = tl.load(tile_x + side_by_side[None, :] * x.stride_column, mask=inside, other=0.0)
+        value = tl.load(tile_x + side_by_side[None, :] * x_stride, mask=inside, other=0.0)
         w_block = tl.load(w_codes, mask=in_k[:, None], other=0)
-        w_codes += BLOCK_K * tl.cast(w_side.codes.stride_column, tl.int64)
+        w_codes += BLOCK_K * tl.cast(w_stride, tl.int64)
         if DETECT:
             bits = _regular(value, threshold)
             regular = masked(value, bits[None, :])
@@ -144,9 +211,8 @@ def decode_kernel(
         if DETECT:  # noqa: SIM102 (the compiler evaluates this test, the program the next)
             if tl.max((bits + 1).to(tl.int32), axis=0) > 0:
                 x_o = masked(value, ~bits[None, :])
-                if float_weight is not None:
-                    f = float_weight.pointer + columns[None, :] * float_weight.stride_row
-                    f += (k + ks).to(tl.int64)[:, None] * float_weight.stride_column
+                if float_rows is not None:
+                    f = float_rows[None, :] + (k + ks).to(tl.int64)[:, None] * float_stride
                     # A weight that is not finite may meet a zero here: its row has the scale NaN, so the result is NaN anyway.
                     part = outlier_product(x_o, tl.load(f, mask=in_k[:, None], other=0.0).T, part, None)
                 else:
@@ -156,11 +222,8 @@ def decode_kernel(
         acc = corrected(acc, x_zero_point[:, None], w_zero_point[None, :], x_code_sums, w_code_sums, K, WIDE)  # type: ignore[index]
     result = (acc.to(tl.float32) * x_scale[:, None]) * w_scale[None, :]
     if DETECT:
-        result += part if float_weight is not None else from_code_units(part, w_scale)
-    if bias is not None:
-        result += tl.load(bias + columns).to(tl.float32)[None, :]
-    target = y + tile_rows.to(tl.int64)[:, None] * N + column_numbers[None, :]
-    tl.store(target, rounded(result, y.dtype.element_ty), mask=tile_live[:, None] & (column_numbers < N)[None, :])
+        result += part if float_rows is not None else from_code_units(part, w_scale)
+    return result
 
 
 @triton.jit

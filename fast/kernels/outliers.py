@@ -73,6 +73,30 @@ def scan_columns(
     split = tl.program_id(1)
     first = split * rows_per_split
     last = tl.minimum(first + rows_per_split, M)
+    line = split.to(tl.int64) * K + columns
+    scan_rows(x, stride_row, stride_column, first, last, columns, line, flags, above, below, threshold, K, ZEROPOINT, BLOCK_M, STAGES)
+
+
+@triton.jit
+def scan_rows(
+    x,
+    stride_row,
+    stride_column,
+    first,
+    last,
+    columns,
+    line,
+    flags,
+    above,
+    below,
+    threshold,
+    K,
+    ZEROPOINT: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    """Fills `line`, the places of `columns` (BLOCK_K,) in a line of `Scanned`, from the rows first to last - 1, perhaps none."""
+    BLOCK_K: tl.constexpr = columns.shape[0]
     inside = columns < K
     lanes = tl.arange(0, BLOCK_M)
     source = x + columns.to(tl.int64)[None, :] * stride_column
@@ -95,7 +119,6 @@ def scan_columns(
             if ZEROPOINT:
                 down = tl.maximum(down, value_down)
 
-    line = split.to(tl.int64) * K + columns
     if flags is not None:
         hit = tl.max(largest.to(tl.float32), axis=0) >= threshold
         tl.store(flags + line, hit.to(tl.uint8), mask=inside)

@@ -98,16 +98,7 @@ def product_kernel(
         ks = tl.arange(0, BLOCK_K)
         x_codes = x_side.codes.pointer + rows[:, None] * x_side.codes.stride_row + ks.to(tl.int64)[None, :] * x_side.codes.stride_column
         w_codes = w_side.codes.pointer + columns[:, None] * w_side.codes.stride_row + ks.to(tl.int64)[None, :] * w_side.codes.stride_column
-        for k in range(0, K, BLOCK_K):
-            if EVEN_K:
-                x_block = tl.load(x_codes)
-                w_block = tl.load(w_codes)
-            else:
-                x_block = tl.load(x_codes, mask=(ks < K - k)[None, :], other=0)
-                w_block = tl.load(w_codes, mask=(ks < K - k)[None, :], other=0)
-            acc = tl.dot(x_block, w_block.T, acc, out_dtype=tl.int32)
-            x_codes += BLOCK_K * tl.cast(x_side.codes.stride_column, tl.int64)
-            w_codes += BLOCK_K * tl.cast(w_side.codes.stride_column, tl.int64)
+        acc = add_products(acc, x_codes, w_codes, x_side.codes.stride_column, w_side.codes.stride_column, ks, K, EVEN_K)
 
     rows = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
     columns = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -157,6 +148,26 @@ def product_kernel(
         if bias is not None:
             result += tl.load(bias + columns, mask=in_n, other=0).to(tl.float32)[None, :]
         tl.store(target, rounded(result, y.dtype.element_ty), mask=in_m[:, None] & in_n[None, :])
+
+
+@triton.jit
+def add_products(acc, x_codes, w_codes, x_stride_column, w_stride_column, ks, K, EVEN_K: tl.constexpr):
+    """acc (M, N) + the products of codes.
+
+    x_codes (M, BLOCK_K), w_codes (N, BLOCK_K): pointers to the first block. ks (BLOCK_K,): its columns, 0 onwards.
+    """
+    BLOCK_K: tl.constexpr = ks.shape[0]
+    for k in range(0, K, BLOCK_K):
+        if EVEN_K:
+            x_block = tl.load(x_codes)
+            w_block = tl.load(w_codes)
+        else:
+            x_block = tl.load(x_codes, mask=(ks < K - k)[None, :], other=0)
+            w_block = tl.load(w_codes, mask=(ks < K - k)[None, :], other=0)
+        acc = tl.dot(x_block, w_block.T, acc, out_dtype=tl.int32)
+        x_codes += BLOCK_K * tl.cast(x_stride_column, tl.int64)
+        w_codes += BLOCK_K * tl.cast(w_stride_column, tl.int64)
+    return acc
 
 
 @triton.jit

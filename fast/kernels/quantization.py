@@ -75,9 +75,10 @@ def quantize_rows(
                     first = (program - 1 - gathering_x) * GATHER_ROWS
                     gather(w, outliers.w, first, N, mine, capacity, flags, K, SPLITS, SHORT_BLOCK, GATHER_ROWS, GATHER_BLOCK)
         else:
-            quantize_blocks((program - 1 - gathering) * REPEAT, x, quantized, scanned, M, K, SPLITS, ROWS, BLOCK_K, REPEAT, HELD)
+            first = (program - 1 - gathering) * REPEAT
+            quantize_blocks(first, x, quantized, scanned, scanned.flags, M, K, SPLITS, ROWS, BLOCK_K, REPEAT, HELD)
     else:
-        quantize_blocks(program * REPEAT, x, quantized, scanned, M, K, SPLITS, ROWS, BLOCK_K, REPEAT, HELD)
+        quantize_blocks(program * REPEAT, x, quantized, scanned, None, M, K, SPLITS, ROWS, BLOCK_K, REPEAT, HELD)
 
 
 @triton.jit
@@ -86,6 +87,7 @@ def quantize_blocks(
     x,
     quantized,
     scanned,
+    flags,
     M,
     K,
     SPLITS: tl.constexpr,
@@ -94,9 +96,8 @@ def quantize_blocks(
     REPEAT: tl.constexpr,
     HELD: tl.constexpr,
 ):
-    """Blocks of ROWS rows, REPEAT of them from `first` on; arguments as in `quantize_rows`."""
+    """Blocks of ROWS rows, REPEAT of them from `first` on. flags: those of these rows, or None; otherwise as in `quantize_rows`."""
     ZEROPOINT: tl.constexpr = quantized.zero_point is not None
-    flags = scanned.flags
     DTYPE: tl.constexpr = x.pointer.dtype.element_ty
     columns = tl.arange(0, BLOCK_K)
     # A thread stores the codes of no more entries than one load of 16 bytes has: with twice as many, which is how stores alone would
