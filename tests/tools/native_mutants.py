@@ -157,7 +157,7 @@ def check_experts(native: Native, case: Case) -> None:
     cuts = [0, rows // 3, rows // 3, rows - rows // 4, rows - rows // 4, rows - rows // 5]
     codes, absmax = (torch.stack([t.roll(e, 0) for e in range(5)]) for t in (weight.codes, weight.absmax))  # type: ignore[union-attr]
     bias = None if case.bias is None else torch.stack([case.bias.roll(e) for e in range(5)])
-    y = torch.zeros_like(case.y)
+    y = case.x.new_zeros(case.y.shape)
     for e, (start, end) in enumerate(pairwise(cuts)):
         if end > start:
             own = QuantizedWeight(codes[e], absmax[e])
