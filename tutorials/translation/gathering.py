@@ -22,7 +22,15 @@ SENTENCE = re.compile(r"[A-Za-z]{2,}[,;:.]? [a-z{#]|[A-Za-z}] [a-z]{2,}|^[A-Z][a
 #: The scripts whose messages a reader of the Chinese edition sees.
 SCRIPTS = ("javascripts/*.js", "playground/*.js", "theatre/*.js")
 HOOKS = ("bits", "home", "playground", "predictions", "theatre", "tutorial_index", "notebooks")
-CHECKERS = ("checks/*.py", "ladder.py", "guarding.py", "minitriton.py", "accesses.py", "blocks.py", "recording.py")
+#: minitriton's own messages are Triton's, and stay as Triton writes them.
+CHECKERS = ("checks/*.py", "ladder.py", "guarding.py")
+#: What looks like a sentence and is none: selectors, keys, markers, and errors of the build.
+IGNORED = re.compile(
+    r"#\w.*|.*data-method.*|figcaption button|Tab|Enter|Escape|label, legend|prediction \{.*|.*, summary, textarea|\.ladder .*|\{\{.*|\\.*|"
+    r".*is missing; run `npm.*|.*Pyodide's lock file.*|.*has no `> \*\*Predict.*|\?\?\? .*|\{part\} .*|\*\*You .*|"
+    r"\{name\} bit .*|HOW: .*|\].*srcset.*|\[Notebook\].*|absmax, by vector|LLM\.int8\(\), float weights|(Predict|Note|Warning|Careful|Tip|Measured)|"
+    r"const .*|\*\*\{taken.*|line \{number\}.*|(Exercise|Verdict|Stopped|Block|Access)|float16|int8|LLM\.int8\(\)|tutorials/\*.*|\{getattr_.*"
+)
 EXAMPLES = ("stage_examples.py",)
 
 
@@ -31,7 +39,7 @@ def gathered(area: str) -> dict[str, str]:
     found = {"figures": _figures, "chapters": _chapters, "site": _site, "hints": _hints}[area]()
     result: dict[str, str] = {}
     for message, place in found:
-        if sentences.WORD.search(sentences.HOLE.sub("", message)):
+        if sentences.WORD.search(sentences.HOLE.sub("", message)) and not IGNORED.fullmatch(message):
             result.setdefault(message, place)
     return result
 
@@ -124,7 +132,7 @@ def _hints() -> Iterator[tuple[str, str]]:
     for pattern in CHECKERS:
         for path in sorted((ROOT / "tutorials").glob(pattern)):
             for text in _python(path):
-                yield from ((line.strip(), path.name) for line in text.split("\n") if SENTENCE.search(line))
+                yield text, path.name
 
 
 def _python(path: Path) -> Iterator[str]:
@@ -153,7 +161,7 @@ def _shown(text: str) -> Iterator[str]:
     """What a string shows: the text between tags, and what their attributes say."""
     if "<" not in text:
         if SENTENCE.search(text):
-            yield sentences.shape(text) if "\n" not in text else text
+            yield from (sentences.shape(line) for line in text.split("\n") if SENTENCE.search(line))
         return
     said = re.findall(r'(?:aria-label|title|aria-valuetext)="([^"]*)"', text)
     for part in (*said, *re.split(r"<[^>]*>", text)):
