@@ -5,6 +5,7 @@ translation appears in English below a line that says so. A block whose translat
 warning, which ends a strict build. Headings keep the English ids, so that links and the switch work with the same fragment.
 """
 
+import json
 import logging
 import re
 from dataclasses import dataclass
@@ -24,8 +25,10 @@ log = logging.getLogger("mkdocs.hooks.edition")
 HEADING = re.compile(r"^(#{1,6}) (.*?)(?: *\{:? *(#[\w-]+) *\})? *$")
 NOTE = '<p class="only-english" lang="zh">这一页只有英文版。</p>'
 #: What Python in the browser needs, and the scripts: the Chinese pages use those of the English site.
-SHARED = re.compile(r"playground/(?!index\.md).*|theatre/.*\.(?:js|css)|tutorials/[\w/]+\.py")
-SCRIPT = re.compile(r'(<script type="module" src=|<link rel="stylesheet" href=)"(?:\.\./)?(page\.js|theatre\.css|(?:watch|write|inside|explore)\.js)"')
+SHARED = re.compile(r"playground/(?!index\.md).*|theatre/.*\.(?:js|css)")
+SCRIPT = re.compile(
+    r'(<script type="module" src=|<link rel="stylesheet" href=)"(?:\.\./)?(page\.js|theatre\.css|(?:watch|write|inside|explore)\.js)"'
+)
 SEARCH_BUTTON = '<label class="md-header__button md-icon" for="__search">'
 CHINESE_CELL = re.compile(r"<td([^>]*)>([^<]*[\u4e00-\u9fff][^<]*)</td>")
 
@@ -164,11 +167,11 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
 
 def _titled(nav: object) -> list:
     assert isinstance(nav, list)
-    say = chinese().say
-    return [
-        {say(title): _titled(below) if isinstance(below, list) else below for title, below in entry.items()} if isinstance(entry, dict) else entry
-        for entry in nav
-    ]
+    return [{chinese().say(title): _below(below) for title, below in entry.items()} if isinstance(entry, dict) else entry for entry in nav]
+
+
+def _below(nav: object) -> object:
+    return _titled(nav) if isinstance(nav, list) else nav
 
 
 @event_priority(-100)  # after the hooks that add files
@@ -190,8 +193,6 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 def _sentences() -> str:
     """The catalog for the browser, as a module."""
-    import json
-
     messages = sentences.catalog("site", "hints", "chapters").messages
     return f"export const messages = {json.dumps(messages, ensure_ascii=False, indent=0)};\n"
 
@@ -232,5 +233,3 @@ def on_post_page(output: str, page: Page, config: MkDocsConfig) -> str:
         target, label, language = f"{root}zh/{page.url}", "中文", "zh"
     link = f'<a class="md-header__button tongue" href="{target}" hreflang="{language}" lang="{language}" rel="alternate">{label}</a>'
     return output.replace(SEARCH_BUTTON, link + SEARCH_BUTTON, 1)
-
-

@@ -21,10 +21,10 @@ from typing import Any
 
 import edition
 import predictions
+from edition import ENGLISH, Edition
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
-from edition import ENGLISH, Edition
 from tutorials import times
 from tutorials.translation import blocks
 

@@ -23,8 +23,9 @@ const patterns = Object.keys(messages)
 const known = new Map();
 
 function filled(translation, numbers, named) {
-  let next = 0;
-  return translation.replace(/#|\{(\w+)\}/g, (hole, name) => (hole === "#" ? numbers[next++] : /^\d+$/.test(name) ? numbers[name - 1] : named[name]));
+  const own = new Set([...translation.matchAll(/\{(\d+)\}/g)].map((match) => Number(match[1])));
+  const rest = numbers.filter((_, n) => !own.has(n + 1));
+  return translation.replace(/#|\{(\w+)\}/g, (hole, name) => (hole === "#" ? rest.shift() : /^\d+$/.test(name) ? numbers[name - 1] : named[name]));
 }
 
 function find(words) {

@@ -36,7 +36,7 @@ def _list(documents: list[blocks.Document]) -> int:
     count = 0
     for document in documents:
         for pair in blocks.read(document):
-            found = parity.differences(pair) + parity.misnamed(pair.translation or "") if pair.state == "translated" else []
+            found = parity.differences(pair) + parity.misnamed(pair, document.name) if pair.state == "translated" else []
             if pair.state == "translated" and not found:
                 continue
             count += 1

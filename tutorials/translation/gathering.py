@@ -1,4 +1,4 @@
-"""Finds the sentences that are to be translated: in the outputs of the executed notebooks and in the sources of the site and the checkers."""
+"""Finds the sentences that are to be translated: in the outputs of the notebooks, in the sources of the site and of the checkers."""
 
 import ast
 import base64
@@ -26,11 +26,18 @@ HOOKS = ("bits", "home", "playground", "predictions", "theatre", "tutorial_index
 CHECKERS = ("checks/*.py", "ladder.py", "guarding.py")
 #: What looks like a sentence and is none: selectors, keys, markers, and errors of the build.
 IGNORED = re.compile(
-    r"#\w.*|.*data-method.*|figcaption button|Tab|Enter|Escape|label, legend|prediction \{.*|.*, summary, textarea|\.ladder .*|\{\{.*|\\.*|"
-    r".*is missing; run `npm.*|.*Pyodide's lock file.*|.*has no `> \*\*Predict.*|\?\?\? .*|\{part\} .*|\*\*You .*|"
-    r"\{name\} bit .*|HOW: .*|\].*srcset.*|\[Notebook\].*|absmax, by vector|LLM\.int8\(\), float weights|(Predict|Note|Warning|Careful|Tip|Measured)|"
-    r"const .*|\*\*\{taken.*|line \{number\}.*|(Exercise|Verdict|Stopped|Block|Access)|float16|int8|LLM\.int8\(\)|tutorials/\*.*|\{getattr_.*"
+    "|".join(
+        (
+            r"#\w.*|.*data-method.*|figcaption button|Tab|Enter|Escape|label, legend|.*, summary, textarea|\.ladder .*|const .*",
+            r"prediction \{.*|\{part\} .*|\{getattr_.*|\{\w+\} bit .*|\*\*\{taken.*|line \{number\}.*",
+            r"\{\{.*|\\.*|\].*srcset.*|\[Notebook\].*|\?\?\? .*|\*\*You .*|HOW: .*|tutorials/\*.*",
+            r".*is missing; run `npm.*|.*Pyodide's lock file.*|.*has no `> \*\*Predict.*",
+            r"Predict|Note|Warning|Careful|Tip|Measured|Exercise|Verdict|Stopped|Block|Access",
+            r"float16|int8|LLM\.int8\(\)|absmax, by vector|LLM\.int8\(\), float weights",
+        )
+    )
 )
+
 EXAMPLES = ("stage_examples.py",)
 
 
@@ -210,5 +217,3 @@ def _template(text: str, start: int) -> tuple[str, list[str], int]:
             whole += text[at]
             at += 1
     return whole, inner, at + 1
-
-

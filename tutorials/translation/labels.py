@@ -21,7 +21,9 @@ PLACE = re.compile(r'transform="translate\(([-\d.]+) ([-\d.]+)\)(?: rotate\(([-\
 FONTS = "'Microsoft YaHei', 'PingFang SC', 'Noto Sans CJK SC', 'Source Han Sans SC', 'WenQuanYi Micro Hei', sans-serif"
 CHINESE = re.compile(r"[\u2e80-\u9fff\uff00-\uffef\u3000-\u303f“”]")
 #: Where a line of Chinese may break: before a character that is neither punctuation nor the inside of a word.
-BREAK = re.compile(r"(?<=[^\x00-\x7f（“])(?=[^\x00-\x7f，。；：、）”])|(?<=[，。；：、）”])(?=\w)|(?<=[^\x00-\x7f])(?=\w)|(?<=\w)(?=[\u4e00-\u9fff（])| ")
+BREAK = re.compile(
+    r"(?<=[^\x00-\x7f（“])(?=[^\x00-\x7f，。；：、）”])|(?<=[，。；：、）”])(?=\w)|(?<=[^\x00-\x7f])(?=\w)|(?<=\w)(?=[\u4e00-\u9fff（])| "
+)
 
 
 @dataclass(frozen=True)

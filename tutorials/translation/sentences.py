@@ -2,7 +2,7 @@
 
 A message has `#` for each number and `{name}` for whatever else is filled in. A sentence is looked up by its shape: its numbers replaced
 by `#`, or, if that is not there, as an instance of a message with placeholders; what fills a placeholder is looked up in the same way.
-A translation takes its numbers in the order of the message, or names them, `{1}`, where it needs another order.
+A translation takes its numbers in the order of the message; where it needs another order it names some of them, `{1}`.
 docs/javascripts/tongue.js does the same in the browser, for what a page writes while it runs.
 """
 
@@ -77,8 +77,9 @@ def _compiled(message: str) -> re.Pattern[str]:
 
 
 def filled(translation: str, numbers: list[str], named: dict[str, str]) -> str:
-    """A translation with its numbers and names."""
-    rest = iter(numbers)
+    """A translation with its numbers and names; `#` takes the next of the numbers that it does not name."""
+    own = set(re.findall(r"\{(\d+)\}", translation))
+    rest = iter([number for place, number in enumerate(numbers, 1) if str(place) not in own])
 
     def fill(match: re.Match[str]) -> str:
         if match[0] == "#":
@@ -134,9 +135,8 @@ def _faults(messages: dict[str, str]) -> Iterator[str]:
         holes = HOLE.findall(message)
         named = {hole for hole in holes if hole != "#"}
         used = set(re.findall(r"\{[A-Za-z_]\w*\}", translation))
-        ordered, numbered = translation.count("#"), set(re.findall(r"\{(\d+)\}", translation))
-        count = holes.count("#")
-        right = (ordered == count and not numbered) or (not ordered and numbered == {str(n + 1) for n in range(count)})
+        count, own = holes.count("#"), re.findall(r"\{(\d+)\}", translation)
+        right = translation.count("#") + len(own) == count and set(own) <= {str(n + 1) for n in range(count)} and len(set(own)) == len(own)
         # A plural's ending has no counterpart, and may be left out.
         if not right or not used <= named:
             yield f"{message!r}: {translation!r}"
