@@ -12,7 +12,9 @@ import re
 from pathlib import Path
 from typing import Any
 
+import edition
 import numpy as np
+from edition import ENGLISH, Edition
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import Files
 from mkdocs.structure.pages import Page
@@ -43,7 +45,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         dial = positions(json.loads(RECORD.read_text(encoding="utf-8")))
         data = json.dumps(dial).replace("</", "<\\/")
         markdown = markdown.replace("{{ dial }}", dial_html(dial))
-        markdown = _fill(markdown, memory() | {"minutes": str(minutes(config))})
+        markdown = _fill(markdown, memory(edition.of(config)) | {"minutes": str(minutes(config))})
         return f'{markdown}\n\n<script type="application/json" id="dial-data">{data}</script>\n'
     if page.file.src_uri == "tutorials/five_minutes.md":
         return _fill(markdown, five_minutes())
@@ -60,7 +62,7 @@ def minutes(config: MkDocsConfig) -> int:
     return times.of_page(_fill(page.read_text(encoding="utf-8"), five_minutes())).reading
 
 
-def memory() -> dict[str, str]:
+def memory(of: Edition = ENGLISH) -> dict[str, str]:
     """What a model of 70 billion parameters takes in 16 bits, and with its linear layers in int8: GB and cards."""
     heads = MODEL * KEY_HEADS // HEADS
     shapes = ((MODEL, MODEL), (heads, MODEL), (heads, MODEL), (MODEL, MODEL), (MLP, MODEL), (MLP, MODEL), (MODEL, MLP))
@@ -73,8 +75,8 @@ def memory() -> dict[str, str]:
         "parameters": f"{(linear + embeddings) / 1e9:.1f}",
         "before": f"{before / 1e9:.0f}",
         "after": f"{after / 1e9:.0f}",
-        "cards_before": _count(math.ceil(before / CARD_BYTES)),
-        "cards_after": _count(math.ceil(after / CARD_BYTES)),
+        "cards_before": of.say(_count(math.ceil(before / CARD_BYTES))),
+        "cards_after": of.say(_count(math.ceil(after / CARD_BYTES))),
         "share": f"{linear / (linear + embeddings):.0%}",
     }
 

@@ -19,17 +19,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import edition
 import predictions
+from edition import ENGLISH, Edition
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
 from tutorials import times
+from tutorials.translation import blocks
 
 FOLDER = Path(__file__).resolve().parents[2] / "tutorials"
 NAV_ENTRY = "tutorials/*"
 
 #: The kinds of admonition, by the bold word that opens a block quote.
 KINDS = {"Predict": "question", "Note": "note", "Warning": "warning", "Careful": "warning", "Tip": "tip", "Measured": "info"}
+KINDS |= {"先猜一猜": "question", "说明": "note", "当心": "warning", "提示": "tip", "实测": "info"}
 
 NARROW = "application/vnd.llm-int8.narrow+svg"
 #: A picture inside of a folded result (tutorials/folding.py): the one for a phone, the description, the other.
@@ -80,7 +84,7 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Adds the pages, their pictures, and the notebooks and scripts themselves."""
     for notebook in notebooks():
-        markdown, pictures = page(notebook)
+        markdown, pictures = page(notebook, edition.of(config))
         files.append(File.generated(config, f"tutorials/{notebook.stem}.md", content=markdown))
         for picture in pictures:
             files.append(File.generated(config, picture.path, content=picture.content))
@@ -89,15 +93,15 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     return files
 
 
-def page(notebook: Path) -> tuple[str, list[Picture]]:
-    """The Markdown of a notebook, and its pictures."""
-    title, rest, pictures = content(notebook)
+def page(notebook: Path, of: Edition = ENGLISH) -> tuple[str, list[Picture]]:
+    """The Markdown of a notebook, and its pictures. The times are those of the English page, in each edition."""
+    title, rest, pictures = content(notebook, of)
     links = f"[Notebook]({notebook.name}){{ .md-button download }} [Script]({notebook.stem}.py){{ .md-button download }}"
-    taken = times.of_page(rest)
+    taken = effort(notebook)
     minutes = (
         f"**{taken.reading} minutes** to read, **{taken.exercise}** for the [exercise](#exercise); [how this is counted](index.md#times)."
     )
-    return f"{title}\n\n{links}\n{{ .downloads }}\n\n{minutes}\n{{ .minutes }}\n{rest}", pictures
+    return f"{title}\n\n{links}\n{{ .downloads }}\n\n{of.say(minutes)}\n{{ .minutes }}\n{rest}", pictures
 
 
 def effort(notebook: Path) -> times.Effort:
@@ -105,20 +109,22 @@ def effort(notebook: Path) -> times.Effort:
     return times.of_page(content(notebook)[1])
 
 
-def content(notebook: Path) -> tuple[str, str, list[Picture]]:
-    """The title of a notebook, the Markdown below it, and its pictures."""
+def content(notebook: Path, of: Edition = ENGLISH) -> tuple[str, str, list[Picture]]:
+    """The title of a notebook, the Markdown below it, and its pictures, in an edition of the site."""
+    translations = of.prose(notebook.stem)
     parts: list[str] = []
     pictures: list[Picture] = []
     for number, cell in enumerate(json.loads(notebook.read_text(encoding="utf-8"))["cells"]):
         source = "".join(cell["source"])
         if cell["cell_type"] == "markdown":
-            parts.append(prose(source))
+            parts.append(prose(translations.get(blocks.digest(source), source)))
         elif cell["cell_type"] == "code" and source.strip():
             stem = f"{notebook.stem}-{number:02d}"
             for output in cell["outputs"]:
                 if fields := output.get("metadata", {}).get("prediction"):
-                    parts[-1] = predictions.asked(parts[-1], fields, stem)
-            shown, of_cell = outputs(cell["outputs"], f"tutorials/{stem}")
+                    said = [field | {"label": of.say(field["label"])} for field in fields]
+                    parts[-1] = predictions.asked(parts[-1], said, stem)
+            shown, of_cell = outputs(cell["outputs"], f"tutorials/{stem}", of)
             pictures += of_cell
             parts += [code(source, bool(of_cell)), *shown]
     title, _, rest = "\n\n".join(parts).partition("\n")
@@ -132,7 +138,7 @@ def prose(source: str) -> str:
 
 def _admonition(match: re.Match[str]) -> str:
     text = re.sub(r"^> ?", "", match[0], flags=re.MULTILINE).strip()
-    opening = re.match(r"\*\*([\w ]+)[.:]\*\*\s*", text)
+    opening = re.match(r"\*\*([\w ]+)[.:。：]\*\*\s*", text)
     if not opening:
         return match[0]
     kind = KINDS.get(opening[1].split()[0], "note")
@@ -183,15 +189,16 @@ def folded(source: str, draws: bool) -> str | None:
     return "Code of this measurement" if source.strip().count("\n") >= LONG else None
 
 
-def outputs(every: list[dict[str, Any]], stem: str) -> tuple[list[str], list[Picture]]:
+def outputs(every: list[dict[str, Any]], stem: str, of: Edition = ENGLISH) -> tuple[list[str], list[Picture]]:
     """The outputs of a cell in Markdown, and the pictures among them; `stem` starts the pictures' paths."""
     shown: list[str] = []
     pictures: list[Picture] = []
 
     def picture(wide: str, narrow: str, alt: str) -> str:
         path = f"{stem}-{len(pictures) // 2}"
-        pictures.extend([Picture(f"{path}.svg", wide.encode()), Picture(f"{path}-narrow.svg", narrow.encode())])
-        return f"![{_alt(alt)}]({Path(path).name}.svg){{ .figure }}"
+        for drawing, ending in ((wide, ""), (narrow, "-narrow")):
+            pictures.append(Picture(f"{path}{ending}.svg", of.drawing(drawing).encode()))
+        return f"![{_alt(of.say(alt))}]({Path(path).name}.svg){{ .figure }}"
 
     def unfolded(match: re.Match[str]) -> str:
         narrow, wide = (base64.b64decode(data).decode() for data in match.group(1, 3))
@@ -204,9 +211,9 @@ def outputs(every: list[dict[str, Any]], stem: str) -> tuple[list[str], list[Pic
         elif "prediction" in output.get("metadata", {}):
             body = FOLDED.fullmatch("".join(data["text/markdown"]))
             assert body is not None
-            shown.append(predictions.result(printed(prose(FOLDED_PICTURE.sub(unfolded, body[1])))))
+            shown.append(predictions.result(printed(prose(FOLDED_PICTURE.sub(unfolded, of.markdown(body[1]))))))
         elif "text/markdown" in data:
-            shown.append(prose("".join(data["text/markdown"])))
+            shown.append(prose(of.markdown("".join(data["text/markdown"]))))
         elif "text/html" in data:
             shown.append(f'<div class="output" markdown="0">{"".join(data["text/html"])}</div>')
         else:

@@ -11,7 +11,7 @@ import textwrap
 from typing import Any
 
 #: The prompt's box, as notebooks.py makes it.
-PROMPT = re.compile(r'!!! question "Predict"\n\n(?:    .*\n?|\n)+')
+PROMPT = re.compile(r'!!! question "[^"]*"\n\n(?:    .*\n?|\n)+')
 
 
 def asked(markdown: str, fields: list[dict[str, Any]], name: str) -> str:

@@ -9,13 +9,16 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+import edition
 import notebooks
+from edition import ENGLISH, Edition
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import Files
 from mkdocs.structure.pages import Page
 
 from tutorials import times
 from tutorials.times import Effort
+from tutorials.translation import blocks
 
 #: Which chapters to read, in order; what a chapter needs comes before it, on its own route or on the first.
 ROUTES = {
@@ -45,37 +48,45 @@ class Chapter:
     effort: Effort
 
 
-def chapters() -> list[Chapter]:
-    """All chapters, in order."""
-    return [_chapter(notebook) for notebook in notebooks.notebooks()]
+def chapters(of: Edition = ENGLISH) -> list[Chapter]:
+    """All chapters, in order, with the titles and questions of an edition."""
+    return [_chapter(notebook, of) for notebook in notebooks.notebooks()]
 
 
-def _chapter(notebook: Path) -> Chapter:
+def _chapter(notebook: Path, of: Edition) -> Chapter:
     opening = "".join(json.loads(notebook.read_text(encoding="utf-8"))["cells"][0]["source"])
-    title = opening.partition("\n")[0].lstrip("# ").partition(". ")[2]
     text = " ".join(opening.split())
-    asked = text.partition("**Question.** ")[2].partition(" **You need**")[0]
     needed = text.partition("**You need**")[2].partition("**You leave with**")[0]
     parts = re.split(r"[;.] ", needed)
     needs = tuple(n for part in parts if not re.search(r"\bhelps\b|\bif\b", part) for n in re.findall(r"\]\((\d\d)_", part))
-    question = re.split(r"(?<=[.?]) ", asked)[-1]
+    title, question = _asked(of.prose(notebook.stem).get(blocks.digest(opening), opening))
     return Chapter(notebook.stem[:2], notebook.stem, title, question, needs, notebooks.effort(notebook))
+
+
+def _asked(opening: str) -> tuple[str, str]:
+    """The title of a chapter, and the last sentence of its question: the paragraph that opens with a bold word."""
+    heading, *paragraphs = opening.strip().split("\n\n")
+    title = re.sub(r"^# \d\d[.．。] *| *\{[^}]*\}$", "", heading.partition("\n")[0])
+    question = next((paragraph for paragraph in paragraphs if paragraph.startswith("**")), "")
+    asked = " ".join(re.sub(r"^\*\*.*?\*\*", "", question).split())
+    return title, re.split(r"(?<=[.?]) |(?<=[。？])(?=.)", asked)[-1]
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Fills in the map, the routes and the rule that the times follow."""
     if page.file.src_uri != "tutorials/index.md":
         return markdown
-    every = chapters()
+    of = edition.of(config)
+    every = chapters(of)
     filled = {
-        "routes": routes(every),
+        "routes": "\n".join(of.say(line) for line in routes(every).split("\n")),
         "map": map_of(every),
         "words": times.WORDS_PER_MINUTE,
         "lines": times.LINES_PER_MINUTE,
         "prediction": f"{60 * times.PREDICTION_MINUTES:.0f}",
         "picture": f"{60 * times.PICTURE_MINUTES:.0f}",
         "exercise": times.EXERCISE_MINUTES,
-        "solution": "one" if times.SOLUTION_LINE_MINUTES == 1 else times.SOLUTION_LINE_MINUTES,
+        "solution": of.say("one") if times.SOLUTION_LINE_MINUTES == 1 else times.SOLUTION_LINE_MINUTES,
         "longest": times.LONGEST,
     }
     return re.sub(r"\{\{ (\w+) \}\}", lambda match: str(filled[match[1]]), markdown)
