@@ -11,9 +11,13 @@ SPAN = re.compile(r"(?<!`)(`+)(?!`)(.+?)(?<!`)\1(?!`)", re.DOTALL)
 DISPLAY = re.compile(r"\$\$(.+?)\$\$", re.DOTALL)
 INLINE = re.compile(r"(?<![\\$\w])\$(?!\s)([^$]+?)(?<!\s)\$(?![\w$])")
 TARGET = re.compile(r"\]\(([^)\s]+)[^)]*\)|\b(?:href|src)=\"([^\"]+)\"")
-PLACEHOLDER = re.compile(r"\{\{ .+? \}\}")
+#: What is filled in when the site is built; what stands behind a bar is text.
+PLACEHOLDER = re.compile(r"(\{\{ [^|}]+?)(?: \| [^}]*)? \}\}")
 TAG = re.compile(r"<[^>]+>|\{ ?[.:#][^}]*\}|\[\^[\w-]+\]")
 NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
+#: Large numbers, which either language counts in its own units.
+COUNTED = re.compile(r"(\d+(?:\.\d+)?) ?(million|billion|万|亿|[MB](?![A-Za-z]))")
+UNITS = {"million": 10**6, "M": 10**6, "billion": 10**9, "B": 10**9, "万": 10**4, "亿": 10**8}
 #: Names with a number in them, whose number is theirs and no figure of the text.
 NAMED = re.compile(r"(?<![A-Za-z])(?:LLM\.)?(?:u?int|b?float|fp|bf|sm_|mma|E\dM)\d+", re.IGNORECASE)
 
@@ -34,6 +38,7 @@ def parts(text: str) -> dict[str, Counter[str]]:
     text = take("formulae", INLINE, formulae)
     text = take("targets of links", TARGET, text)
     text = NAMED.sub(" ", TAG.sub(" ", text))
+    text = COUNTED.sub(lambda match: f" {round(float(match[1]) * UNITS[match[2]])} ", text)
     take("numbers", NUMBER, text)
     return kept
 
