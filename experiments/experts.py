@@ -1,6 +1,7 @@
-"""Mixtures of experts in int8: GB of whole models, small experts of each family put to the test, what routers would do, and speed.
+"""Mixtures of experts in int8: GB of whole models, small experts of each family put to the test, what routers would do, memory while
+loading, and speed.
 
-    python -m experiments.experts            sizes, families and routers, and docs/howto/mixture_of_experts.md
+    python -m experiments.experts            sizes, families, routers and loading, and docs/howto/mixture_of_experts.md
     python -m experiments.experts --speed    times on this CPU, on a quiet machine, at the sizes of Qwen3-30B-A3B
 
 Loading, saving, generating and training are tried by `python -m experiments.architectures`.
@@ -20,7 +21,7 @@ import fast
 from fast import Int8Experts, Int8Linear
 from fast.experts_layout import PROJECTIONS, Layout, layout
 
-from . import command, machine, records, timing
+from . import command, loading_peak, machine, records, timing
 from .pages import experts as page
 
 #: Whole models: name -> class of the model; the sizes are those of its config's defaults.
@@ -264,6 +265,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             record["sizes"] = [size_of_model(name) for name in tqdm(MODELS, desc="sizes", disable=None)]
             record["matrix"] = [try_family(name) for name in tqdm(FAMILIES, desc="families", disable=None)]
             record["routers"] = [try_router(*each) for each in ROUTERS]
+            record["loading"] = loading_peak.measure()
     record = records.plain(record)
     records.finish(path, record, shown=page.shown(record))
     if options.out is None:

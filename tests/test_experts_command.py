@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import fast
-from experiments import experts, records
+from experiments import experts, loading_peak, records
 from experiments.command import InputError
 from experiments.pages import experts as page
 
@@ -24,6 +24,18 @@ def test_the_record_has_every_model_and_family_and_all_passed():
     assert all(row["equal"] == row["tried"] > 0 and row["compiled"] and row["exported"] for row in RECORD["matrix"])
     assert all(abs(row["bytes"] - 1) < 0.01 for row in RECORD["matrix"])
     assert [(row["hidden"], row["experts"], row["k"]) for row in RECORD["routers"]] == list(experts.ROUTERS)
+
+
+def test_loading_takes_the_int8_model_and_what_merges_one_projection():
+    row = RECORD["loading"]
+    # Three times the codes of a projection (each expert's, stacked, gate with up) and four times one matrix in float32, which is as much
+    # again; 16 MB for Python and Torch. As in test_saved_experts.py, where it is measured anew.
+    assert row["int8"] < row["streamed"] < row["int8"] + 4 * row["largest"] + 16e6 < row["float"]
+    assert row["float_first"] > row["float"]
+    sizes = loading_peak.SIZES
+    weights = sizes["num_hidden_layers"] * sizes["num_local_experts"] * 3 * sizes["hidden_size"] * sizes["intermediate_size"]
+    assert row["largest"] == weights / sizes["num_hidden_layers"] * 2 / 3
+    assert weights < row["int8"] < 1.06 * weights  # attention and embeddings are the rest
 
 
 def test_with_experts_a_model_halves_and_without_it_hardly_changes():

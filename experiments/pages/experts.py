@@ -49,6 +49,19 @@ def routers(record: dict[str, Any]) -> Cells:
     return head, [[str(row["hidden"]), str(row["experts"]), str(row["k"]), f"{100 * row['changed']:.1f} %"] for row in record["routers"]]
 
 
+def loading(record: dict[str, Any]) -> Cells:
+    """The most memory while a model is loaded."""
+    row = record["loading"]
+    head = ["", "MB", "of the float model"]
+    names = {
+        "float": "the float model",
+        "int8": "the int8 model",
+        "float_first": "peak, loaded in float and then quantized",
+        "streamed": "peak, quantized while it is read",
+    }
+    return head, [[text, f"{row[key] / 1e6:.1f}", f"{100 * row[key] / row['float']:.0f} %"] for key, text in names.items()]
+
+
 def speed(record: dict[str, Any]) -> Cells:
     """Times of one layer of experts on a CPU."""
     head = ["tokens", "int8, ms", "eager in bfloat16", "times as fast", "grouped_mm in bfloat16", "times as fast"]
@@ -79,6 +92,11 @@ def render(record: dict[str, Any], timed: dict[str, Any] | None) -> str:
         "## Why routers stay float",
         f"If a router with random weights were int8, on {record['settings']['tokens']} tokens with a few outlier features:",
         _markdown(routers(record)),
+        "## Memory while loading",
+        "A small Mixtral of 8 layers, 8 experts each, from a file in float32 to bfloat16 and int8. Peaks are what the process takes "
+        f"beside its mapped file; one projection's codes are {record['loading']['largest'] / 1e6:.1f} MB, and lie there up to three times "
+        "while they are merged.",
+        _markdown(loading(record)),
     ]
     if timed is not None:
         device = timed["device"]
@@ -114,4 +132,6 @@ def write() -> None:
 
 def shown(record: dict[str, Any]) -> list[str]:
     """The tables for a terminal."""
-    return [tables.table(*speed(record))] if "rows" in record else [tables.table(*make(record)) for make in (sizes, matrix, routers)]
+    return (
+        [tables.table(*speed(record))] if "rows" in record else [tables.table(*make(record)) for make in (sizes, matrix, routers, loading)]
+    )
