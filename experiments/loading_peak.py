@@ -1,8 +1,7 @@
 """The most memory that loading a mixture of experts takes: quantized while it is read, and read in float first.
 
-    python -m experiments.loading_peak FOLDER    one line of JSON; experiments.experts runs it in a process of its own
-
-Anonymous memory counts, not the file, which is mapped. A thread reads it twice per millisecond.
+It is measured in a process of its own, where nothing else was loaded before. Anonymous memory counts, not the file, which is mapped.
+A thread reads it twice per millisecond.
 """
 
 import gc
@@ -80,13 +79,13 @@ def measure() -> dict[str, int]:
         model.to_empty(device="cpu").save_pretrained(folder)
         # What is freed is to go back at once.
         environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
-        done = subprocess.run(
-            [sys.executable, "-m", "experiments.loading_peak", folder], env=environment, stdout=subprocess.PIPE, text=True, check=True
-        )
+        code = f"from {__name__} import print_both_ways; print_both_ways({folder!r})"
+        done = subprocess.run([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
 
 
-if __name__ == "__main__":
+def print_both_ways(folder: str) -> None:
+    """What the process of `measure` does: one line of JSON."""
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
-    print(json.dumps(both_ways(sys.argv[1])))
+    print(json.dumps(both_ways(folder)))

@@ -37,7 +37,7 @@ def test_loading_takes_the_int8_model_and_what_merges_one_projection():
     sizes = loading_peak.SIZES
     weights = sizes["num_hidden_layers"] * sizes["num_local_experts"] * 3 * sizes["hidden_size"] * sizes["intermediate_size"]
     assert row["largest"] == weights / sizes["num_hidden_layers"] * 2 / 3
-    assert weights < row["int8"] < 1.06 * weights  # attention and embeddings are the rest
+    assert weights < row["int8"] < 1.08 * weights  # attention is 6 % of it, row maxima and embeddings the rest
 
 
 def test_the_picture_and_its_words_are_what_the_outliers_of_each_experts_rows_are():
