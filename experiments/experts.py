@@ -1,6 +1,7 @@
-"""Mixtures of experts in int8: GB of whole models, small experts of each family put to the test, what routers would do, and speed.
+"""Mixtures of experts in int8: GB of whole models, small experts of each family put to the test, what routers would do, memory while
+loading, and speed.
 
-    python -m experiments.experts            sizes, families and routers, and docs/howto/mixture_of_experts.md
+    python -m experiments.experts            sizes, families, routers and loading, and docs/howto/mixture_of_experts.md
     python -m experiments.experts --speed    times on this CPU, on a quiet machine, at the sizes of Qwen3-30B-A3B
 
 Loading, saving, generating and training are tried by `python -m experiments.architectures`.
@@ -20,7 +21,7 @@ import fast
 from fast import Int8Experts, Int8Linear
 from fast.experts_layout import PROJECTIONS, Layout, layout
 
-from . import command, machine, records, timing
+from . import command, loading_peak, machine, records, timing
 from .pages import experts as page
 
 #: Whole models: name -> class of the model; the sizes are those of its config's defaults.
@@ -208,6 +209,18 @@ def try_router(hidden: int, experts: int, k: int) -> dict[str, Any]:
     return {"hidden": hidden, "experts": experts, "k": k, "changed": float((exact != rounded).any(1).float().mean())}
 
 
+def route_a_few() -> dict[str, Any]:
+    """A few tokens and their experts, and which columns are outliers for each: what the page draws."""
+    generator = torch.Generator().manual_seed(1)
+    tokens, features, experts, k = 8, 16, 4, 2
+    x, router = torch.randn(tokens, features, generator=generator), torch.randn(features, experts, generator=generator)
+    x[2, 5], x[6, 11] = 9.0, -7.5
+    chosen = (x.clamp(-3, 3) @ router).topk(k).indices.sort(1).values
+    rows = [(chosen == e).any(1).nonzero().view(-1) for e in range(experts)]
+    outliers = [fast.outlier_columns(x[own], 6.0).nonzero().view(-1).tolist() for own in rows]
+    return {"tokens": tokens, "features": features, "rows": [own.tolist() for own in rows], "outliers": outliers}
+
+
 def time_speed(tokens: Sequence[int], hidden: int, inner: int, experts: int, k: int, rounds: int) -> list[dict[str, Any]]:
     """Times one layer of experts on the CPU in int8, and as transformers computes it in bfloat16."""
     config = transformers.Qwen3MoeConfig(hidden_size=hidden, moe_intermediate_size=inner, num_experts=experts, num_experts_per_tok=k)
@@ -264,8 +277,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             record["sizes"] = [size_of_model(name) for name in tqdm(MODELS, desc="sizes", disable=None)]
             record["matrix"] = [try_family(name) for name in tqdm(FAMILIES, desc="families", disable=None)]
             record["routers"] = [try_router(*each) for each in ROUTERS]
+            record["loading"] = loading_peak.measure()
+            record["routing"] = route_a_few()
     record = records.plain(record)
-    records.finish(path, record, shown=page.shown(record))
+    records.finish(path, record, page.pictures(record), page.shown(record))
     if options.out is None:
         page.write()
 

@@ -7,6 +7,7 @@ to a result (a loader, an optimizer, your own script) reads the plain parameter.
 so a call costs nothing more.
 """
 
+import importlib.util
 import sys
 import weakref
 from collections.abc import Callable
@@ -24,8 +25,15 @@ MESSAGE = (
     "so that it stays float. layer.dequantize() gives a float layer"
 )
 
-#: Code in these folders handles weights without computing with them.
-_HANDLERS = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
+
+def _folder(package: str) -> tuple[str, ...]:
+    """The folder of an installed package, which is not imported for it."""
+    spec = importlib.util.find_spec(package)
+    return (str(Path(spec.origin).parent),) if spec is not None and spec.origin else ()
+
+
+#: Code in these folders handles weights without computing with them. accelerate moves those of offloaded layers while their parent runs.
+_HANDLERS = (str(Path(torch.__file__).parent), str(Path(__file__).parent), *_folder("accelerate"))
 
 #: Operations that write into the tensor without arithmetic.
 _PLAIN_WRITES = {"copy_", "zero_", "fill_", "detach_", "requires_grad_", "share_memory_"}

@@ -58,9 +58,9 @@ def of_family(family: str, dtype: torch.dtype, threshold: float | None = 6.0) ->
     return Int8Experts.from_float(experts_of(family, dtype), threshold)
 
 
-def plain(experts: int, bias: bool) -> Int8Experts:
+def plain(experts: int, bias: bool, threshold: float | None = 6.0) -> Int8Experts:
     """Experts of an odd size: rows end anywhere in a register."""
-    return Int8Experts.from_float(with_random_weights(Silu(experts, 33, 17, bias)))
+    return Int8Experts.from_float(with_random_weights(Silu(experts, 33, 17, bias)), threshold)
 
 
 class Silu(Plain):
@@ -68,7 +68,7 @@ class Silu(Plain):
 
     def _apply_gate(self, y: Tensor) -> Tensor:
         gate, up = y.chunk(2, dim=-1)
-        return nn.functional.silu(gate) * up
+        return nn.functional.silu(gate.contiguous()) * up
 
 
 def parallel(module: Int8Experts, given: tuple[Tensor, ...]) -> tuple[Tensor, list[int]]:
@@ -108,6 +108,20 @@ def test_experts_that_do_not_divide_evenly_and_rows_for_nobody(both: Processes, 
     for y, _ in answers:
         assert_same(y, one)
     assert [held[0] for _, held in answers] == [-(-experts // 2), experts // 2]
+
+
+def between(*given: Tensor) -> Tensor:
+    module = parallelize_module(plain(4, False, 0.0), init_device_mesh("cpu", (PROCESSES,)), Int8ExpertParallel())
+    return module(*given)
+
+
+def test_the_gate_has_the_bits_that_it_has_in_one_process(both: Processes):
+    """Torch computes the end of a tensor otherwise than the rest; without quantizing (threshold 0) every bit of the gate counts."""
+    for tokens in range(5, 25):
+        given = activations(tokens, torch.float32, 33, seed=tokens), *routed(tokens, 2, 4, torch.float32, seed=tokens)
+        one = expected(plain(4, False, 0.0), given)
+        for y in both(between, *given):
+            assert_same(y, one)
 
 
 def test_all_tokens_may_go_to_one_process(both: Processes):

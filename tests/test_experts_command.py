@@ -4,11 +4,13 @@ import json
 
 import pytest
 import torch
+from matplotlib.colors import to_hex
 
 import fast
-from experiments import experts, records
+from experiments import experts, loading_peak, records
 from experiments.command import InputError
 from experiments.pages import experts as page
+from experiments.pages import style
 
 RECORD = json.loads((records.RESULTS / "experts.json").read_text())
 
@@ -24,6 +26,34 @@ def test_the_record_has_every_model_and_family_and_all_passed():
     assert all(row["equal"] == row["tried"] > 0 and row["compiled"] and row["exported"] for row in RECORD["matrix"])
     assert all(abs(row["bytes"] - 1) < 0.01 for row in RECORD["matrix"])
     assert [(row["hidden"], row["experts"], row["k"]) for row in RECORD["routers"]] == list(experts.ROUTERS)
+
+
+def test_loading_takes_the_int8_model_and_what_merges_one_projection():
+    row = RECORD["loading"]
+    # Three times the codes of a projection (each expert's, stacked, gate with up) and four times one matrix in float32, which is as much
+    # again; 16 MB for Python and Torch. As in test_saved_experts.py, where it is measured anew.
+    assert row["int8"] < row["streamed"] < row["int8"] + 4 * row["largest"] + 16e6 < row["float"]
+    assert row["float_first"] > row["float"]
+    sizes = loading_peak.SIZES
+    weights = sizes["num_hidden_layers"] * sizes["num_local_experts"] * 3 * sizes["hidden_size"] * sizes["intermediate_size"]
+    assert row["largest"] == weights / sizes["num_hidden_layers"] * 2 / 3
+    assert weights < row["int8"] < 1.08 * weights  # attention is 6 % of it, row maxima and embeddings the rest
+
+
+def test_the_picture_and_its_words_are_what_the_outliers_of_each_experts_rows_are():
+    with fast.backend("cpu"):
+        assert records.plain(experts.route_a_few()) == RECORD["routing"]
+    routing, seen = RECORD["routing"], page.counts(RECORD)
+    # Token 2 has an outlier in feature 5, token 6 in feature 11.
+    assert routing["outliers"] == [[c for t, c in ((2, 5), (6, 11)) if t in rows] for rows in routing["rows"]]
+    assert sum(seen["rows"]) == 2 * routing["tokens"]
+    assert (seen["entries"], seen["in_16_bits"], seen["of_one_layer"]) == (256, 18, 32)
+    assert "expert 1 has 4 rows and no outlier columns" in page.alt(RECORD)
+    (figure,) = page.pictures(RECORD)
+    left, right = figure.axes
+    orange = [patch for patch in right.patches if to_hex(patch.get_facecolor()) == style.ORANGE]
+    assert len(left.patches) == 16 + 2  # and two empty ones for the legend
+    assert (len(right.patches), len(orange)) == (seen["entries"], seen["in_16_bits"])
 
 
 def test_with_experts_a_model_halves_and_without_it_hardly_changes():

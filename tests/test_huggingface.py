@@ -420,9 +420,11 @@ def test_offloading_with_accelerate_changes_nothing(int8_folder, tmp_path):
     expected = logits(LlamaForCausalLM.from_pretrained(int8_folder))
     offloaded = accelerate.cpu_offload(LlamaForCausalLM.from_pretrained(int8_folder), execution_device="cpu")
     assert layers_of(offloaded)["model.layers.0.self_attn.q_proj"].weight.is_meta  # it is elsewhere until it is called
-    assert_same(logits(offloaded), expected)
+    for _ in range(2):  # the second time accelerate reads what it put back after the first
+        assert_same(logits(offloaded), expected)
     on_disk = accelerate.disk_offload(LlamaForCausalLM.from_pretrained(int8_folder), tmp_path / "offload", execution_device="cpu")
-    assert_same(logits(on_disk), expected)
+    for _ in range(2):
+        assert_same(logits(on_disk), expected)
 
 
 def test_accelerate_loads_the_checkpoint_by_itself(int8_folder):

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import accelerate
 import pytest
 import torch
 import transformers as tf
@@ -182,6 +183,30 @@ def test_an_int8_model_loads_with_a_device_map(place, tmp_path):
     model.save_pretrained(tmp_path / "int8")
     again = type(model).from_pretrained(tmp_path / "int8", device_map=device_map, offload_folder=tmp_path / "offloaded").eval()
     assert_same(logits(again), logits(model))
+
+
+def offloaded_to_cpu(model: nn.Module, folder: Path) -> nn.Module:
+    return accelerate.cpu_offload(model, execution_device="cpu")
+
+
+def offloaded_to_disk(model: nn.Module, folder: Path) -> nn.Module:
+    return accelerate.disk_offload(model, str(folder), execution_device="cpu")
+
+
+def dispatched(model: nn.Module, folder: Path) -> nn.Module:
+    places = dict.fromkeys(("model.embed_tokens", "model.norm", "model.rotary_emb", "lm_head", "model.layers.0"), "cpu")
+    return accelerate.dispatch_model(model, places | {"model.layers.1": "disk"}, main_device="cpu", offload_dir=str(folder))
+
+
+@pytest.mark.parametrize("how", [offloaded_to_cpu, offloaded_to_disk, dispatched], ids=lambda how: how.__name__)
+def test_offloading_experts_changes_nothing(how, tmp_path):
+    model = fast.quantize_model(made("Qwen3-MoE"), progress=False)
+    before = logits(model)
+    offloaded = how(model, tmp_path / "offloaded")
+    places = {parameter.device.type for module in experts(offloaded).values() for parameter in module.parameters()}
+    assert "meta" in places  # they are elsewhere between two calls
+    for _ in range(2):
+        assert_same(logits(offloaded), before)
 
 
 # Files of others.

@@ -196,6 +196,7 @@ print("saved under bitsandbytes' names, loaded into an empty layer: the same Y")
 #
 # `quantize_model` replaces every linear layer but the last (`lm_head`, which stays float in the paper, too), one after
 # the other, so that at most one layer exists twice.
+# The experts of [a mixture of experts](../docs/howto/mixture_of_experts.md) become int8 as well, each a layer of its own.
 #
 # > **Predict.** SmolLM2-135M takes 538 MB in float32. What in int8, if the table of 49,152 tokens stays as it is?
 

@@ -12,7 +12,7 @@ from experiments.pages import phone, style, verification
 from experiments.pages.report import PICTURES
 
 FOLDER = Path(__file__).resolve().parents[2] / "experiments" / "results"
-PICTURE = re.compile(r"\((results/[\w-]+)\.png\)")
+PICTURE = re.compile(r"\(((?:\.\./)?)(results/[\w-]+)\.png\)")
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -32,4 +32,4 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Points the pages, which name the stored pictures, at those that are drawn here."""
     drawn = {file.src_uri for file in files}
-    return PICTURE.sub(lambda match: f"({match[1]}.svg)" if f"{match[1]}.svg" in drawn else match[0], markdown)
+    return PICTURE.sub(lambda match: f"({match[1]}{match[2]}.svg)" if f"{match[2]}.svg" in drawn else match[0], markdown)

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from .. import records
 from ..records import Read, Record
-from . import dial, generate, generation, memory, outliers, perplexity, speed
+from . import dial, experts, generate, generation, memory, outliers, perplexity, speed
 from .claims import claims, order
 
 PAGES = Path(__file__).parents[2] / "docs"
@@ -83,6 +83,7 @@ PICTURES = {part.name: perplexity.pictures for part in RESULTS if part.name.star
     "outliers": outliers.pictures,
     "dial": dial.pictures,
     "memory": memory.pictures,
+    "experts": experts.pictures,
     "speed-cpu": speed.pictures,
     "speed-cuda": speed.pictures,
     "generation": generation.pictures,

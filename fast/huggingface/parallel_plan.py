@@ -74,7 +74,7 @@ def _dispatch(otherwise: Any) -> Any:
             else:
                 otherwise.shard_param(module, param, mesh)
 
-        def install_forward(self, module: nn.Module, ep_mesh: Any, *, tp_mesh: Any, **options: Any) -> nn.Module:
+        def install_forward(self, module: nn.Module, ep_mesh: Any, *, tp_mesh: Any, **options: Any) -> nn.Module:  # type: ignore[override]
             """Experts in int8 exchange rows in a way of their own, whatever `ep_implementation` says."""
             if not isinstance(module, Int8Experts):
                 return otherwise.install_forward(module, ep_mesh, tp_mesh=tp_mesh, **options)
