@@ -9,7 +9,9 @@ Read again on 2026-11-26, and what each figure was held against:
 - clock: the one at which the published rates of the matrix unit hold, rate / (2 * multiprocessors * multiply-adds); a test multiplies.
 - lanes for float32 (floats): CUDA C++ Best Practices Guide, "Throughput of Native Arithmetic Instructions". The table was not at hand;
   cores / multiprocessors of the same documents give the same numbers.
-- cache: an assumption, at which the counts of the product are reckoned as well.
+- cache: an assumption, what one multiprocessor can take. All together get less: the table at
+  https://pmc.ncbi.nlm.nih.gov/articles/PMC10448217/table/t0015 gives 7,219 GB/s (A100) and 8,986 (H100), which is 5,120 bytes per cycle
+  of the whole GPU, 47 and 39 for each of its multiprocessors. The floor of `cache` is too low by that where all read at once.
 """
 
 from typing import NamedTuple
