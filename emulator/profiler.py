@@ -23,8 +23,9 @@ from .launch import Gpu, Launch, gpu
 from .sass import Flight, agreement, assembled, disassembled, executions, flights, pipe_of
 
 SCHEDULERS, LANES, SHARED_BYTES = 4, 32, 128
-#: Lanes of a multiprocessor for integers and logic, for products of integers, and for conversions and special functions (CUDA C++
-#: Programming Guide, "Throughput of Native Arithmetic Instructions", 32-bit operations, compute capability 8.0 to 10.0).
+#: Lanes of a multiprocessor for integers and logic, for products of integers, and for conversions and special functions: those of
+#: compute capability 8.0 (CUDA C++ Best Practices Guide, "Throughput of Native Arithmetic Instructions"; the table was not at hand when
+#: this was last checked). Where a newer GPU has more lanes, floors of `alu`, `fma heavy` and `xu` are too high for it.
 ALU_LANES, HEAVY_LANES, XU_LANES = 64, 64, 16
 #: Cycles that a load from device memory takes: an assumption, of the order that microbenchmarks find on an idle GPU (400 to 600).
 LATENCY = 600

@@ -7,7 +7,7 @@
 
 The kernels are those that the cases of tests/compiled_cases.py launch, in all their variants. Two places are the same fault if they have
 the kind, the line of source and the form of instruction in common. One is drawn, from the variant that runs quickest; where it survives,
-up to two more, from other variants. Of faults that take order away (barriers, waits, fences, commits) each place in that variant is tried.
+up to five more, from other variants. Of faults that take order away (barriers, waits, fences, commits) each place in that variant is tried.
 
 A fault is caught if the sanitizer stops the program or the result differs. Of the faults of order some change nothing, since the compiler
 puts two barriers where one suffices, and the sanitizer's vector clocks decide which: all that survive alone are removed together, one
@@ -42,9 +42,9 @@ ROOT = Path(__file__).resolve().parents[2]
 EXPLAINED = Path(__file__).parent / "surviving_faults.toml"
 ARCHITECTURES = ("sm_80", "sm_89", "sm_90", "sm_100")
 #: Launches of one variant on which a survivor is tried.
-INPUTS = 3
+INPUTS = 4
 #: Places of one fault that are tried, the first of them in the quickest variant.
-PLACES = 3
+PLACES = 6
 
 #: A place: the launches of a variant, and the fault.
 Place = tuple[list[replay.Noted], FaultSite]
