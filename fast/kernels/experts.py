@@ -26,8 +26,8 @@ from .configurations import (
     Product,
     all_registers,
     architecture,
-    decode_configuration,
-    product_configuration,
+    decode_experts_configuration,
+    product_experts_configuration,
     rows_configuration,
     scan_experts_configuration,
 )
@@ -291,15 +291,15 @@ def experts_linear(
         outliers=None if columns is None else Outliers(columns),
     )
     groups = triton.next_power_of_2(e + 1)
-    general = not (aligned(w) and aligned(quantized.codes) and sixteen_bits(x, None))
-    config = config or product_configuration(arch, triton.cdiv(p, e), n, general)
+    unaligned, is_sixteen_bits = not (aligned(w) and aligned(quantized.codes)), sixteen_bits(x, None)
+    config = config or product_experts_configuration(arch, triton.cdiv(p, max(e, 1)), n, unaligned, is_sixteen_bits)
     with torch.cuda.device_of(x):
         if k:
             _quantize(x, quantized, flags, ends, threshold, e)
         else:
             quantized.scale.zero_()
         x_tiles = w_tiles = None
-        if config.tma and not general and k:
+        if config.tma and not unaligned and is_sixteen_bits and k:
             x_tiles = TensorDescriptor.from_tensor(quantized.codes, [config.block_m, config.block_k])
             w_tiles = TensorDescriptor.from_tensor(w, [config.block_n, config.block_k])
         multiply_experts[(most_tiles(p, e, config.block_m) * triton.cdiv(n, config.block_n),)](
@@ -349,7 +349,7 @@ def experts_decode(
     """
     (t, choices), (e, n, k) = chosen.shape, codes.shape
     w = codes.contiguous().view(e * n, k)
-    config = config or decode_configuration(architecture(x.device), t, n, not aligned(w))
+    config = config or decode_experts_configuration(architecture(x.device), t, n * min(e, t * choices), not aligned(w))
     y = torch.empty(t * choices, n, dtype=x.dtype, device=x.device)
     rows = triton.next_power_of_2(t)
     with torch.cuda.device_of(x):
