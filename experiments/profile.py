@@ -135,14 +135,14 @@ def decoded(arch: str, shape: str) -> Run:
 
 def decoded_experts(arch: str, tokens: int) -> Run:
     """`decode_experts`, at the sizes of Qwen3-30B-A3B's first projection: of W only what the chosen experts have, and once."""
-    from fast.kernels import experts
+    from fast.kernels import expert_decoding
 
     n, k, choices = CHOSEN
     count = min(choices * tokens, 2 * choices)
     which = (torch.arange(tokens)[:, None] + torch.arange(choices)).remainder(count)
     w = codes(count * n, k, 2).view(count, n, k)
     with emulator.profiling(arch, programs=[0]) as profiler:
-        experts.experts_decode(inputs(tokens, k), w, torch.rand(count, n, 1) + 0.5, None, which, False, THRESHOLD)
+        expert_decoding.experts_decode(inputs(tokens, k), w, torch.rand(count, n, 1) + 0.5, None, which, False, THRESHOLD)
     (found,) = profiler.profiles
     read = len(which.unique())  # the first pair of an expert has its programs; the others of the grid end at once
     programs = found.grid // (tokens * choices) * read

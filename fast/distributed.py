@@ -89,11 +89,15 @@ def outlier_product(x: Tensor, outliers: Tensor, weight: QuantizedWeight, group:
 
 def _gather_columns(columns: Tensor, sizes: list[int], group: Group) -> Tensor:
     """The columns of all processes side by side, in their order; `sizes` says how many each has."""
-    rows = columns.T
+    return gather_rows(columns.T, sizes, group).T
+
+
+def gather_rows(rows: Tensor, sizes: list[int], group: Group) -> Tensor:
+    """The rows of all processes below each other, in their order; `sizes` says how many each has."""
     padded = torch.cat([rows, rows.new_zeros(max(sizes) - len(rows), rows.shape[1])])
     parts = [torch.empty_like(padded) for _ in sizes]
     dist.all_gather(parts, padded, group)
-    return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)]).T
+    return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
 
 
 class _Sharded(Int8Linear):

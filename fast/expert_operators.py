@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from . import arguments
-from .dispatch import implementation
+from .dispatch import implementation, native_engine
 from .operators import without_autocast
 from .transforms import in_transform, is_transformed
 from .weights import QuantizedWeight
@@ -51,6 +51,9 @@ def _experts_linear(x: Tensor, codes: Tensor, absmax: Tensor, bias: Tensor | Non
         kernels = _kernels(x)
         if kernels is not None:
             return kernels.experts_linear(x, codes, absmax, bias, ends, limit)
+        native = native_engine()
+        if native is not None:
+            return native.experts_linear(x, codes, absmax, bias, ends, limit)
         y = x.new_zeros(len(x), codes.shape[1])  # rows of no expert are zero
         for e, start, end in _groups(ends):
             rows = x[start:end]

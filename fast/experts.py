@@ -131,8 +131,7 @@ class Int8Experts(nn.Module):
         if self.experts_layout.in_blocks:
             rows = hidden_states.shape[0] // experts
             ends = torch.arange(1, experts + 1, device=hidden_states.device) * rows
-            gate, up = self._project(self.experts_layout.first, hidden_states, ends).chunk(2, dim=-1)
-            return self._project("down_proj", up * self.act_fn(gate), ends)  # type: ignore[operator]
+            return self._both(hidden_states, ends)
         if top_k_index is None or top_k_weights is None:
             raise TypeError("top_k_index and top_k_weights must be given")
         tokens, k = top_k_index.shape
@@ -149,15 +148,27 @@ class Int8Experts(nn.Module):
     def _both(self, x: Tensor, ends: Tensor | None = None, chosen: Tensor | None = None) -> Tensor:
         """Both projections and what the model has between and after them: of rows sorted by expert, or of tokens and what they chose."""
         y = self._project(self.experts_layout.first, x, ends, chosen)
-        y = self._apply_gate(y) if self.has_gate else self.act_fn(y)  # type: ignore[operator]
-        y = self._project("down_proj", y.to(x.dtype), ends, chosen)
+        y = self._project("down_proj", self._between(y).to(x.dtype), ends, chosen)
+        return self._after(y)
+
+    def _between(self, y: Tensor) -> Tensor:
+        if self.experts_layout.in_blocks:
+            gate, up = y.chunk(2, dim=-1)
+            return up * self.act_fn(gate)  # type: ignore[operator]
+        return self._apply_gate(y) if self.has_gate else self.act_fn(y)  # type: ignore[operator]
+
+    def _after(self, y: Tensor) -> Tensor:
         return self.post_expert_norm(y) if getattr(self, "has_post_expert_norm", False) else y  # type: ignore[operator]
 
-    def _project(self, name: str, x: Tensor, ends: Tensor | None, chosen: Tensor | None = None) -> Tensor:
+    def _weight(self, name: str) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Codes, maxima and biases of a projection."""
         own = self._parameters
-        codes, absmax, bias = own[name], own[name + ABSMAX], own.get(f"{name}_bias")
+        return own[name], own[name + ABSMAX], own.get(f"{name}_bias")  # type: ignore[return-value]
+
+    def _project(self, name: str, x: Tensor, ends: Tensor | None, chosen: Tensor | None = None) -> Tensor:
+        codes, absmax, bias = self._weight(name)
         if chosen is not None:
-            y = experts_decode(x, codes, absmax, bias, chosen, name == "down_proj", self.threshold)  # type: ignore[arg-type]
+            y = experts_decode(x, codes, absmax, bias, chosen, name == "down_proj", self.threshold)
         else:
             y = experts_linear(x, codes, absmax, bias, ends, self.threshold)  # type: ignore[arg-type]
         device = y.device.type

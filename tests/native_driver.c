@@ -23,16 +23,18 @@ static void send(const void *from, size_t size) {
     }
 }
 
-enum { ADDRESSES = 13, FIRST_RESULT = 7, LAST_RESULT = 11 };
+enum { ADDRESSES = 13, FIRST_RESULT = 7, LAST_RESULT = 11, EXPERTS = 4 };
 
 int main(void) {
     int (*functions[])(const Call *) = {llm_int8_linear, llm_int8_quantize, llm_int8_outlier_columns, llm_int8_matmul};
     struct { char name[32]; int64_t size; } greeting = {INSTRUCTIONS, sizeof(Call)};
     send(&greeting, sizeof greeting);
-    for (int64_t function, sizes[ADDRESSES]; receive(&function, sizeof function);) {
+    for (int64_t function, sizes[ADDRESSES + 1]; receive(&function, sizeof function);) {
         Call call;
         void *blocks[ADDRESSES];
         if (!receive(sizes, sizeof sizes) || !receive(&call, sizeof call)) return 2;
+        int64_t *ends = malloc((size_t)sizes[ADDRESSES]); /* of the rows of experts, for their function */
+        if (!receive(ends, (size_t)sizes[ADDRESSES])) return 2;
         for (int i = 0; i < ADDRESSES; i++) {
             blocks[i] = sizes[i] < 0 ? NULL : malloc((size_t)sizes[i]);
             if (i < FIRST_RESULT && sizes[i] > 0 && !receive(blocks[i], (size_t)sizes[i])) return 2;
@@ -40,10 +42,12 @@ int main(void) {
         }
         memcpy(&call, blocks, sizeof blocks); /* the addresses are the first fields */
         call.pool = NULL;
-        int64_t result = functions[function](&call);
+        const Experts experts = {call, ends, sizes[ADDRESSES] / 8};
+        int64_t result = function == EXPERTS ? llm_int8_experts(&experts) : functions[function](&call);
         send(&result, sizeof result);
         for (int i = FIRST_RESULT; i <= LAST_RESULT; i++) if (sizes[i] > 0) send(blocks[i], (size_t)sizes[i]);
         for (int i = 0; i < ADDRESSES; i++) free(blocks[i]);
+        free(ends);
     }
     return 0;
 }

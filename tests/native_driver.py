@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from fast.cpu import build, engine
-from fast.cpu.native import CALL, DTYPES, INT8, Native
+from fast.cpu.native import CALL, DTYPES, EXPERTS, INT8, Native
 
 SOURCE = Path(__file__).with_name("native_driver.c")
 SIZES = {**dict.fromkeys(DTYPES.values(), 2), 0: 4, INT8: 1}
@@ -35,8 +35,10 @@ class Driven:
         # Functions of their own, since Native declares their types on them.
         self.llm_int8_instructions = lambda: name.encode()
         self.llm_int8_call_size = lambda: CALL.size
+        self.llm_int8_experts_size = lambda: EXPERTS.size
         for number, function in enumerate(("linear", "quantize", "outlier_columns", "matmul")):
             setattr(self, f"llm_int8_{function}", functools.partial(self._call, number))
+        self.llm_int8_experts = functools.partial(self._call_of_experts)
 
     @functools.cached_property
     def _process(self) -> subprocess.Popen:
@@ -51,11 +53,15 @@ class Driven:
         """Ends the process, also one that does not end by itself."""
         self._process.kill()
 
-    def _call(self, function: int, packed: bytes) -> int:
+    def _call_of_experts(self, packed: bytes) -> int:
+        ends_at, experts = EXPERTS.unpack(packed)[-2:]
+        return self._call(4, packed[: CALL.size], experts, ctypes.string_at(ends_at, 8 * experts))
+
+    def _call(self, function: int, packed: bytes, experts: int = 1, ends: bytes = b"") -> int:
         fields = CALL.unpack(packed)
-        addresses, sizes = fields[:13], sizes_of(function, fields)
+        addresses, sizes = fields[:13], sizes_of(fields, experts)
         call = CALL.pack(*[0] * 13, *fields[13:])
-        message = struct.pack("14q", function, *sizes) + call
+        message = struct.pack("15q", function, *sizes, len(ends)) + call + ends
         message += b"".join(ctypes.string_at(address, size) for address, size in zip(addresses[:7], sizes, strict=False) if size > 0)
         assert self._process.stdin is not None
         try:
@@ -86,18 +92,27 @@ def ended(process: subprocess.Popen) -> None:
     process.communicate()
 
 
-def sizes_of(function: int, fields: tuple) -> list[int]:
-    """Bytes of the array behind each address, -1 for none."""
+def sizes_of(fields: tuple, experts: int) -> list[int]:
+    """Bytes of the array behind each address, -1 for none; what belongs to a weight is there for each of some experts."""
     m, k, n, x_stride, codes_stride, float_stride = fields[13:19]
     x_dtype, float_dtype, bias_dtype, per_row, per_weight_row = fields[20:25]
 
     def rows(count: int, stride: int, size: int) -> int:
         return size * ((count - 1) * stride + k) if count and k else 0
 
-    slices, x_slices = n if per_weight_row else 1, m if per_row else 1
+    slices, x_slices = experts * n if per_weight_row else 1, m if per_row else 1
     y = 4 if x_dtype == INT8 else SIZES[x_dtype]
-    sizes = [rows(m, x_stride, SIZES[x_dtype]), rows(n, codes_stride, 1), 4 * slices, 4 * slices, 4 * slices]
-    sizes += [rows(n, float_stride, SIZES.get(float_dtype, 0)), n * SIZES[bias_dtype], m * n * y, m * k, 4 * x_slices, 4 * x_slices, k, 0]
+    sizes = [rows(m, x_stride, SIZES[x_dtype]), rows(experts * n, codes_stride, 1), 4 * slices, 4 * slices, 4 * slices]
+    sizes += [
+        rows(n, float_stride, SIZES.get(float_dtype, 0)),
+        experts * n * SIZES[bias_dtype],
+        m * n * y,
+        m * k,
+        4 * x_slices,
+        4 * x_slices,
+        k,
+        0,
+    ]
     # An empty tensor has no address, but is there.
     return [size if address or (size == 0 and i in (0, 1, 7)) else -1 for i, (size, address) in enumerate(zip(sizes, fields, strict=False))]
 

@@ -54,10 +54,17 @@ def test_the_lines_of_the_first_page_are_the_method():
     np.testing.assert_array_equal(scope["y"], reference.llm_int8_matmul(scope["x"], scope["w"]))
 
 
-def test_the_table_of_the_readme_is_the_one_that_the_demo_printed():
+@pytest.mark.parametrize("name", ["README.md", "README.zh.md"])
+def test_the_table_of_the_readme_is_the_one_that_the_demo_printed(name):
     record = records.read("perplexity")
     assert record is not None
-    assert tables.table(*perplexity_page.cells(record["rows"])) in (ROOT / "README.md").read_text(encoding="utf-8")
+    assert tables.table(*perplexity_page.cells(record["rows"])) in (ROOT / name).read_text(encoding="utf-8")
+
+
+def test_both_readmes_have_the_same_code_and_lead_to_the_same_files():
+    english, chinese = ((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "README.zh.md"))
+    for pattern in (r"```.*?```", r"\]\((?!README)([^)]*)\)", r"`[^`\n]+`"):
+        assert sorted(re.findall(pattern, english, re.DOTALL)) == sorted(re.findall(pattern, chinese, re.DOTALL))
 
 
 def test_the_counts_on_the_page_of_the_kernels_are_those_of_the_profiler():

@@ -74,8 +74,8 @@ def multiplies(kernel: Facts) -> bool:
 def has_outlier_product(kernel: Facts) -> bool:
     """Whether the kernel has an outlier product on 16-bit matrix instructions."""
     signature = kernel["signature"]
-    if kernel["kernel"] == "multiply_experts":
-        decomposes = signature["listed"] != "constexpr"
+    if kernel["kernel"] in ("multiply_experts", "decode_experts"):
+        decomposes = signature["listed" if kernel["kernel"] == "multiply_experts" else "threshold"] != "constexpr"
     else:
         decomposes = "outliers.columns" in signature if kernel["kernel"] in PRODUCTS else kernel["constants"]["DETECT"]
     x, float_weight = (signature.get(f"{name}.pointer") for name in ("x", "float_weight"))
@@ -229,7 +229,7 @@ def kernel_facts(**changes: Any) -> Facts:
 #: What turns it into a faultless product of experts, and into decoding.
 OF_EXPERTS: Facts = {"kernel": "multiply_experts", "signature": {"listed": "*i32", "x.pointer": "*fp16"}}
 FEW_TOKENS: Facts = {
-    "kernel": "decode_experts", "constants": {"DETECT": True}, "signature": {"x.pointer": "*fp16"}, "rounding_sums": 1,
+    "kernel": "decode_experts", "signature": {"threshold": "fp32", "x.pointer": "*fp16"}, "rounding_sums": 1,
     "instructions": {"IGMMA.64x128x32.S8.S8": 0, "HGMMA.64x256x16.F32": 0, "IMMA.16832.S8.S8": 8, "HMMA.16816.F32": 2, "FCHK": 1},
 }  # fmt: skip
 

@@ -19,6 +19,8 @@ from ..weights import QuantizedWeight
 
 #: The fields of `Call`: 13 addresses, 6 sizes, the limit, 7 flags.
 CALL = struct.Struct("@13P6qf7i")
+#: `Experts` in native_experts.h: a call, where the rows of each expert end, and how many experts there are.
+EXPERTS = struct.Struct(f"{CALL.format}Pq")
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 INT8 = 4
 
@@ -35,10 +37,13 @@ class Native:
         self.name: str = library.llm_int8_instructions().decode()
         if library.llm_int8_call_size() != CALL.size:
             raise ValueError(f"native.c's Call has {library.llm_int8_call_size()} bytes, native.py packs {CALL.size}")
-        functions = (library.llm_int8_linear, library.llm_int8_quantize, library.llm_int8_outlier_columns, library.llm_int8_matmul)
+        if library.llm_int8_experts_size() != EXPERTS.size:
+            raise ValueError(f"native.c's Experts has {library.llm_int8_experts_size()} bytes, native.py packs {EXPERTS.size}")
+        names = ("linear", "quantize", "outlier_columns", "matmul", "experts")
+        functions = [getattr(library, f"llm_int8_{name}") for name in names]
         for function in functions:
             function.argtypes, function.restype = [ctypes.c_char_p], ctypes.c_int
-        self._linear, self._quantize, self._outlier_columns, self._matmul = functions
+        self._linear, self._quantize, self._outlier_columns, self._matmul, self._experts = functions
 
     def linear(self, x: Tensor, weight: QuantizedWeight, bias: Tensor | None, limit: float | None, per_row: bool) -> Tensor:
         """As `fast.cpu.layer.linear`; `x` may have any leading dimensions.
@@ -99,6 +104,43 @@ class Native:
         )
         if self._linear(packed):
             raise MemoryError(f"no memory for a layer of {(*leading, last)} x ({n}, {k})")
+        return y
+
+    def experts_linear(self, x: Tensor, codes: Tensor, absmax: Tensor, bias: Tensor | None, ends: Tensor, limit: float | None) -> Tensor:
+        """(S, N) of x's dtype: `linear` of each expert's rows with its weight, by absmax, all in one call.
+
+        Args:
+            x: (S, K), sorted by expert.
+            codes: (E, N, K) int8.
+            absmax: (E, N, 1) float32.
+            bias: (E, N) of a floating dtype, or None.
+            ends: (E,) integers, ascending: where the rows of each expert end; rows from the last one on give zeros.
+            limit: as in `linear`.
+
+        Raises:
+            ValueError: shapes that do not belong together, or ends that do not ascend from 0 to at most S.
+        """
+        experts, n, k = codes.shape
+        x, x_stride = rows_of(x, k)
+        codes, absmax, ends = _ready(codes, torch.int8), _ready(absmax, torch.float32), _ready(ends, torch.int64)
+        bias_at = bias_dtype = 0
+        wrong = x.shape[1] != k or absmax.shape != (experts, n, 1) or ends.shape != (experts,)
+        if bias is not None:
+            bias = _ready(bias, bias.dtype if bias.dtype in DTYPES else torch.float32)
+            wrong |= bias.shape != (experts, n)
+            bias_at, bias_dtype = bias.data_ptr(), DTYPES[bias.dtype]
+        if wrong:
+            shapes = [None if t is None else tuple(t.shape) for t in (x, codes, absmax, bias, ends)]
+            raise ValueError(f"x, codes, absmax, bias, ends of shapes {shapes} do not fit")
+        stops = [0, *ends.tolist(), len(x)]  # they become addresses
+        if stops != sorted(stops):
+            raise ValueError(f"ends must ascend from 0 to at most {len(x)} rows, got {stops[1:-1]}")
+        y = x.new_empty(len(x), n)
+        addresses = (x.data_ptr(), codes.data_ptr(), absmax.data_ptr(), 0, 0, 0, bias_at, y.data_ptr(), 0, 0, 0, 0, pool)
+        flags = (DTYPES[x.dtype], 0, bias_dtype, True, True, False, torch.get_num_threads())
+        limit = math.inf if limit is None else limit
+        if self._experts(EXPERTS.pack(*addresses, len(x), k, n, x_stride, k, 0, limit, *flags, ends.data_ptr(), experts)):
+            raise MemoryError(f"no memory for {len(x)} rows x {experts} experts of ({n}, {k})")
         return y
 
     def quantize(self, x: Tensor, per_row: bool, quantizer: str) -> tuple[Tensor, Tensor, Tensor | None]:

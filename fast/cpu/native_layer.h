@@ -50,6 +50,7 @@ typedef struct {
     float *entries;         /* [group][outlier][LANES]: X[:, O] */
     uint8_t *codes;         /* along: rows of `row_bytes`; else groups of LANES * row_bytes, [K / 4][LANES][4] */
     long row_bytes;
+    char *memory;           /* all of these but `entries` */
 } Layer;
 
 /* ---- work in pieces: whoever is free takes the next, so the pieces and their results do not depend on the number of threads ----- */

@@ -281,18 +281,22 @@ static void across_piece(Layer *l, long piece) {
     lines_done();
 }
 
-static void accumulate(Layer *l, int threads) {
+static void product_piece(Layer *l, long piece) { l->along ? along_piece(l, piece) : across_piece(l, piece); }
+
+/* How many pieces the product of a layer has; chooses the block. `tasks` pieces at least are wanted, so that no thread goes idle. */
+static long product_pieces(Layer *l, long tasks) {
     const Call *c = l->call;
     if (l->along) {
         long rows = round_up(PIECE / (c->k + 1) + 1, LANES);
-        run(l, along_piece, (c->n + rows - 1) / rows, threads);
-        return;
+        return (c->n + rows - 1) / rows;
     }
     /* 256 rows of X; fewer where threads would go idle. */
     const long groups = round_up(c->m, LANES) / LANES, least_block = 64 / LANES;
     l->block = 256 / LANES;
-    if (threads > 1 && parts_of(c) * groups < 4 * threads * l->block) l->block = least_block;
-    run(l, across_piece, parts_of(c) * ((groups + l->block - 1) / l->block), threads);
+    if (parts_of(c) * groups < tasks * l->block) l->block = least_block;
+    return parts_of(c) * ((groups + l->block - 1) / l->block);
 }
+
+static void accumulate(Layer *l, int threads) { run(l, product_piece, product_pieces(l, threads > 1 ? 4 * threads : 0), threads); }
 
 #endif

@@ -10,14 +10,15 @@ Read in this order:
 6. `hopper.py`           the same product in Gluon, for sm_90: the matrix unit does not wait between blocks
 7. `decode.py`           all of it in one launch, for few rows
 8. `layer.py`            the layer, by the separate kernels or by the one launch
-9. `experts.py`          the layers of a mixture of experts, all in the same launches
+9. `experts.py`          the layers of a mixture of experts, all in the same launches; `expert_decoding.py`, for few tokens
 10. `operands.py`        how operands lie in memory, and what the kernels can make of it
 11. `configurations.py`  block shapes by architecture
 """
 
 from ..interpreter import interpreted
 from .configurations import DECODE_ROWS, gluon
-from .experts import experts_decode, experts_linear
+from .expert_decoding import experts_decode
+from .experts import experts_linear
 from .layer import linear, tiled
 from .outliers import outlier_columns
 from .product import int8_matmul

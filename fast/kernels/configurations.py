@@ -251,9 +251,11 @@ def scan_configuration(arch: str, m: int, k: int) -> Scan:
 def scan_experts_configuration(arch: str) -> Scan:
     """As `scan_configuration`, of an expert's rows, which are few: 16 of them give each thread one copy of 16 bytes, and four stages 8 KB.
 
-    The experts are the splits, so each program owns what it stores.
+    AMD's programs have twice the threads. The experts are the splits, so each program owns what it stores.
     """
-    return Scan(16, 32, 1, 4, 2) if arch == "interpreter" else Scan(block_m=16, block_k=64, splits=1, warps=4, stages=4)
+    if arch == "interpreter":
+        return Scan(16, 32, 1, 4, 2)
+    return Scan(block_m=32 if arch == "gfx942" else 16, block_k=64, splits=1, warps=4, stages=4)
 
 
 def rows_configuration(arch: str, m: int, k: int) -> Rows:

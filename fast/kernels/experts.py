@@ -6,11 +6,7 @@
     quantize_experts    programs 0 to E - 1: an expert's list of outlier columns; all others: a row -> scale, codes
     multiply_experts    program = a tile of Y; the expert, its weights and its list follow from `ends`
 
-Where X has as few tokens as decoding has, one launch does it all, and nothing is sorted:
-
-    decode_experts      program (columns, pair of token and choice): if no pair before it has the same expert, the rows of all tokens that
-                        chose it, as `decode.py` has them
-
+Few tokens are not sorted, and take one launch (`expert_decoding.py`).
 An expert's codes, scales and sums are those of a layer over its rows, bit for bit. The pieces are those of the layer's kernels.
 """
 
@@ -22,16 +18,13 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from .arithmetic import NO_FUSION, absmax_scale, rounded
 from .configurations import (
-    Decode,
     Product,
     all_registers,
     architecture,
-    decode_experts_configuration,
     product_experts_configuration,
     rows_configuration,
     scan_experts_configuration,
 )
-from .decode import layer_of_rows
 from .epilogue import CODE_UNIT, from_code_units
 from .operands import Matrix, Outliers, Quantized, aligned, sixteen_bits
 from .outliers import Scanned, compact, scan_rows
@@ -183,81 +176,6 @@ def multiply_experts(
         tl.store(target, tl.zeros((BLOCK_M, BLOCK_N), y.dtype.element_ty), mask=inside)
 
 
-@triton.jit
-def decode_experts(
-    x,
-    w,
-    absmax,
-    y,
-    bias,
-    chosen,
-    threshold,
-    T,
-    E,
-    N,
-    K,
-    CHOICES: tl.constexpr,
-    WIDTH: tl.constexpr,
-    BY_PAIR: tl.constexpr,
-    DETECT: tl.constexpr,
-    ROWS: tl.constexpr,
-    TILE_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    SCAN_K: tl.constexpr,
-    SCAN_OWN: tl.constexpr,
-    BLOCK_OWN: tl.constexpr,
-):
-    """Program (n, p): columns n * BLOCK_N onwards of Y, for all tokens that chose the expert of pair p, if p is the first pair with it.
-
-    x: Matrix (T, K), or (T * CHOICES, K) where BY_PAIR, of a 16-bit type; T <= ROWS.
-    w: (E * N, K) int8; absmax, bias: as in `multiply_experts`.
-    y: (T * CHOICES, N) of X's dtype: 0 for a pair whose expert is none.
-    chosen: (T, CHOICES) int64. WIDTH: CHOICES, filled up to a power of two.
-    """
-    pair = tl.program_id(1)
-    expert = tl.load(chosen + pair)
-    column_numbers = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
-    in_n = column_numbers < N
-    if (expert >= 0) & (expert < E):
-        live, first_pair = tokens_of(chosen, expert, T, CHOICES, WIDTH, ROWS)
-        if tl.min(first_pair, axis=0) == pair:
-            tile_live, tile_first = tokens_of(chosen, expert, T, CHOICES, WIDTH, TILE_M)
-            tokens = tl.arange(0, ROWS)
-            tile_tokens = tl.arange(0, TILE_M)
-            rows = tl.where(live, first_pair, 0) if BY_PAIR else tokens
-            tile_rows = tl.where(tile_live, tile_first, 0) if BY_PAIR else tile_tokens
-            w_numbers = expert * N + tl.minimum(column_numbers, N - 1)
-            w_scale = absmax_scale(tl.load(absmax + w_numbers))
-            x_rows = x.pointer + rows.to(tl.int64)[:, None] * x.stride_row
-            tile_x = x.pointer + tile_rows.to(tl.int64)[:, None] * x.stride_row
-            result = layer_of_rows(
-                x_rows, live, tile_x, tile_live, x.stride_column, w + w_numbers * K, 1, w_scale, None, None, 0, threshold, K,
-                DETECT, True, False, BLOCK_K, SCAN_K, SCAN_OWN, BLOCK_OWN,
-            )  # fmt: skip
-            if bias is not None:
-                result += tl.load(bias + w_numbers).to(tl.float32)[None, :]
-            result = rounded(result, y.dtype.element_ty)
-            for choice in tl.static_range(CHOICES):  # a token may have the expert more than once
-                pairs = tile_tokens * CHOICES + choice
-                mine = tl.load(chosen + pairs, mask=tile_tokens < T, other=-1) == expert
-                target = y + pairs.to(tl.int64)[:, None] * N + column_numbers[None, :]
-                tl.store(target, result, mask=mine[:, None] & in_n[None, :])
-    else:
-        tl.store(y + pair.to(tl.int64) * N + column_numbers, tl.zeros((BLOCK_N,), y.dtype.element_ty), mask=in_n)
-
-
-@triton.jit
-def tokens_of(chosen, expert, T, CHOICES: tl.constexpr, WIDTH: tl.constexpr, COUNT: tl.constexpr):
-    """Of each of COUNT tokens whether it chose the expert, and its first pair that did, a number past all pairs where it did not."""
-    tokens = tl.arange(0, COUNT)[:, None]
-    choices = tl.arange(0, WIDTH)[None, :]
-    pairs = tokens * CHOICES + choices
-    it = tl.load(chosen + pairs, mask=(tokens < T) & (choices < CHOICES), other=-1) == expert
-    first = tl.min(tl.where(it, pairs, COUNT * WIDTH), axis=1)
-    return first < COUNT * WIDTH, first
-
-
 def most_tiles(rows: int, experts: int, block_m: int) -> int:
     """No routing makes more tiles, those of nobody's rows among them: known from shapes."""
     groups = min(experts + 1, rows)
@@ -326,38 +244,3 @@ def _quantize(x: Tensor, quantized: Quantized, flags: Tensor | None, ends: Tenso
         Matrix.of(x), quantized, Scanned(), flags, ends, p, e, k, BLOCK_K=block_k, HELD=k <= block_k,
         GROUPS=triton.next_power_of_2(e + 1), num_warps=warps, num_stages=1, **NO_FUSION, **all_registers(warps),
     )  # fmt: skip
-
-
-def experts_decode(
-    x: Tensor,
-    codes: Tensor,
-    absmax: Tensor,
-    bias: Tensor | None,
-    chosen: Tensor,
-    by_pair: bool,
-    threshold: float | None,
-    config: Decode | None = None,
-) -> Tensor:
-    """(T * k, N) of x's dtype, a row per pair of token and choice: one projection of all experts, in one launch.
-
-    Args:
-        x: (T, K), or (T * k, K) if `by_pair`, of a 16-bit dtype; 0 < T <= DECODE_ROWS.
-        codes, absmax, bias, threshold: as in `experts_linear`; K and N are not 0.
-        chosen: (T, k) int64, contiguous: the experts of each token.
-        by_pair: whether x has a row per pair.
-        config: instead of the one that the tables have.
-    """
-    (t, choices), (e, n, k) = chosen.shape, codes.shape
-    w = codes.contiguous().view(e * n, k)
-    config = config or decode_experts_configuration(architecture(x.device), t, n * min(e, t * choices), not aligned(w))
-    y = torch.empty(t * choices, n, dtype=x.dtype, device=x.device)
-    rows = triton.next_power_of_2(t)
-    with torch.cuda.device_of(x):
-        decode_experts[(triton.cdiv(n, config.block_n), t * choices)](
-            Matrix.of(x), w, absmax, y, bias, chosen, 0.0 if threshold is None else threshold, t, e, n, k,
-            CHOICES=choices, WIDTH=triton.next_power_of_2(choices), BY_PAIR=by_pair, DETECT=threshold is not None,
-            ROWS=rows, TILE_M=max(config.tile_m, rows), BLOCK_N=config.block_n, BLOCK_K=config.block_k, SCAN_K=config.scan // rows,
-            SCAN_OWN=max(1, config.scan // rows // (32 * config.warps)), BLOCK_OWN=max(1, config.block_k // (32 * config.warps)),
-            num_warps=config.warps, num_stages=config.stages, **NO_FUSION, **all_registers(config.warps),
-        )  # fmt: skip
-    return y

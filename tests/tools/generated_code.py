@@ -33,7 +33,7 @@ from triton.runtime.jit import JITFunction
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from fast import kernels
-from fast.kernels import decode, experts, hopper, outliers, product, quantization
+from fast.kernels import decode, expert_decoding, experts, hopper, outliers, product, quantization
 from fast.weights import QuantizedWeight
 from tests.tools import machine_code
 
@@ -52,7 +52,7 @@ KERNELS = {
     k.__name__: k
     for k in (
         outliers.scan_columns, quantization.quantize_rows, product.product_kernel, hopper.hopper_product_kernel, decode.decode_kernel,
-        experts.scan_experts, experts.quantize_experts, experts.multiply_experts, experts.decode_experts,
+        experts.scan_experts, experts.quantize_experts, experts.multiply_experts, expert_decoding.decode_experts,
     )
 }  # fmt: skip
 OPTIONS = ("num_warps", "num_stages", "enable_fp_fusion", "maxnreg")
@@ -224,7 +224,7 @@ def launches(arch: str, wanted: Container[str] | None = None) -> list[Launch]:
         launch = specialize(arch, case, kernel, dict(zip(kernel.arg_names, args, strict=False)) | kwargs, options)
         noted.setdefault(launch[2:], launch)
 
-    modules = (outliers, quantization, product, decode, experts)
+    modules = (outliers, quantization, product, decode, experts, expert_decoding)
     with ExitStack() as patches:
         patches.enter_context(mock.patch.object(JITFunction, "run", note))
         patches.enter_context(mock.patch.object(torch.version, "hip", "there" if arch == "gfx942" else None))

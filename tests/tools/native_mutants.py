@@ -21,6 +21,7 @@ import time
 import tomllib
 from collections import Counter
 from collections.abc import Iterator
+from itertools import pairwise
 from itertools import product as combinations
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -144,8 +145,24 @@ def check(native: Native, chosen: list[Case]) -> None:
                 assert_same(actual, expected)
         if case.threshold is not None:
             assert_same(native.outlier_columns(case.x, case.threshold), case.outliers)
+        if case.quantizer == "absmax" and case.per_row and case.weight.float_weight is None:
+            check_experts(native, case)
         codes = case.weight.codes
         assert_same(native.int8_matmul(codes[: len(case.x)], codes), case.acc)
+
+
+def check_experts(native: Native, case: Case) -> None:
+    """One call for five experts, two of them without rows, has the results of a call for each."""
+    rows, weight = len(case.x), case.weight
+    cuts = [0, rows // 3, rows // 3, rows - rows // 4, rows - rows // 4, rows - rows // 5]
+    codes, absmax = (torch.stack([t.roll(e, 0) for e in range(5)]) for t in (weight.codes, weight.absmax))  # type: ignore[union-attr]
+    bias = None if case.bias is None else torch.stack([case.bias.roll(e) for e in range(5)])
+    y = case.x.new_zeros(case.y.shape)
+    for e, (start, end) in enumerate(pairwise(cuts)):
+        if end > start:
+            own = QuantizedWeight(codes[e], absmax[e])
+            y[start:end] = native.linear(case.x[start:end], own, None if bias is None else bias[e], case.threshold, True)
+    assert_same(native.experts_linear(case.x, codes, absmax, bias, torch.tensor(cuts[1:]), case.threshold), y)
 
 
 def verdict(mutant: Mutant | None, name: str, chosen: list[Case], folder: Path, limit: float) -> str:
