@@ -36,6 +36,8 @@ SHAPES = {
     "decode, 4 rows": (4, 2048, 2048),
     "decode, one row": (1, 8192, 8192),
 }
+#: (N, K, experts per token) of Qwen3-30B-A3B's experts, gate and up.
+CHOSEN = (1536, 2048, 8)
 THRESHOLD = 6.0
 #: One column in so many is an outlier column: 0.1 %, as in the paper's larger models.
 OUTLIER_EVERY = 1024
@@ -131,6 +133,22 @@ def decoded(arch: str, shape: str) -> Run:
     return Run(found, (n * k + 2 * m * k + 2 * m * n) / found.grid, found.grid)
 
 
+def decoded_experts(arch: str, tokens: int) -> Run:
+    """`decode_experts`, at the sizes of Qwen3-30B-A3B's first projection: of W only what the chosen experts have, and once."""
+    from fast.kernels import expert_decoding
+
+    n, k, choices = CHOSEN
+    count = min(choices * tokens, 2 * choices)
+    which = (torch.arange(tokens)[:, None] + torch.arange(choices)).remainder(count)
+    w = codes(count * n, k, 2).view(count, n, k)
+    with emulator.profiling(arch, programs=[0]) as profiler:
+        expert_decoding.experts_decode(inputs(tokens, k), w, torch.rand(count, n, 1) + 0.5, None, which, False, THRESHOLD)
+    (found,) = profiler.profiles
+    read = len(which.unique())  # the first pair of an expert has its programs; the others of the grid end at once
+    programs = found.grid // (tokens * choices) * read
+    return Run(found, (read * n * (k + 4) + 2 * tokens * k + 2 * tokens * choices * n) / programs, programs)
+
+
 RUNS: dict[str, Callable[[str], Run]] = {
     "scan, large": lambda arch: scanned(arch, "large"),
     "scan, medium": lambda arch: scanned(arch, "medium"),
@@ -143,6 +161,8 @@ RUNS: dict[str, Callable[[str], Run]] = {
     "decode, 8 rows": lambda arch: decoded(arch, "decode, 8 rows"),
     "decode, 4 rows": lambda arch: decoded(arch, "decode, 4 rows"),
     "decode, one row": lambda arch: decoded(arch, "decode, one row"),
+    "experts, 16 tokens": lambda arch: decoded_experts(arch, 16),
+    "experts, one token": lambda arch: decoded_experts(arch, 1),
 }
 
 
@@ -189,7 +209,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = command.Parser(prog="python -m experiments.profile", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--arch", action="append", choices=sorted({c.arch for c in CEILINGS.values()}), help="only this one (repeatable)")
     parser.add_argument("--gpu", action="append", choices=CEILINGS, help=f"whose ceilings (repeatable); by default {', '.join(GPUS)}")
-    parser.add_argument("--kernel", default="", help="only kernels whose name contains this: scan, quantize, product, decode")
+    parser.add_argument("--kernel", default="", help="only kernels whose name contains this: scan, quantize, product, decode, experts")
     parser.add_argument("--details", action="store_true", help="also each line of source whose accesses are not the best possible")
     parser.add_argument("--out", help="where the record goes; experiments/results/profile.json by default")
     options = parser.parse_args(arguments)

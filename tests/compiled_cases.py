@@ -276,7 +276,7 @@ def few_tokens(
 
 def expert_cases(arch: str) -> Iterator[Case]:
     few = tuple(range(0, 320, 7))
-    for number, row in enumerate(dict.fromkeys(row.configuration for row in configurations.PRODUCTS[arch])):
+    for number, row in enumerate(dict.fromkeys(row.configuration for row in configurations.EXPERT_PRODUCTS[arch])):
         name = f"experts {number}: {row.block_m}x{row.block_n}x{row.block_k}"
         # An expert without rows, one with more than a tile, and rows of nobody.
         ends = [7, 7, row.block_m + 12, row.block_m + 17]
@@ -284,7 +284,7 @@ def expert_cases(arch: str) -> Iterator[Case]:
     yield "experts, no outliers, bfloat16", partial(sorted_experts, 41, 320, BRAIN, (), 41, [20, 41], None)
     yield "experts, float32", partial(sorted_experts, 41, 320, SINGLE, few, 41, [20, 20, 37], 6.0)
     yield "experts, unaligned", partial(sorted_experts, 21, 313, HALF, few[:-1], 20, [9, 20], 6.0)
-    served = dict.fromkeys((row.configuration, row.up_to_m or 16) for row in configurations.DECODES[arch])
+    served = dict.fromkeys((row.configuration, row.up_to_m or 16) for row in configurations.EXPERT_DECODES[arch])
     for number, (row, tokens) in enumerate(served):
         name = f"experts, decode {number}: {tokens} tokens, {row.block_n}x{row.block_k}"
         yield name, partial(few_tokens, tokens, 912, HALF, MANY, row.block_n + 9, False, 6.0, row)

@@ -10,15 +10,22 @@ from functools import cache
 import pytest
 
 import emulator
+from experiments import profile
 from tests import compiled, strangers_checks
 
 STREAMS = (
     "scan, large", "scan, medium", "quantize, large", "quantize, medium", "decode, 16 rows", "decode, 8 rows", "decode, 4 rows",
-    "decode, one row",
+    "decode, one row", "experts, one token",
 )  # fmt: skip
 PRODUCTS = ("product, large", "product, medium")
 #: On sm_80 those whose rows differ from sm_90's, and one of each kernel.
-STREAMING = [*(("sm_90", name) for name in STREAMS), ("sm_80", "scan, medium"), ("sm_80", "quantize, medium"), ("sm_80", "decode, 8 rows")]
+STREAMING = [
+    *(("sm_90", name) for name in STREAMS),
+    ("sm_80", "scan, medium"),
+    ("sm_80", "quantize, medium"),
+    ("sm_80", "decode, 8 rows"),
+    ("sm_80", "experts, one token"),
+]
 MULTIPLYING = [(arch, name) for arch in ("sm_80", "sm_90") for name in PRODUCTS]
 
 #: Cycles that a load takes at worst, on a busy GPU: more than `emulator.profiler.LATENCY`, that of an idle one.
@@ -79,6 +86,19 @@ def test_no_sector_is_read_in_part_and_no_bank_is_asked_twice(arch, name):
     assert len(loops) >= 3
     assert {place: access for place, access in loops.items() if access.sectors > access.fewest_sectors} == {}
     assert {place: access for place, access in loops.items() if access.wavefronts > access.fewest_wavefronts} == {}
+
+
+@pytest.mark.parametrize("arch", ["sm_80", "sm_90"])
+def test_the_chosen_experts_weights_are_read_once_and_nobody_elses(arch):
+    found, _ = counted(arch, "experts, one token")
+    n, k, choices = profile.CHOSEN
+    columns = n * choices // found.grid  # of W, in the one program that was counted
+    x_passes = 2  # the first for the scales, the second for the codes
+    assert found.path("cp.async") == columns * k + x_passes * 2 * k
+    # Against bfloat16, two bytes per weight: half, and a little for maxima, the routing and Y. What a program reads of X is in the caches.
+    # The grid has programs for the chosen experts alone.
+    of_w = 32 * found.total("sectors") - x_passes * 2 * k
+    assert columns * k < of_w < 0.55 * 2 * columns * k
 
 
 def test_codes_are_made_once_where_nothing_is_an_outlier():

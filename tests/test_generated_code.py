@@ -62,17 +62,22 @@ def check(kernel: Facts) -> None:
 #: One wait for matrix instructions, by how many groups of them are left.
 IN_FLIGHT, NONE_LEFT = ({f"WARPGROUP.DEPBAR.LE gsb0, 0x{left}": 1} for left in (1, 0))
 
-PRODUCTS = ("product_kernel", "hopper_product_kernel")
+PRODUCTS = ("product_kernel", "hopper_product_kernel", "multiply_experts")
+DECODES = ("decode_kernel", "decode_experts")
+EXPERTS = {"scan_experts", "quantize_experts", "multiply_experts", "decode_experts"}
 
 
 def multiplies(kernel: Facts) -> bool:
-    return kernel["kernel"] in (*PRODUCTS, "decode_kernel")
+    return kernel["kernel"] in (*PRODUCTS, *DECODES)
 
 
 def has_outlier_product(kernel: Facts) -> bool:
     """Whether the kernel has an outlier product on 16-bit matrix instructions."""
     signature = kernel["signature"]
-    decomposes = "outliers.columns" in signature if kernel["kernel"] in PRODUCTS else kernel["constants"]["DETECT"]
+    if kernel["kernel"] in ("multiply_experts", "decode_experts"):
+        decomposes = signature["listed" if kernel["kernel"] == "multiply_experts" else "threshold"] != "constexpr"
+    else:
+        decomposes = "outliers.columns" in signature if kernel["kernel"] in PRODUCTS else kernel["constants"]["DETECT"]
     x, float_weight = (signature.get(f"{name}.pointer") for name in ("x", "float_weight"))
     return bool(decomposes) and x in ("*fp16", "*bf16") and float_weight in (None, x)
 
@@ -93,11 +98,11 @@ def check_nvidia(kernel: Facts) -> None:
             assert bool(read(kernel, "UTMALDG")) == (arch == "sm_90" and "float32" not in kernel["case"] and "64-bit" not in kernel["case"])
             if kernel["signature"].get("outliers.x", "constexpr") != "constexpr":
                 assert read(kernel, "LDG.E.128"), "gathered columns in small loads"
-        if kernel["kernel"] == "scan_columns":
+        if kernel["kernel"] in ("scan_columns", "scan_experts"):
             assert not read(kernel, "LDG.E.U8", "LDG.E.U16", "LDG.E.S8"), "loads of single entries"
     if wide:
         check_hopper_loop(kernel)
-    if kernel["kernel"] in ("quantize_rows", "decode_kernel"):
+    if kernel["kernel"] in ("quantize_rows", "quantize_experts", *DECODES):
         assert kernel["rounding_sums"] > 0
         assert kernel["fused_rounding"] == 0, "the product with the inverse is fused with the sum that rounds it"
         assert read(kernel, "FCHK"), "the division is not the one that rounds correctly"
@@ -123,7 +128,7 @@ def check_amd(kernel: Facts) -> None:
 @pytest.mark.parametrize("arch", COMPILED)
 def test_the_machine_code_of_every_row_of_the_tables(arch):
     kernels = compiled(arch, "--quick")
-    launched = {"scan_columns", "quantize_rows", "product_kernel", "decode_kernel"}
+    launched = {"scan_columns", "quantize_rows", "product_kernel", "decode_kernel"} | EXPERTS
     assert {kernel["kernel"] for kernel in kernels} == (launched | {"hopper_product_kernel"} if arch == "sm_90" else launched)
     for kernel in kernels:
         try:
@@ -193,12 +198,17 @@ for arch in g.TARGETS:
         launched = {kernel: [] for kernel, _ in launches}
         for kernel, constants in launches:
             launched[kernel].append({name.lower(): value for name, value in constants.items()})
-        for kernel, rows in (("product_kernel", products), ("decode_kernel", decodes)):
+        of_experts = [row.configuration for row in configurations.EXPERT_PRODUCTS[arch]] + [configurations.EXPERT_UNALIGNED[arch]]
+        few_tokens = [row.configuration for row in configurations.EXPERT_DECODES[arch]] + [configurations.DECODE_GENERAL]
+        tables = {"product_kernel": products, "decode_kernel": decodes, "multiply_experts": of_experts, "decode_experts": few_tokens}
+        for kernel, rows in tables.items():
             for row in rows:
-                named = {name: row._asdict()[name] for name in row._fields if name.startswith(("block", "group"))}
+                # Of an expert nothing is gathered, and its tiles are not in groups.
+                prefixes = ("block_m", "block_n", "block_k") if kernel == "multiply_experts" else ("block", "group")
+                named = {name: value for name, value in row._asdict().items() if name.startswith(prefixes)}
                 named |= {"num_warps": row.warps, "num_stages": row.stages}
                 found = [constants for constants in launched[kernel] if named.items() <= constants.items()]
-                if kernel == "decode_kernel":  # its tile has at least so many rows, and it scans so many entries of all rows
+                if kernel in DECODES:  # its tile has at least so many rows, and it scans so many entries of all rows
                     found = [c for c in found if c["tile_m"] >= row.tile_m and c["scan_k"] * c["rows"] == row.scan]
                 assert found, f"{arch}: nothing launches {row}"
 
@@ -216,6 +226,13 @@ def kernel_facts(**changes: Any) -> Facts:
     return facts | changes | {"instructions": {name: count for name, count in instructions.items() if count}}
 
 
+#: What turns it into a faultless product of experts, and into decoding.
+OF_EXPERTS: Facts = {"kernel": "multiply_experts", "signature": {"listed": "*i32", "x.pointer": "*fp16"}}
+FEW_TOKENS: Facts = {
+    "kernel": "decode_experts", "signature": {"threshold": "fp32", "x.pointer": "*fp16"}, "rounding_sums": 1,
+    "instructions": {"IGMMA.64x128x32.S8.S8": 0, "HGMMA.64x256x16.F32": 0, "IMMA.16832.S8.S8": 8, "HMMA.16816.F32": 2, "FCHK": 1},
+}  # fmt: skip
+
 FAULTS = {
     "spills": {"stack": 8},
     "too much shared memory": {"shared": (227 << 10) + 1},
@@ -232,12 +249,24 @@ FAULTS = {
     "approximate division": {"kernel": "quantize_rows", "rounding_sums": 1},
     "a wait for all in Gluon": {"kernel": "hopper_product_kernel"},
     "a second wait in Gluon": {"kernel": "hopper_product_kernel", "matrix_loops": [{"IGMMA.64x128x32.S8.S8": 8, **IN_FLIGHT, **NONE_LEFT}]},
+    "fused rounding of an expert's rows": {
+        "kernel": "quantize_experts",
+        "rounding_sums": 1,
+        "fused_rounding": 1,
+        "instructions": {"FCHK": 1},
+    },
+    "approximate division for few tokens": {**FEW_TOKENS, "instructions": FEW_TOKENS["instructions"] | {"FCHK": 0}},
+    "a float product of experts without outliers": {**OF_EXPERTS, "signature": {"listed": "constexpr", "x.pointer": "*fp16"}},
+    "outliers of experts without matrix instruction": {**OF_EXPERTS, "instructions": {"HGMMA.64x256x16.F32": 0}},
+    "no int8 matrix instruction for few tokens": {**FEW_TOKENS, "instructions": FEW_TOKENS["instructions"] | {"IMMA.16832.S8.S8": 0}},
     "no int8 loop": {"kernel": "hopper_product_kernel", "matrix_loops": [{"HGMMA.64x256x16.F32": 1}]},
 }
 
 
 def test_a_faultless_kernel_passes():
     check(kernel_facts())
+    check(kernel_facts(**OF_EXPERTS))
+    check(kernel_facts(**FEW_TOKENS))
     loops = [{"IGMMA.64x128x32.S8.S8": 8, **IN_FLIGHT}, {"HGMMA.64x256x16.F32": 1}]
     check(kernel_facts(kernel="hopper_product_kernel", matrix_loops=loops))
 

@@ -160,6 +160,20 @@ if before_3_7():
     # copies visible to it; in one stage, blocks pass through registers, and the fence is there.
     GENERAL["sm_90"] = GENERAL["sm_90"]._replace(stages=1)
 
+# The tiles of experts: each thread also holds which expert and which of its rows a tile has, and beside these the tiles of 128 x 256
+# spill (sm_80, sm_90) and a program owns 128 columns at most. Few experts have as many rows as would fill a higher tile.
+EXPERT_AMPERE: Table = (*AMPERE[:2], Row(NARROW_AMPERE))
+EXPERT_PRODUCTS = {"interpreter": INTERPRETER, "gfx942": CDNA3} | dict.fromkeys(NVIDIA, EXPERT_AMPERE)
+EXPERT_PRODUCTS["sm_90"] = (HOPPER[0], Row(NARROW_HOPPER))
+
+#: For experts' codes that no descriptor or 16-byte load can describe: of 64 columns of K at a time, each of which has an address per byte,
+#: every tile spills on sm_90, and so does the one of 64 x 64 with 32 of them.
+EXPERT_UNALIGNED = {"interpreter": INTERPRETER[0].configuration} | dict.fromkeys(
+    ("gfx942", *NVIDIA), Product(block_m=64, block_n=32, block_k=32, warps=4, stages=2)
+)
+if before_3_7():  # as in GENERAL
+    EXPERT_UNALIGNED["sm_90"] = EXPERT_UNALIGNED["sm_90"]._replace(stages=1)
+
 # W is read once: the bytes in flight must be bandwidth times latency, about 25 bytes per nanosecond (H100, one multiprocessor) times
 # 0.8 microseconds, 20 KB: three or more further blocks of W.
 # X is read twice by each program, 4 * M * K bytes to its block_n * K of W, from the second-level cache, and its work is the same for any
@@ -182,12 +196,16 @@ DECODE_ADA: Table = (
 )
 # Its matrix instructions have 16 rows, and wider blocks spill.
 DECODE_CDNA3: Table = (Row(Decode(tile_m=16, block_n=16, block_k=256, scan=4096, warps=4, stages=2)),)
+# The tokens of an expert may lie anywhere among the rows of X, whose addresses are held for each: with 16 of them, 64 rows of W beside
+# them spill on sm_90.
+EXPERT_DECODE: Table = (*DECODE[:3], Row(DECODE[3].configuration, up_to_m=16))
 DECODE_INTERPRETER: Table = (
     Row(Decode(tile_m=1, block_n=32, block_k=32, scan=64, warps=4, stages=2), up_to_m=1),
     Row(Decode(tile_m=16, block_n=32, block_k=32, scan=64, warps=4, stages=2)),
 )
 
 DECODES = {"interpreter": DECODE_INTERPRETER, "gfx942": DECODE_CDNA3} | dict.fromkeys(NVIDIA, DECODE) | {"sm_89": DECODE_ADA}
+EXPERT_DECODES = DECODES | dict.fromkeys(NVIDIA, EXPERT_DECODE)
 
 #: For a W that no 16-byte load can describe: its addresses, one per byte, take the registers. Triton 3.6 needs more of them.
 DECODE_GENERAL = Decode(tile_m=16, block_n=16, block_k=64 if before_3_7() else 128, scan=4096, warps=4, stages=2)
@@ -233,9 +251,11 @@ def scan_configuration(arch: str, m: int, k: int) -> Scan:
 def scan_experts_configuration(arch: str) -> Scan:
     """As `scan_configuration`, of an expert's rows, which are few: 16 of them give each thread one copy of 16 bytes, and four stages 8 KB.
 
-    The experts are the splits, so each program owns what it stores.
+    AMD's programs have twice the threads. The experts are the splits, so each program owns what it stores.
     """
-    return Scan(16, 32, 1, 4, 2) if arch == "interpreter" else Scan(block_m=16, block_k=64, splits=1, warps=4, stages=4)
+    if arch == "interpreter":
+        return Scan(16, 32, 1, 4, 2)
+    return Scan(block_m=32 if arch == "gfx942" else 16, block_k=64, splits=1, warps=4, stages=4)
 
 
 def rows_configuration(arch: str, m: int, k: int) -> Rows:
@@ -299,6 +319,18 @@ def gluon() -> Iterator[None]:
 def decode_configuration(arch: str, m: int, n: int, general: bool) -> Decode:
     """The row of the table for m rows of X and n of W; `general` as in DECODE_GENERAL."""
     return DECODE_GENERAL if general and arch != "interpreter" else first_fit(DECODES[arch], m, n)
+
+
+def product_experts_configuration(arch: str, m: int, n: int, unaligned: bool, sixteen_bits: bool) -> Product:
+    """The row of the table for experts of (n, K) that have `m` rows of X on average: how many each has, the host does not know."""
+    if unaligned:
+        return EXPERT_UNALIGNED[arch]
+    return first_fit(EXPERT_PRODUCTS[arch], m, n) if sixteen_bits else GENERAL[arch]
+
+
+def decode_experts_configuration(arch: str, tokens: int, n: int, general: bool) -> Decode:
+    """The row of the table for so many tokens and `n` rows of W in all experts that they may choose: these are what programs share."""
+    return DECODE_GENERAL if general and arch != "interpreter" else first_fit(EXPERT_DECODES[arch], tokens, n)
 
 
 def first_fit(table: Table, m: int, n: int) -> Any:

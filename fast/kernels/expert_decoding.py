@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .arithmetic import NO_FUSION, absmax_scale, rounded
-from .configurations import Decode, all_registers, architecture, decode_configuration
+from .configurations import Decode, all_registers, architecture, decode_experts_configuration
 from .decode import layer_of_rows
 from .operands import Matrix, Side, aligned
 
@@ -113,7 +113,7 @@ def experts_decode(
     """
     (t, choices), (e, n, k) = chosen.shape, codes.shape
     w = codes.contiguous().view(e * n, k)
-    config = config or decode_configuration(architecture(x.device), t, n, not aligned(w))
+    config = config or decode_experts_configuration(architecture(x.device), t, n * min(e, t * choices), not aligned(w))
     y = torch.empty(t * choices, n, dtype=x.dtype, device=x.device)
     rows = triton.next_power_of_2(t)
     w_side = Side(Matrix.of(w), absmax=absmax, per_row=1)

@@ -21,7 +21,7 @@ from .configurations import (
     Product,
     all_registers,
     architecture,
-    product_configuration,
+    product_experts_configuration,
     rows_configuration,
     scan_experts_configuration,
 )
@@ -209,15 +209,15 @@ def experts_linear(
         outliers=None if columns is None else Outliers(columns),
     )
     groups = triton.next_power_of_2(e + 1)
-    general = not (aligned(w) and aligned(quantized.codes) and sixteen_bits(x, None))
-    config = config or product_configuration(arch, triton.cdiv(p, e), n, general)
+    unaligned, is_sixteen_bits = not (aligned(w) and aligned(quantized.codes)), sixteen_bits(x, None)
+    config = config or product_experts_configuration(arch, triton.cdiv(p, max(e, 1)), n, unaligned, is_sixteen_bits)
     with torch.cuda.device_of(x):
         if k:
             _quantize(x, quantized, flags, ends, threshold, e)
         else:
             quantized.scale.zero_()
         x_tiles = w_tiles = None
-        if config.tma and not general and k:
+        if config.tma and not unaligned and is_sixteen_bits and k:
             x_tiles = TensorDescriptor.from_tensor(quantized.codes, [config.block_m, config.block_k])
             w_tiles = TensorDescriptor.from_tensor(w, [config.block_n, config.block_k])
         multiply_experts[(most_tiles(p, e, config.block_m) * triton.cdiv(n, config.block_n),)](

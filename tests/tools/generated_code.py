@@ -33,7 +33,7 @@ from triton.runtime.jit import JITFunction
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from fast import kernels
-from fast.kernels import decode, hopper, outliers, product, quantization
+from fast.kernels import decode, expert_decoding, experts, hopper, outliers, product, quantization
 from fast.weights import QuantizedWeight
 from tests.tools import machine_code
 
@@ -45,12 +45,14 @@ TARGETS = {
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
 POINTERS = {
-    torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32", torch.int8: "i8", torch.uint8: "u8", torch.int32: "i32"
+    torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32", torch.int8: "i8", torch.uint8: "u8", torch.int32: "i32",
+    torch.int64: "i64",
 }  # fmt: skip
 KERNELS = {
     k.__name__: k
     for k in (
-        outliers.scan_columns, quantization.quantize_rows, product.product_kernel, hopper.hopper_product_kernel, decode.decode_kernel
+        outliers.scan_columns, quantization.quantize_rows, product.product_kernel, hopper.hopper_product_kernel, decode.decode_kernel,
+        experts.scan_experts, experts.quantize_experts, experts.multiply_experts, expert_decoding.decode_experts,
     )
 }  # fmt: skip
 OPTIONS = ("num_warps", "num_stages", "enable_fp_fusion", "maxnreg")
@@ -116,6 +118,51 @@ def cases() -> Iterator[tuple[str, Callable[[], Any]]]:
         yield f"gluon, {name}", partial(in_gluon, call)
     yield "quantize a tensor", lambda: quantization.quantize(meta((8192, 8192), torch.float16), False, "zeropoint")
     yield "quantize rows", lambda: quantization.quantize(meta((8192, 8192), torch.float32), True, "zeropoint")
+    yield from expert_cases()
+
+
+#: (rows of X, experts, N, K) that together reach every row of every table of products: rows per expert on average decide.
+ROUTED = {
+    "few": (1024, 128, 1536, 2048),
+    "some": (8192, 128, 1536, 2048),
+    "more": (32768, 128, 1536, 2048),
+    "many": (32768, 8, 14336, 4096),
+}
+
+
+def expert_cases() -> Iterator[tuple[str, Callable[[], Any]]]:
+    """Names and calls that together reach every flag of the kernels of experts, and every row of the tables that they use."""
+    for name, (p, e, n, k) in ROUTED.items():
+        yield f"experts, {name}", partial(routed, p, e, n, k)
+        yield f"experts, {name}, threshold None", partial(routed, p, e, n, k, threshold=None)
+    yield "experts, bfloat16", lambda: routed(1024, 128, 2048, 768, torch.bfloat16)
+    yield "experts, float32", lambda: routed(1024, 128, 1536, 2048, torch.float32)
+    yield "experts, long rows", lambda: routed(1024, 8, 4096, 28672)
+    yield "experts, ragged", lambda: routed(1001, 7, 1537, 2049)
+    for tokens in (1, 2, 4, 8, 16):
+        yield f"experts, {tokens} tokens", partial(chosen, tokens, 128, 1536, 2048, 8)
+        yield f"experts, {tokens} tokens by pair", partial(chosen, tokens, 128, 2048, 768, 8, torch.bfloat16, by_pair=True)
+        yield f"experts, {tokens} tokens of Mixtral", partial(chosen, tokens, 8, 28672, 4096, 2)
+    yield "experts, 1 tokens, narrow", lambda: chosen(1, 8, 768, 2048, 2)
+    yield "experts, 4 tokens, narrow", lambda: chosen(4, 2, 1024, 2048, 1)
+    yield "experts, 16 tokens, threshold None", lambda: chosen(16, 128, 1536, 2048, 8, threshold=None)
+    yield "experts, 5 tokens, ragged", lambda: chosen(5, 7, 1537, 2049, 3)
+
+
+def routed(p: int, e: int, n: int, k: int, dtype: torch.dtype = torch.float16, threshold: float | None = 6.0) -> torch.Tensor:
+    """One projection of `e` experts, of rows sorted by expert."""
+    codes, absmax, bias = meta((e, n, k), torch.int8), meta((e, n, 1), torch.float32), meta((e, n), dtype)
+    return kernels.experts_linear(meta((p, k), dtype), codes, absmax, bias, meta((e,), torch.int64), threshold)
+
+
+def chosen(
+    tokens: int, e: int, n: int, k: int, choices: int, dtype: torch.dtype = torch.float16, by_pair: bool = False,
+    threshold: float | None = 6.0,
+) -> torch.Tensor:  # fmt: skip
+    """One projection of few tokens, in one launch."""
+    codes, absmax, bias = meta((e, n, k), torch.int8), meta((e, n, 1), torch.float32), meta((e, n), dtype)
+    x = meta((tokens * choices if by_pair else tokens, k), dtype)
+    return kernels.experts_decode(x, codes, absmax, bias, meta((tokens, choices), torch.int64), by_pair, threshold)
 
 
 def gluon_cases() -> Iterator[tuple[str, Callable[[], Any]]]:
@@ -142,7 +189,9 @@ def in_gluon(call: Callable[[], Any]) -> None:
 #: Every row of every table once, without and with outliers: what the suite compiles on every run.
 QUICK = (
     *(f"{name}, absmax" for name in SHAPES), "large, threshold None", "float32", "decode ragged", "gluon, large, absmax",
-    "gluon, large, zeropoint", "gluon, int8_matmul",
+    "gluon, large, zeropoint", "gluon, int8_matmul", *(f"experts, {name}" for name in ROUTED), "experts, float32", "experts, ragged",
+    "experts, 1 tokens", "experts, 1 tokens, narrow", "experts, 4 tokens, narrow", "experts, 16 tokens", "experts, 16 tokens of Mixtral",
+    "experts, 5 tokens, ragged",
 )  # fmt: skip
 
 
@@ -175,7 +224,7 @@ def launches(arch: str, wanted: Container[str] | None = None) -> list[Launch]:
         launch = specialize(arch, case, kernel, dict(zip(kernel.arg_names, args, strict=False)) | kwargs, options)
         noted.setdefault(launch[2:], launch)
 
-    modules = (outliers, quantization, product, decode)
+    modules = (outliers, quantization, product, decode, experts, expert_decoding)
     with ExitStack() as patches:
         patches.enter_context(mock.patch.object(JITFunction, "run", note))
         patches.enter_context(mock.patch.object(torch.version, "hip", "there" if arch == "gfx942" else None))
