@@ -62,7 +62,6 @@ static long calls_of(const Experts *e, Call *calls) {
 static int layers_of(Several *all, int threads) {
     const int one_each = all->count >= 2 * threads; /* enough to keep the threads busy; with fewer, threads share the rows of each */
     all->threads = one_each ? 1 : threads;
-    memset(all->layers, 0, all->count * sizeof *all->layers);
     run(&all->layer, before_product_of, all->count, one_each ? threads : 1);
     long pieces = 0;
     for (long i = 0; i < all->count && !all->failed; i++) {
