@@ -223,8 +223,10 @@ def decode_cases(arch: str) -> Iterator[Case]:
     rows = [*configurations.DECODES[arch], configurations.Row(configurations.DECODE_GENERAL, 16)]
     # As many rows of X as a row of the table serves, or one less: its tile has padding or none.
     served = dict.fromkeys((row.configuration, m) for row in rows for m in {row.up_to_m or 16, max(1, (row.up_to_m or 16) - 1)})
+    # In one block of 256 the second half alone has outlier columns, so that the first warp finds none.
+    late = tuple(column for column in MANY if not 512 <= column < 640)
     for number, (row, m) in enumerate(served):
-        call = partial(layer, m, row.block_n + 9, 912, HALF, 6.0, "dequantized", "zeropoint", "vector", MANY)
+        call = partial(layer, m, row.block_n + 9, 912, HALF, 6.0, "dequantized", "zeropoint", "vector", late)
         yield f"decode {number}: {m} rows, {row.block_n}x{row.block_k}", with_row("decode", row, call)
     # Long K, where there is one below: the first pass and the loop over K have more blocks than stages.
     few = tuple(range(0, 320, 7))  # 7 has no factor in common with a layout either
@@ -234,7 +236,7 @@ def decode_cases(arch: str) -> Iterator[Case]:
     yield "decode, no outliers", lambda: layer(4, 41, 4624, HALF, None, "dequantized", "zeropoint", "vector")
     yield "decode, one row, no outliers", lambda: layer(1, 41, 320, HALF, None, "dequantized", "absmax", "vector")
     yield "decode, one scale", lambda: layer(7, 41, 320, HALF, 6.0, "dequantized", "zeropoint", "tensor", few)
-    yield "decode, unaligned", lambda: layer(7, 20, 2201, HALF, 6.0, "dequantized", "absmax", "vector", few)
+    yield "decode, unaligned", lambda: layer(7, 20, 2201, HALF, 6.0, "dequantized", "absmax", "vector", (*few, 1700, 2000))
     for quantizer in ("absmax", "zeropoint"):
         yield f"decode, special rows, {quantizer}", partial(special_layer, 6, 41, 4112, HALF, quantizer)
     yield "decode, 64-bit correction", wide(lambda: layer(5, 20, 256, HALF, None, "dequantized", "zeropoint", "vector"))
