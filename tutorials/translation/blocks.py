@@ -29,7 +29,6 @@ TRANSLATED = (
     "theatre/explore.md",
     "contract.md",
     "bounds.md",
-    "kernels.md",
     "paper_map.md",
     "emulator.md",
     "glossary.md",
