@@ -72,9 +72,6 @@ docs: $(VENV)/docs node_modules ## build the site into site/, the Chinese editio
 	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict
 	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict -f mkdocs.zh.yml
 
-book: docs ## both editions as a PDF, into build/ and into the site
-	$(RUN) -m experiments.book
-
 docs-serve: $(VENV)/docs node_modules ## serve the site while it is edited
 	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs serve
 

