@@ -148,7 +148,7 @@ def _python(path: Path) -> Iterator[str]:
     parents = {child: parent for parent in ast.walk(tree) for child in ast.iter_child_nodes(parent)}
     for node in ast.walk(tree):
         if isinstance(node, ast.JoinedStr) and not isinstance(parents[node], ast.FormattedValue):
-            text = "".join(str(part.value) if isinstance(part, ast.Constant) else _hole(ast.unparse(part.value)) for part in node.values)
+            text = "".join(str(part.value) if isinstance(part, ast.Constant) else _hole(ast.unparse(part.value)) for part in node.values)  # type: ignore[attr-defined]
         elif isinstance(node, ast.Constant) and isinstance(node.value, str):
             if isinstance(parents[node], ast.Expr | ast.JoinedStr):
                 continue
