@@ -17,7 +17,7 @@ PIP = $(RUN) -m pip install --quiet -c $(CONSTRAINTS) $(EXTRA_PIP)
 PYTEST = $(RUN) -m pytest -n $(WORKERS) --dist worksteal
 
 .PHONY: help demo test suite test-lowest test-without-triton test-deep test-compiled machine-faults lint format pre-commit
-.PHONY: docs docs-serve docs-test learn notebooks notebooks-check mutants mutants-share results results-check bench gpu-day clean
+.PHONY: docs book docs-serve docs-test learn notebooks notebooks-check mutants mutants-share results results-check bench gpu-day clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-20s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -71,6 +71,9 @@ pre-commit: $(VENV)/test ## run the checks of .pre-commit-config.yaml before eac
 docs: $(VENV)/docs node_modules ## build the site into site/, the Chinese edition into site/zh/
 	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict
 	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict -f mkdocs.zh.yml
+
+book: docs ## both editions as a PDF each, in build/ and in the site
+	$(RUN) -m experiments.book
 
 docs-serve: $(VENV)/docs node_modules ## serve the site while it is edited
 	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs serve

@@ -25,7 +25,7 @@ SITE = ROOT / "site"
 
 
 class Edition(NamedTuple):
-    """A language: the folder of its pages below the site, the name of the PDF, title, subtitle and the heading of the contents."""
+    """A language: the folder of its pages below the site, the name of the PDF, and what the title page, the contents and the link say."""
 
     folder: str
     name: str
@@ -33,22 +33,23 @@ class Edition(NamedTuple):
     title: str
     subtitle: str
     contents: str
+    link: str
 
 
 EDITIONS = {
     "en": Edition(
         "", "llm-int8.pdf", "en", "LLM.int8()", "8-bit matrix multiplication for language models, explained and verified", "Contents"
     ),
-    "zh": Edition("zh/", "llm-int8.zh.pdf", "zh", "LLM.int8()", "语言模型的 8 位矩阵乘法，讲清楚，验证过", "目录"),
+    "zh": Edition("zh/", "llm-int8.zh.pdf", "zh", "LLM.int8()", "语言模型的 8 位矩阵乘法，讲清楚，验证过", "目录", "整本书，PDF"),
 }
 #: The pages, in reading order: the chapters stand where the star is.
 PAGES = ("tutorials/five_minutes", "tutorials/*", "contract", "bounds", "kernels", "results", "glossary")
 
 #: What only a browser has a use for.
 DROPPED = (
-    "//script", "//form", "//button", "//*[contains(@class,'headerlink')]", "//*[contains(@class,'downloads')]", "//*[contains(@class,'try-it')]",
-    "//*[local-name()='svg' and @class='narrow']", "//details[contains(@class,'code')]", "//*[contains(@class,'md-source-file')]",
-    "//*[contains(@class,'minutes')]", "//*[contains(@class,'only-english')]", "//*[@id='bits']",
+    "//script", "//form", "//button", "//details[contains(@class,'code')]", "//*[local-name()='svg' and @class='narrow']",
+    "//*[@id='bits']",
+    *(f"//*[contains(@class,'{name}')]" for name in ("headerlink", "downloads", "try-it", "md-source-file", "minutes", "only-english")),
 )  # fmt: skip
 
 STYLE = """
@@ -70,6 +71,12 @@ h1, h2, h3 { break-after: avoid; } .drawing svg { max-width: 100%; height: auto;
 .katex-display { overflow: visible; } .katex-display > .katex { white-space: normal; }
 details > summary { list-style: none; } a { text-decoration: none; }
 """
+
+
+WHOLE = """<!doctype html><html lang="{language}"><head><meta charset="utf-8"><title>{title}</title>{styles}<style>{style}</style></head>
+<body data-md-color-scheme="default" data-md-color-primary="custom"><div class="md-typeset">
+<div class="title"><h1>{title}</h1><p>{subtitle}</p></div>
+<nav class="contents"><h1>{contents}</h1><ul>{lines}</ul></nav>{sections}</div></body></html>"""
 
 
 def pages(edition: Edition, site: Path = SITE) -> list[str]:
@@ -108,19 +115,14 @@ def assembled(edition: Edition, numbers: dict[str, int], site: Path = SITE) -> s
             folded.set("open", "")
         _relink(article, PurePosixPath(edition.folder, name), edition, anchors)
         title = "".join(article.xpath("string(.//h1[1])")).strip()
-        lines.append(
-            f'<li><a href="#{anchors[name]}">{_escaped(title)}</a><span class="dots"></span><span>{numbers.get(anchors[name], "000")}</span></li>'
-        )
+        number = numbers.get(anchors[name], "000")
+        entry = f'<a href="#{anchors[name]}">{_escaped(title)}</a><span class="dots"></span><span>{number}</span>'
+        lines.append(f"<li>{entry}</li>")
         language = article.get("lang") or edition.language
         body = "".join(etree.tostring(child, encoding="unicode", method="html") for child in article)
         sections.append(f'<section class="page" id="{anchors[name]}" lang="{language}">{body}</section>')
     styles = "".join(f'<link rel="stylesheet" href="{path.relative_to(site).as_posix()}">' for path in _stylesheets(site))
-    return (
-        f'<!doctype html><html lang="{edition.language}"><head><meta charset="utf-8"><title>{edition.title}</title>{styles}<style>{STYLE}</style>'
-        f'</head><body data-md-color-scheme="default" data-md-color-primary="custom"><div class="md-typeset"><div class="title"><h1>{edition.title}'
-        f"</h1><p>{edition.subtitle}</p></div><nav class='contents'><h1>{edition.contents}</h1><ul>{''.join(lines)}</ul></nav>{''.join(sections)}"
-        "</div></body></html>"
-    )
+    return WHOLE.format(styles=styles, style=STYLE, lines="".join(lines), sections="".join(sections), **edition._asdict())
 
 
 def _stylesheets(site: Path) -> list[Path]:
@@ -204,7 +206,18 @@ def make(edition: Edition, folder: Path, site: Path = SITE) -> Path:
     printed(assembled(edition, {}, site), chromium, target, site)
     printed(assembled(edition, begins(target), site), chromium, target, site)
     shutil.copy(target, site / edition.name)
+    link_from_home(edition, site)
     return target
+
+
+def link_from_home(edition: Edition, site: Path = SITE) -> None:
+    """Adds a link to the book beside the buttons of the edition's home page, unless it is there: only now there is a book."""
+    home = site / edition.folder / "index.html"
+    text = home.read_text(encoding="utf-8")
+    target = "../" * edition.folder.count("/") + edition.name
+    if f'href="{target}"' not in text:
+        link = f' <a class="md-button" href="{target}">{edition.link}</a>'
+        home.write_text(re.sub(r'(<p class="doors">.*?)(</p>)', rf"\1{link}\2", text, count=1, flags=re.DOTALL), encoding="utf-8")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
