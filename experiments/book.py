@@ -38,7 +38,13 @@ class Edition(NamedTuple):
 
 EDITIONS = {
     "en": Edition(
-        "", "llm-int8.pdf", "en", "LLM.int8()", "8-bit matrix multiplication for language models, explained and verified", "Contents"
+        "",
+        "llm-int8.pdf",
+        "en",
+        "LLM.int8()",
+        "8-bit matrix multiplication for language models, explained and verified",
+        "Contents",
+        "The book, PDF",
     ),
     "zh": Edition("zh/", "llm-int8.zh.pdf", "zh", "LLM.int8()", "语言模型的 8 位矩阵乘法，讲清楚，验证过", "目录", "整本书，PDF"),
 }
@@ -68,6 +74,7 @@ nav.contents ul { margin: 0; padding: 0; } nav.contents .dots { flex: 1; border-
 .md-typeset__scrollwrap, .md-typeset__table, .highlight, .beside, .output { overflow: visible; display: block; margin: 0; }
 .drawing, figure, .katex-display, pre, tr, .admonition-title { break-inside: avoid; }
 h1, h2, h3 { break-after: avoid; } .drawing svg { max-width: 100%; height: auto; }
+.md-typeset .drawing svg.wide { display: inline; } /* a sheet of paper is narrower than a screen's */
 .katex-display { overflow: visible; } .katex-display > .katex { white-space: normal; }
 details > summary { list-style: none; } a { text-decoration: none; }
 """
