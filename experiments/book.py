@@ -80,7 +80,7 @@ details > summary { list-style: none; } a { text-decoration: none; }
 """
 
 
-WHOLE = """<!doctype html><html lang="{language}"><head><meta charset="utf-8"><title>{title}</title>{styles}<style>{style}</style></head>
+WHOLE = """<!doctype html><html lang="{language}" dir="ltr"><head><meta charset="utf-8"><title>{title}</title>{styles}<style>{style}</style></head>
 <body data-md-color-scheme="default" data-md-color-primary="custom"><div class="md-typeset">
 <div class="title"><h1>{title}</h1><p>{subtitle}</p></div>
 <nav class="contents"><h1>{contents}</h1><ul>{lines}</ul></nav>{sections}</div></body></html>"""
