@@ -58,29 +58,30 @@ DROPPED = (
     *(f"//*[contains(@class,'{name}')]" for name in ("headerlink", "downloads", "try-it", "md-source-file", "minutes", "only-english")),
 )  # fmt: skip
 
+#: A page has the proportions of A4 and is a quarter larger, which printing undoes: so wide that tables and figures lie as on a screen.
 STYLE = """
-@page { size: A4; margin: 20mm 18mm 22mm; @bottom-center { content: counter(page); font: 9pt sans-serif; color: #555; } }
+@page { size: 262.5mm 371.25mm; margin: 25mm 22mm 27mm; @bottom-center { content: counter(page); font: 11pt sans-serif; color: #555; } }
 @page :first { @bottom-center { content: ""; } }
 html { font-size: 100%; } body { background: #fff; margin: 0; display: block; }
-.md-typeset { font-size: 10.2pt; line-height: 1.5; }
+.md-typeset { font-size: 12.5pt; line-height: 1.5; }
 section.page { break-before: page; }
-.title { height: 235mm; display: flex; flex-direction: column; justify-content: center; text-align: center; }
-.title h1 { font-size: 34pt; margin: 0; } .title p { font-size: 13pt; color: #444; }
+.title { height: 290mm; display: flex; flex-direction: column; justify-content: center; text-align: center; }
+.title h1 { font-size: 42pt; margin: 0; } .title p { font-size: 16pt; color: #444; }
 nav.contents { break-before: page; } nav.contents li { display: flex; list-style: none; margin: .35em 0; }
 nav.contents ul { margin: 0; padding: 0; } nav.contents .dots { flex: 1; border-bottom: 1px dotted #999; margin: 0 .5em .3em; }
 .md-typeset pre > code, .md-typeset pre { white-space: pre-wrap; overflow-wrap: anywhere; overflow: visible; }
-.md-typeset table:not([class]) { display: table; width: 100%; overflow: visible; font-size: 8pt; table-layout: auto; }
+.md-typeset table:not([class]) { display: table; width: 100%; overflow: visible; font-size: 10pt; table-layout: auto; }
 .md-typeset table:not([class]) th, .md-typeset table:not([class]) td { min-width: 0; padding: .3em .5em; overflow-wrap: anywhere; }
 .md-typeset__scrollwrap, .md-typeset__table, .highlight, .beside, .output { overflow: visible; display: block; margin: 0; }
 .drawing, figure, .katex-display, pre, tr, .admonition-title { break-inside: avoid; }
 h1, h2, h3 { break-after: avoid; } .drawing svg { max-width: 100%; height: auto; }
-.md-typeset .drawing svg.wide { display: inline; } /* a sheet of paper is narrower than a screen's */
 .katex-display { overflow: visible; } .katex-display > .katex { white-space: normal; }
 details > summary { list-style: none; } a { text-decoration: none; }
 """
 
 
-WHOLE = """<!doctype html><html lang="{language}" dir="ltr"><head><meta charset="utf-8"><title>{title}</title>{styles}<style>{style}</style></head>
+WHOLE = """<!doctype html><html lang="{language}" dir="ltr"><head><meta charset="utf-8"><title>{title}</title>{styles}
+<style>{style}</style></head>
 <body data-md-color-scheme="default" data-md-color-primary="custom"><div class="md-typeset">
 <div class="title"><h1>{title}</h1><p>{subtitle}</p></div>
 <nav class="contents"><h1>{contents}</h1><ul>{lines}</ul></nav>{sections}</div></body></html>"""

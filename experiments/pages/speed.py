@@ -225,13 +225,29 @@ def _ratio(row: Row, contender: str) -> str:
     return "did not run" if contender in row["did_not_run"] else ""
 
 
+#: So many columns of ratios with their quartiles are as wide as a page.
+ABREAST = 7
+
+
+def _ratio_tables(rows: list[Row], found: dict[str, str]) -> list[str]:
+    """The ratios of every contender, ours in the last table; in as many tables as their columns need."""
+    names = list(found)
+    count = -(-len(names) // ABREAST)
+    size = -(-len(names) // count)
+    parts = [names[i : i + size] for i in range(0, len(names), size)]
+    return [
+        tables.markdown(["layer", *(found[c] for c in part)], [[name(row), *(_ratio(row, c) for c in part)] for row in rows])
+        for part in parts
+    ]
+
+
 def _layers(rows: list[Row], picture: str) -> list[str]:
     found, stages = labels(rows), labels(rows, stage=True)
     return [
         "### Against 16-bit products",
         f"![Times as fast as F.linear in bfloat16, by layer and implementation]({picture})",
         "Times as fast as `F.linear` in bfloat16 in the same run, by layer: M x K x N, and the share of outlier columns.",
-        tables.markdown(["layer", *found.values()], [[name(row), *(_ratio(row, c) for c in found)] for row in rows]),
+        *_ratio_tables(rows, found),
         _failures(rows),
         *_against_peers(rows),
         "Our layer against its floor, the larger of its bytes over the bandwidth and its operations over their rates:",
