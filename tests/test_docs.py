@@ -110,7 +110,8 @@ def missing(text: str, file: Path) -> list[str]:
         word for word in files if not (file.parent / word).exists() and not any(f"/{path}".endswith(f"/{ends[word]}") for path in FILES)
     ]
     commands = [f"{package}.{module}" for package, module in NAMED_COMMAND.findall(text) if package in PACKAGES and module != "NAME"]
-    return gone + [command for command in commands if f"{command.replace('.', '/')}.py" not in FILES]
+    runnable = {path.removesuffix(".py").removesuffix("/__main__") for path in FILES if path.endswith(".py")}
+    return gone + [command for command in commands if command.replace(".", "/") not in runnable]
 
 
 @pytest.mark.parametrize(
