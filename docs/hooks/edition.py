@@ -85,7 +85,7 @@ def chinese() -> Edition:
 @cache
 def translations(name: str) -> dict[str, str]:
     """The translations of a chapter or a page, with the ids of the English headings, by the hash of their originals."""
-    document = next(document for document in blocks.documents() if document.name == name)
+    document = blocks.document(name)
     pairs = blocks.read(document)
     identities = iter(ids("\n\n".join(pair.original for pair in pairs if pair.original is not None)))
     result = {}
@@ -108,23 +108,14 @@ def translations(name: str) -> dict[str, str]:
 
 def page_text(name: str) -> str:
     """A translated page; sections without a translation are those of the original."""
-    document = next(document for document in blocks.documents() if document.name == name)
+    document = blocks.document(name)
     known = translations(name)
     return "\n\n".join(known.get(blocks.digest(section), section) for section in blocks.originals(document)) + "\n"
 
 
 def headings(text: str) -> list[str]:
     """The lines that are headings, outside of code."""
-    found, fence = [], None
-    for line in text.split("\n"):
-        opening = blocks.FENCE.match(line)
-        if opening and fence is None:
-            fence = opening[1]
-        elif opening and line.strip() == fence:
-            fence = None
-        elif fence is None and HEADING.match(line):
-            found.append(line)
-    return found
+    return [line for line, in_code in blocks.lines(text) if not in_code and HEADING.match(line)]
 
 
 def ids(text: str) -> list[str]:
@@ -140,18 +131,11 @@ def ids(text: str) -> list[str]:
 
 def identified(text: str, own: list[str]) -> str:
     """A text whose headings get these ids."""
-    rest, wanted = iter(own), set(headings(text))
-    lines, fence = [], None
-    for line in text.split("\n"):
-        opening = blocks.FENCE.match(line)
-        if opening:
-            fence = opening[1] if fence is None else (None if line.strip() == fence else fence)
-        if fence is None and line in wanted:
-            match = HEADING.match(line)
-            assert match is not None
-            line = f"{match[1]} {match[2]} {{ #{next(rest)} }}"
-        lines.append(line)
-    return "\n".join(lines)
+    rest, result = iter(own), []
+    for line, in_code in blocks.lines(text):
+        match = None if in_code else HEADING.match(line)
+        result.append(f"{match[1]} {match[2]} {{ #{next(rest)} }}" if match else line)
+    return "\n".join(result)
 
 
 # ---- Events -------------------------------------------------------------------------------------------------------------------

@@ -14,6 +14,8 @@ the 16-bit product of a block, masked to its outlier columns, runs only where th
 the int8 product has already loaded.
 """
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -270,6 +272,25 @@ def _of_columns(size):
         return _of_columns(larger(upper, lower))
 
 
+def launch_options(config: Decode, m: int) -> dict[str, Any]:
+    """What `config` makes of the kernels around `layer_of_rows`, for m rows of X: their shapes, and how Triton is to compile them."""
+    rows = triton.next_power_of_2(m)
+    scan, threads = config.scan // rows, 32 * config.warps
+    return {
+        "ROWS": rows,
+        "TILE_M": max(config.tile_m, rows),
+        "BLOCK_N": config.block_n,
+        "BLOCK_K": config.block_k,
+        "SCAN_K": scan,
+        "SCAN_OWN": max(1, scan // threads),
+        "BLOCK_OWN": max(1, config.block_k // threads),
+        "num_warps": config.warps,
+        "num_stages": config.stages,
+        **NO_FUSION,
+        **all_registers(config.warps),
+    }
+
+
 def decode_linear(
     x: Tensor, weight: QuantizedWeight, bias: Tensor | None, threshold: float | None, per_row: bool, config: Decode | None = None
 ) -> Tensor:
@@ -277,7 +298,6 @@ def decode_linear(
     (m, k), n, float_weight = x.shape, weight.codes.shape[0], weight.float_weight
     config = config or decode_configuration(architecture(x.device), m, n, not aligned(weight.codes))
     y = torch.empty(m, n, dtype=x.dtype, device=x.device)
-    rows = triton.next_power_of_2(m)
     with torch.cuda.device_of(x):
         decode_kernel[(triton.cdiv(n, config.block_n),)](
             Matrix.of(x),
@@ -292,16 +312,6 @@ def decode_linear(
             DETECT=threshold is not None,
             PER_ROW=per_row,
             WIDE=weight.zero_point is not None and k >= WIDE_FROM,
-            ROWS=rows,
-            TILE_M=max(config.tile_m, rows),
-            BLOCK_N=config.block_n,
-            BLOCK_K=config.block_k,
-            SCAN_K=config.scan // rows,
-            SCAN_OWN=max(1, config.scan // rows // (32 * config.warps)),
-            BLOCK_OWN=max(1, config.block_k // (32 * config.warps)),
-            num_warps=config.warps,
-            num_stages=config.stages,
-            **NO_FUSION,
-            **all_registers(config.warps),
+            **launch_options(config, m),
         )
     return y

@@ -11,9 +11,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .arithmetic import NO_FUSION, absmax_scale, rounded
-from .configurations import Decode, all_registers, architecture, decode_experts_configuration
-from .decode import layer_of_rows
+from .arithmetic import absmax_scale, rounded
+from .configurations import Decode, architecture, decode_experts_configuration
+from .decode import launch_options, layer_of_rows
 from .operands import Matrix, Side, aligned
 
 
@@ -115,14 +115,10 @@ def experts_decode(
     w = codes.contiguous().view(e * n, k)
     config = config or decode_experts_configuration(architecture(x.device), t, n * min(e, t * choices), not aligned(w))
     y = torch.empty(t * choices, n, dtype=x.dtype, device=x.device)
-    rows = triton.next_power_of_2(t)
     w_side = Side(Matrix.of(w), absmax=absmax, per_row=1)
     with torch.cuda.device_of(x):
         decode_experts[(triton.cdiv(n, config.block_n), t * choices)](
             Matrix.of(x), w_side, y, bias, chosen, threshold, t, e, n, k,
-            CHOICES=choices, WIDTH=triton.next_power_of_2(choices), BY_PAIR=by_pair, ROWS=rows, TILE_M=max(config.tile_m, rows),
-            BLOCK_N=config.block_n, BLOCK_K=config.block_k, SCAN_K=config.scan // rows,
-            SCAN_OWN=max(1, config.scan // rows // (32 * config.warps)), BLOCK_OWN=max(1, config.block_k // (32 * config.warps)),
-            num_warps=config.warps, num_stages=config.stages, **NO_FUSION, **all_registers(config.warps),
+            CHOICES=choices, WIDTH=triton.next_power_of_2(choices), BY_PAIR=by_pair, **launch_options(config, t),
         )  # fmt: skip
     return y

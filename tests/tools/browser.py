@@ -7,14 +7,14 @@ import argparse
 import contextlib
 import functools
 import http.server
-import os
-import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
 from playwright.sync_api import Browser, Page, sync_playwright
+
+from experiments.book import find_chromium
 
 SITE = Path(__file__).parents[2] / "site"
 FLAGS = [
@@ -57,11 +57,9 @@ def browser() -> Iterator[Browser]:
     """Starts Chromium with a fresh profile.
 
     Raises:
-        FileNotFoundError: there is none.
+        InputError: there is none.
     """
-    path = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
-    if not path:
-        raise FileNotFoundError("no Chromium found: apt-get install chromium, or set CHROMIUM to its path")
+    path = find_chromium()
     with sync_playwright() as playwright:
         chromium = playwright.chromium.launch(executable_path=path, headless=True, args=FLAGS)
         try:

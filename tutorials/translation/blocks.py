@@ -7,7 +7,7 @@ changes, its hash does, and the translation is outdated until somebody has read 
 import difflib
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -86,6 +86,11 @@ def documents() -> list[Document]:
     return chapters + [Document(page, ROOT / "docs" / page, PAGES / page) for page in TRANSLATED]
 
 
+def document(name: str) -> Document:
+    """The document of this name, which there must be."""
+    return next(one for one in documents() if one.name == name)
+
+
 def originals(document: Document) -> list[str]:
     """The blocks of the English text."""
     text = document.original.read_text(encoding="utf-8")
@@ -103,6 +108,15 @@ def cells(script: str) -> list[str]:
 def sections(text: str) -> list[str]:
     """The sections of a page; the first one holds its front matter, too."""
     parts: list[list[str]] = [[]]
+    for line, in_code in lines(text):
+        if not in_code and line.startswith("## "):
+            parts.append([])
+        parts[-1].append(line)
+    return ["\n".join(part).strip() for part in parts]
+
+
+def lines(text: str) -> Iterator[tuple[str, bool]]:
+    """The lines of a Markdown text, each with whether it belongs to fenced code."""
     fence: str | None = None
     for line in text.splitlines():
         opening = FENCE.match(line)
@@ -110,10 +124,7 @@ def sections(text: str) -> list[str]:
             fence = opening[1]
         elif opening and line.strip() == fence:
             fence = None
-        if fence is None and line.startswith("## "):
-            parts.append([])
-        parts[-1].append(line)
-    return ["\n".join(part).strip() for part in parts]
+        yield line, fence is not None or opening is not None
 
 
 def blocks(text: str) -> list[tuple[str, str]]:
