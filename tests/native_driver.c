@@ -28,6 +28,7 @@ enum { ADDRESSES = 13, FIRST_RESULT = 7, LAST_RESULT = 11, EXPERTS = 4 };
 int main(void) {
     int (*functions[])(const Call *) = {llm_int8_linear, llm_int8_quantize, llm_int8_outlier_columns, llm_int8_matmul};
     struct { char name[32]; int64_t size; } greeting = {INSTRUCTIONS, sizeof(Call)};
+    if (llm_int8_prepare()) return 4;
     send(&greeting, sizeof greeting);
     for (int64_t function, sizes[ADDRESSES + 1]; receive(&function, sizeof function);) {
         Call call;

@@ -34,6 +34,7 @@ class Driven:
         self._name, self._start = name, start
         # Functions of their own, since Native declares their types on them.
         self.llm_int8_instructions = lambda: name.encode()
+        self.llm_int8_prepare = lambda: 0  # the process does it
         self.llm_int8_call_size = lambda: CALL.size
         self.llm_int8_experts_size = lambda: EXPERTS.size
         for number, function in enumerate(("linear", "quantize", "outlier_columns", "matmul")):

@@ -11,7 +11,8 @@ import pytest
 
 import fast
 from fast import cpu
-from fast.cpu import build, engine, product
+from fast.cpu import build, engine
+from tests import native_driver
 from tests.comparison import NATIVE
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -220,6 +221,8 @@ def test_the_fastest_instructions_of_the_processor_are_taken(choose):
         (("avx2", "fma", "f16c", "avx_vnni"), ["avx_vnni", "avx2", "portable"]),
         (("avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512dq", "avx512vl"), ["avx2", "portable"]),
         (("avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_vnni"), ["avx512_vnni", "avx2", "portable"]),
+        ((*engine.INSTRUCTIONS["avx512_vnni"].needs, "amx_tile"), ["avx512_vnni", "avx2", "portable"]),
+        ((*engine.INSTRUCTIONS["avx512_vnni"].needs, "amx_tile", "amx_int8"), ["amx_int8", "avx512_vnni", "avx2", "portable"]),
         (("asimd", "asimddp"), ["neon_dotprod", "portable"]),
     ],
 )
@@ -306,17 +309,28 @@ def test_a_process_without_a_compiler_computes_all_the_same(tmp_path):
     assert "no C compiler" in done.stderr
 
 
-@pytest.mark.parametrize(("name", "amx"), [("avx512_vnni", False), ("avx512_vnni", True), ("portable", False)])
+@pytest.mark.parametrize("name", ["amx_int8", "avx512_vnni", "portable"])
 @pytest.mark.parametrize("rows", [1, 8, 9, 100])
-def test_many_rows_are_torchs_where_it_has_amx_or_the_engine_no_instructions(name, amx, rows, monkeypatch):
+def test_many_rows_are_torchs_where_the_engine_has_no_instructions(name, rows, monkeypatch):
     computes = object()
     monkeypatch.setattr(engine, "chosen", lambda: (engine.Engine(name, ""), computes))
-    monkeypatch.setattr(product, "has_instructions", lambda name: amx and name == "amx_tile")
-    monkeypatch.setattr(product, "best_route", lambda: "int8")
-    monkeypatch.setattr(engine, "has_amx", engine.has_amx.__wrapped__)
-    everywhere = name != "portable" and not amx
+    everywhere = name != "portable"
     assert engine.implementation("cpu", rows) is (computes if rows <= 8 or everywhere else cpu)
     assert engine.for_all_rows() is (computes if everywhere else None)
+
+
+def test_instructions_that_the_system_withholds_are_passed_over(choose, monkeypatch):
+    def withheld(name, flags):
+        library = native_driver.Driven(name, lambda: [])
+        library.llm_int8_prepare = lambda: int(name == "avx2")
+        return library
+
+    monkeypatch.setattr(engine.build, "library", withheld)
+    monkeypatch.setattr(engine, "is_exact", lambda native: True)
+    monkeypatch.setattr(engine, "made_engines", {})
+    chosen, native = choose({"avx2", "fma", "f16c"})
+    assert chosen == engine.Engine("portable", "tried before it: avx2: the system does not let this process use the instructions avx2")
+    assert native is not None
 
 
 def test_an_engine_that_cannot_run_here_is_named(monkeypatch):
@@ -327,7 +341,7 @@ def test_an_engine_that_cannot_run_here_is_named(monkeypatch):
     monkeypatch.setattr(engine, "chosen", lambda: (engine.Engine("torch", "LLM_INT8_NATIVE=0"), None))
     with pytest.raises(RuntimeError, match="the native engine cannot run here: LLM_INT8_NATIVE=0"):
         engine.implementation("native", 1)
-    with pytest.raises(ValueError, match=r"backend must be one of .*'torch', 'native', 'avx512_vnni'"), fast.backend("c"):
+    with pytest.raises(ValueError, match=r"backend must be one of .*'torch', 'native', 'amx_int8', 'avx512_vnni'"), fast.backend("c"):
         pass
 
 

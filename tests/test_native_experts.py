@@ -138,15 +138,14 @@ def test_the_operator_makes_one_call_per_projection(monkeypatch):
     assert_same(y, own(*given, 6.0))
 
 
-@pytest.mark.parametrize(("amx", "calls"), [(True, 0), (False, 1)])
-def test_where_torch_takes_many_rows_each_expert_has_its_own_engine(amx, calls, monkeypatch):
+@pytest.mark.parametrize(("name", "calls"), [("portable", 0), ("avx2", 1)])
+def test_where_torch_takes_many_rows_each_expert_has_its_own_engine(name, calls, monkeypatch):
     chosen, seen = engine.forced(HERE[0]), []
     own = chosen.experts_linear
-    monkeypatch.setattr(engine, "has_amx", lambda: amx)
-    monkeypatch.setattr(engine, "chosen", lambda: (engine.Engine(HERE[0], ""), chosen))
+    monkeypatch.setattr(engine, "chosen", lambda: (engine.Engine(name, ""), chosen))
     monkeypatch.setattr(chosen, "experts_linear", lambda *arguments: seen.append(1) or own(*arguments))
     experts_linear(*problem([3, 12], 0, 70, 17, torch.float32), 6.0)
-    assert len(seen) == (calls if HERE[0] != "portable" else 0)
+    assert len(seen) == calls
 
 
 WRONG: dict[str, tuple[Callable[[list[Any]], None], str]] = {

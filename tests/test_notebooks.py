@@ -119,6 +119,7 @@ def test_every_picture_of_a_notebook_has_a_description(script):
         ("1.25e-07", "1.26e-07"),
         ("perplexity ~20.0", "perplexity ~20.8"),
         ("~1.08e+06", "~1.10e+06"),
+        ("perplexity ≈33.4", "perplexity ≈36.1"),
     ],
 )
 def test_text_that_another_processor_may_print_passes(stored, fresh):
@@ -133,6 +134,8 @@ def test_text_that_another_processor_may_print_passes(stored, fresh):
         ("code 5", "code 6"),
         ("code 5", "code -5"),
         ("error 12345", "error 12359"),
+        ("perplexity ≈30.0", "perplexity ≈46.0"),
+        ("perplexity ~33.4", "perplexity ≈33.4"),
         ("float16", "float32"),
         ("version 2.13.0", "version 2.13.1"),
         ("1.25e-07", "1.25e-06"),

@@ -365,8 +365,10 @@ def test_shares_are_what_each_step_adds() -> None:
     assert medians == pytest.approx({"quantization": 0.1, "int8 product": 0.3, "detection": 0.1, "outlier product": 0.5})
 
 
-#: int32 numbers in a register: native_registers.h.
+#: int32 numbers in a register: native_registers.h. A round has 12 sums that do not wait for each other, of 4 products in each lane.
 LANES = {"avx512_vnni": 16, "avx_vnni": 8, "avx2": 8, "neon_dotprod": 4, "portable": 4}
+#: With matrix registers it has 4, each of 16 lines with 16 columns of 64 codes.
+OPERATIONS = {name: 2 * 4 * lanes * 12 for name, lanes in LANES.items()} | {"amx_int8": 2 * 4 * 16 * 16 * 64}
 
 
 @pytest.mark.parametrize("native", [False, True])
@@ -380,8 +382,8 @@ def test_ceilings_follow_from_sizes_and_times(native: bool, monkeypatch: pytest.
     size = 8 << 20
     assert found["bandwidth"] == 2 * size / 0.5
     rates = {unit: 2 * m * 64**2 / 0.5 for unit, m in (("int8", 64), ("bfloat16", 32), ("float16", 32), ("float32", 32))}
-    if native:  # sums that do not wait for each other, 12 of them, of 4 products in each lane
-        rates["int8"] = torch.get_num_threads() * 200_000 * 2 * 4 * LANES[name] * 12 / 0.5
+    if native:
+        rates["int8"] = torch.get_num_threads() * 200_000 * OPERATIONS[name] / 0.5
     assert found["rates"] == rates
 
 

@@ -247,8 +247,8 @@ others = [
     for _ in range(5)
 ]
 without = perplexity_without(two)
-predict.number("without the two outlier features", without, ".3g", about=True)
-predict.number("without two others, the worst draw", max(others), ".3g", about=True)
+predict.number("without the two outlier features", without, ".3g", about="~")
+predict.number("without two others, the worst draw", max(others), ".3g", about="~")
 print(f"all features: {perplexity_without([]):.2f}")
 print(f"without 2 random ones, five draws: {min(others):.2f} to {max(others):.2f}")
 
@@ -389,14 +389,20 @@ pictures.show(
     "vector-wise stays low for longer, and rises at the end.",
 )
 for name, values in curves.items():
-    predict.number(f"{name}, at 64", values[factors.index(64)], ".3g", about=True)
+    value = values[factors.index(64)]
+    if name == "absmax, one scale each":
+        low, middle, high = options = "under 100", "100 to 1,000", "over 1,000"
+        answer = low if value < 100 else middle if value <= 1000 else high
+        predict.choice(f"{name}, at 64", options, answer)
+    else:
+        predict.number(f"{name}, at 64", value, ".3g", about=model_data.mark(value))
 print(f"{'factor':<24}" + "".join(f"{factor:>11}" for factor in factors))
 for name, values in curves.items():
     print(f"{name:<24}" + "".join(f"{model_data.about(value):>11}" for value in values))
 
 # %% [markdown]
 # (`~` marks numbers that may differ slightly on your processor: where a sum is rounded differently, a code changes, and
-# all later layers change a little.)
+# all later layers change a little. `≈` marks those of a model that int8 has damaged; there the same goes further.)
 #
 # Six columns ruin the precision of the other 570. The vector-wise product of chapter 03, the best so far, lasts longer,
 # but fails too: no scale that can be factored out of the sum protects a row from its own largest entry.

@@ -161,7 +161,8 @@ predict.choice("codes and scales", options, equal if same else close)
 predict.choice("Y", options, equal if np.array_equal(y, y_turned) else close)
 # As in chapter 05, and the scale of W on either side of the sum.
 bound = 2 * (o.sum() + 4) * 2.0**-24 * (magnitudes + part)
-assert (np.abs(y - y_fast) <= bound).all() and (np.abs(y - y_turned) <= bound).all()
+assert (np.abs(y - y_fast) <= bound).all()
+assert (np.abs(y - y_turned) <= bound).all()
 print("Y lies within its bound: the sum over the outlier columns may have any order")
 
 # %% [markdown]
@@ -237,7 +238,7 @@ variants = {
 }
 results = {name: perplexity(model) for name, model in variants.items()}
 for name in list(results)[1::2]:
-    predict.number(name, results[name], ".1f", about=True)
+    predict.number(name, results[name], ".1f", about=model_data.mark(results[name]))
 figure, ax = plt.subplots(figsize=(7.2, 2.6))
 ax.barh(
     list(results),
@@ -252,7 +253,7 @@ ax.set(xlabel="perplexity on 512 tokens (less is better)")
 pictures.show(
     figure,
     "Perplexity by method: "
-    + "; ".join(f"{name} ~{value:.1f}" for name, value in results.items())
+    + "; ".join(f"{name} {model_data.about(value)}" for name, value in results.items())
     + ".",
 )
 
@@ -358,7 +359,7 @@ mistakes = {
 }
 mildest = min(mistakes, key=mistakes.get)
 predict.choice("the least harm: largest magnitudes", list(mistakes), mildest)
-predict.number("its perplexity", mistakes[mildest], ".1f", about=True)
+predict.number("its perplexity", mistakes[mildest], ".1f", about=model_data.mark(mistakes[mildest]))
 right = results["LLM.int8(), weights from codes"]
 print(f"{'largest magnitudes as they should be':<44} perplexity ~{right:.1f}")
 for how, value in mistakes.items():
@@ -438,7 +439,7 @@ def bytes_of_linears(model):
 print(f"{'method':<32} {'perplexity':>10} {'bytes of W':>13}")
 for name, model in variants.items():
     print(
-        f"{name:<32} {'~' + format(results[name], '.1f'):>10} "
+        f"{name:<32} {model_data.about(results[name]):>10} "
         f"{bytes_of_linears(model):>13,}"
     )
 

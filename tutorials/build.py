@@ -10,8 +10,8 @@ without running anything. Building twice gives the same bytes: cell ids are coun
 `--check` fails if a notebook raises, writes to stderr, or differs from the stored one in its sources, in the kinds of its
 outputs, or in their text. Numbers in that text may differ by 1e-3 of their value, and those printed with decimals by one unit
 of the last place printed, since another processor sums in another order. A number with a `~` before it may differ by 5 %: the
-perplexity of a quantized model, where one code that turns at a tie moves everything behind it. Pictures are compared by kind: their
-descriptions are text, and are compared as such.
+perplexity of a quantized model, where one code that turns at a tie moves everything behind it; with a `≈` by a third: that of a model
+that int8 has damaged. Pictures are compared by kind: their descriptions are text, and are compared as such.
 """
 
 import argparse
@@ -46,8 +46,8 @@ ENVIRONMENT = {
 }
 
 RELATIVE_TOLERANCE = 1e-3
-#: For a number with a ~ before it.
-ABOUT_TOLERANCE = 0.05
+#: For a number with such a mark before it.
+ABOUT_TOLERANCE = {"~": 0.05, "≈": 1 / 3}
 #: A number on its own, not a part of a word (int8) or of a version (2.13.0).
 NUMBER = re.compile(r"(?<![\w.])[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d*)?(?:e[-+]?\d+)?(?![\w]|\.\d)", re.IGNORECASE)
 
@@ -124,8 +124,9 @@ def compare(stored: NotebookNode, fresh: NotebookNode) -> None:
     """Compares a stored notebook with a fresh run.
 
     Raises:
-        Mismatch: they differ by more than the tolerance of this module; says in which cell and how.
+        Mismatch: they differ by more than the tolerance of this module; says in which cells and how.
     """
+    differences = []
     for number, (old, new) in enumerate(zip_longest(stored.cells, fresh.cells)):
         if old is None or new is None or (old.cell_type, old.source) != (new.cell_type, new.source):
             raise Mismatch(f"cell {number} is not what the script says; build the notebook again")
@@ -138,7 +139,9 @@ def compare(stored: NotebookNode, fresh: NotebookNode) -> None:
             for (_, a), (_, b) in zip(texts(was), texts(now), strict=True):
                 difference = text_difference(a, b)
                 if difference:
-                    raise Mismatch(f"cell {number}: {difference}")
+                    differences.append(f"cell {number}: {difference}")
+    if differences:
+        raise Mismatch("\n".join(dict.fromkeys(differences)))
 
 
 def kind(output: NotebookNode) -> str:
@@ -158,15 +161,15 @@ def text_difference(old: str, new: str) -> str | None:
     for a, b in zip_longest(old.splitlines(), new.splitlines(), fillvalue=""):
         words = [" ".join(NUMBER.sub("#", line).split()) for line in (a, b)]
         numbers = zip(NUMBER.finditer(a), NUMBER.finditer(b), strict=False)
-        if words[0] != words[1] or not all(close(x[0], y[0], about=a[: x.start()].endswith("~")) for x, y in numbers):
+        if words[0] != words[1] or not all(close(x[0], y[0], about=a[: x.start()][-1:]) for x, y in numbers):
             return f"stored {a.strip()!r}, a fresh run gives {b.strip()!r}"
     return None
 
 
-def close(old: str, new: str, about: bool = False) -> bool:
-    """Whether two printed numbers agree to the tolerance, or to one unit of the last decimal printed."""
+def close(old: str, new: str, about: str = "") -> bool:
+    """Whether two printed numbers agree to the tolerance of the mark before them, or to one unit of the last decimal printed."""
     a, b = float(old.replace(",", "")), float(new.replace(",", ""))
-    return abs(a - b) <= max((ABOUT_TOLERANCE if about else RELATIVE_TOLERANCE) * abs(a), 1.0001 * last_place(old))
+    return abs(a - b) <= max(ABOUT_TOLERANCE.get(about, RELATIVE_TOLERANCE) * abs(a), 1.0001 * last_place(old))
 
 
 def last_place(number: str) -> float:

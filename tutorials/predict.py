@@ -23,7 +23,7 @@ from IPython.display import display
 MIME = "application/vnd.llm-int8.prediction+json"
 
 
-def number(label: str, value: float, places: str = "g", unit: str = "", about: bool = False) -> None:
+def number(label: str, value: float, places: str = "g", unit: str = "", about: str = "") -> None:
     """Asks for a number.
 
     Args:
@@ -31,11 +31,11 @@ def number(label: str, value: float, places: str = "g", unit: str = "", about: b
         value: the computed answer.
         places: how it is printed, as a format specification.
         unit: printed behind it, such as "%".
-        about: whether another processor may give a slightly different one, which is marked with ~ (tutorials/build.py).
+        about: the mark of a number that is another one on another processor: "~" slightly, "≈" up to a third (tutorials/build.py).
     """
     shown = f"{value:{places}}"
     answer = shown.replace(",", "").rstrip("%")
-    _ask({"kind": "number", "label": label, "answer": answer, "shown": f"{'~' if about else ''}{shown} {unit}".strip()})
+    _ask({"kind": "number", "label": label, "answer": answer, "shown": f"{about}{shown} {unit}".strip()})
 
 
 def choice(label: str, options: Sequence[str], answer: str) -> None:

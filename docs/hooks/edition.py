@@ -17,7 +17,7 @@ from mkdocs.plugins import event_priority
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
-from tutorials.translation import blocks, labels, rendered, sentences
+from tutorials.translation import blocks, labels, made, rendered, sentences
 from tutorials.translation.sentences import Catalog
 
 log = logging.getLogger("mkdocs.hooks.edition")
@@ -57,7 +57,7 @@ class Edition:
 
     def drawing(self, svg: str) -> str:
         """A figure with its labels."""
-        return svg if self.catalog is None else labels.translated(svg, sentences.catalog("figures", "chapters"))
+        return svg if self.catalog is None else labels.translated(svg, sentences.catalog("figures", "chapters", "records"))
 
 
 ENGLISH = Edition()
@@ -108,9 +108,18 @@ def translations(name: str) -> dict[str, str]:
 
 def page_text(name: str) -> str:
     """A translated page; sections without a translation are those of the original."""
+    original = (blocks.ROOT / "docs" / name).read_text(encoding="utf-8")
+    if name in made.PAGES:
+        return _made(original)
     document = blocks.document(name)
     known = translations(name)
-    return "\n\n".join(known.get(blocks.digest(section), section) for section in blocks.originals(document)) + "\n"
+    page = "\n\n".join(known.get(blocks.digest(section), section) for section in blocks.originals(document)) + "\n"
+    return made.filled(page, [_made(part) for part in made.parts(original)])
+
+
+def _made(text: str) -> str:
+    """What a command has written, with the ids of the English headings."""
+    return identified(made.in_chinese(text, sentences.catalog("records", "site", "chapters", "figures")), ids(text))
 
 
 def headings(text: str) -> list[str]:
@@ -135,7 +144,7 @@ def identified(text: str, own: list[str]) -> str:
     for line, in_code in blocks.lines(text):
         match = None if in_code else HEADING.match(line)
         result.append(f"{match[1]} {match[2]} {{ #{next(rest)} }}" if match else line)
-    return "\n".join(result)
+    return "\n".join([*result, ""] if text.endswith("\n") else result)
 
 
 # ---- Events -------------------------------------------------------------------------------------------------------------------
@@ -163,7 +172,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Puts translated pages in place of the originals, and leaves out what the Chinese pages share with the English site."""
     if not is_chinese(config):
         return files
-    for name in blocks.TRANSLATED:
+    for name in (*blocks.TRANSLATED, *made.PAGES):
         original = files.get_file_from_path(name)
         assert original is not None
         files.remove(original)
@@ -191,7 +200,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
 def _translated(page: Page) -> bool:
     source = page.file.src_uri
-    return source in blocks.TRANSLATED or re.fullmatch(r"tutorials/\d\d_\w+\.md", source) is not None
+    return source in (*blocks.TRANSLATED, *made.PAGES) or re.fullmatch(r"tutorials/\d\d_\w+\.md", source) is not None
 
 
 def on_page_content(markup: str, page: Page, config: MkDocsConfig, files: Files) -> str:

@@ -7,6 +7,8 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
+import edition
+
 from experiments import records
 from experiments.pages import phone, style, verification
 from experiments.pages.report import PICTURES
@@ -24,8 +26,9 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         record = records.read(name)
         for number, figure in enumerate(draw(record) if record else (), 1):
             drawn = f"results/{name}{'' if number == 1 else f'-{number}'}"
-            files.append(File.generated(config, f"{drawn}.svg", content=style.svg(figure)))
-            files.append(File.generated(config, f"{drawn}-narrow.svg", content=style.svg(phone.narrow(figure))))
+            say = edition.of(config).drawing
+            files.append(File.generated(config, f"{drawn}.svg", content=say(style.svg(figure))))
+            files.append(File.generated(config, f"{drawn}-narrow.svg", content=say(style.svg(phone.narrow(figure)))))
     return files
 
 

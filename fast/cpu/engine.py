@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 
 from .. import cpu
-from . import build, product
+from . import build
 from .native import Native
 
 log = logging.getLogger(__name__)
@@ -30,12 +30,15 @@ class Instructions(NamedTuple):
     flags: tuple[str, ...]
 
 
+_AVX512_VNNI = Instructions(
+    frozenset({"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_vnni", "avx2", "fma", "f16c"}),
+    ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512vnni", "-mavx2", "-mfma", "-mf16c"),
+)
+
 #: By name, the fastest first. The features have Linux's names, as /proc/cpuinfo lists them.
 INSTRUCTIONS = {
-    "avx512_vnni": Instructions(
-        frozenset({"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_vnni", "avx2", "fma", "f16c"}),
-        ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512vnni", "-mavx2", "-mfma", "-mf16c"),
-    ),
+    "amx_int8": Instructions(_AVX512_VNNI.needs | {"amx_tile", "amx_int8"}, (*_AVX512_VNNI.flags, "-mamx-tile", "-mamx-int8")),
+    "avx512_vnni": _AVX512_VNNI,
     "avx_vnni": Instructions(frozenset({"avx_vnni", "avx2", "fma", "f16c"}), ("-mavxvnni", "-mavx2", "-mfma", "-mf16c")),
     "avx2": Instructions(frozenset({"avx2", "fma", "f16c"}), ("-mavx2", "-mfma", "-mf16c")),
     "neon_dotprod": Instructions(frozenset({"asimddp"}), ("-march=armv8.2-a+dotprod",)),
@@ -47,7 +50,7 @@ TORCH, NATIVE = "torch", "native"
 #: What `fast.backend` can force.
 CHOICES = (TORCH, NATIVE, *INSTRUCTIONS)
 
-#: Up to so many rows reading the weight is what takes the time, and the native engine reads it fastest.
+#: Up to so many rows reading the weight is what takes the time, and plain C reads it fastest, too.
 FEW_ROWS = 8
 
 
@@ -99,14 +102,8 @@ def for_all_rows() -> Native | None:
 
 
 def torch_takes_many() -> bool:
-    """Whether more rows than FEW_ROWS are left to Torch operations: a product in plain C is slower than one of floats, AMX faster."""
-    return has_amx() or chosen()[0].name == "portable"
-
-
-@cache
-def has_amx() -> bool:
-    """Whether oneDNN multiplies int8 with AMX here."""
-    return product.has_instructions("amx_tile") and product.best_route() == "int8"
+    """Whether more rows than FEW_ROWS are left to Torch operations: a product in plain C is slower than one of floats."""
+    return chosen()[0].name == "portable"
 
 
 @cache

@@ -11,19 +11,25 @@
    Nothing is packed, copied or kept of the weight: it is read where it lies, once per block of 256 rows of X. Codes of X are written
    anew in every call anyway, so it is they that take the order that the product wants:
 
-       up to 8 rows of X    codes lie as the rows do. A sum runs along K: a register holds 4 * LANES neighbours of a row of X, another
+       few rows of X        codes lie as the rows do. A sum runs along K: a register holds 4 * LANES neighbours of a row of X, another
                             those of a row of W. Rows of W are read in the order of memory, which is what bounds the time here.
        more rows            a register holds 4 neighbours of each of LANES rows of X, [K / 4][LANES][4]; 4 bytes of a row of W are
                             broadcast against it. TALL rows of W times WIDE registers of X give TALL * WIDE sums, all in registers.
+                            Where there are matrix registers, 16 of these quads and 64 codes of 16 rows of W fill one each.
 
    In reading order: native_registers.h, the instruction sets; native_layer.h, what a call is given and its scratch memory;
-   native_quantize.h, the first two steps; native_results.h, the last two; native_product.h, the one between;
+   native_quantize.h, the first two steps; native_results.h, the last two; native_tiles.h and native_product.h, the one between;
    here the calls, and in native_experts.h that of several layers at once.
    GCC's vector types (Clang has them too) say in C what is the same for all processors. One library is compiled for each set of
    instructions: the compiler's -m flags choose the section of native_registers.h.
 
    -ffp-contract=off is part of the meaning: x * r + c has to round twice. */
 #include "native_product.h"
+
+#if MATRIX
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 /* ---- the calls: 0, or 1 where there is no memory -------------------------------------------------------------------------------- */
 enum { QUANTIZE = 1, MULTIPLY = 2, GIVEN = 4 };
@@ -89,6 +95,16 @@ int llm_int8_experts(const Experts *e) { return experts_of(e); }
 int llm_int8_quantize(const Call *c) { return layer_of(c, QUANTIZE); }
 int llm_int8_outlier_columns(const Call *c) { return layer_of(c, 0); }
 int llm_int8_matmul(const Call *c) { return layer_of(c, GIVEN | MULTIPLY); }
+/* Before any other call: 0, or 1 where the system does not let this process use the instructions. Linux wants to be asked for the
+   matrix registers (Documentation/arch/x86/xstate.rst). */
+int llm_int8_prepare(void) {
+#if MATRIX
+    enum { ARCH_REQ_XCOMP_PERM = 0x1023, XTILEDATA = 18 };
+    return syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XTILEDATA) != 0;
+#else
+    return 0;
+#endif
+}
 const char *llm_int8_instructions(void) { return INSTRUCTIONS; }
 long llm_int8_call_size(void) { return sizeof(Call); }
 long llm_int8_experts_size(void) { return sizeof(Experts); }

@@ -39,6 +39,8 @@ class Native:
             raise ValueError(f"native.c's Call has {library.llm_int8_call_size()} bytes, native.py packs {CALL.size}")
         if library.llm_int8_experts_size() != EXPERTS.size:
             raise ValueError(f"native.c's Experts has {library.llm_int8_experts_size()} bytes, native.py packs {EXPERTS.size}")
+        if library.llm_int8_prepare():
+            raise ValueError(f"the system does not let this process use the instructions {self.name}")
         names = ("linear", "quantize", "outlier_columns", "matmul", "experts")
         functions = [getattr(library, f"llm_int8_{name}") for name in names]
         for function in functions:

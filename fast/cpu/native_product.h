@@ -1,9 +1,9 @@
 /* accumulate: the int32 product of the codes, tile by tile, each followed by native_results.h. */
 #ifndef NATIVE_PRODUCT_H
 #define NATIVE_PRODUCT_H
-#include "native_results.h"
+#include "native_tiles.h"
 
-/* ---- accumulate, up to 8 rows --------------------------------------------------------------------------------------------------- */
+/* ---- accumulate, few rows ------------------------------------------------------------------------------------------------------- */
 /* Sums along K, columns from .. to, of `rows` rows of X with `columns` rows of W, LANES partial sums each, are added to
    partial[row][j ..]. Pairs that are few get several sums each (depth), since an instruction starts before the last one has ended.
 
@@ -93,14 +93,16 @@ static void along(const Layer *l, long first, int rows, long begin, long end) {
             const vi acc = sums_of(partial[r]);
             const long row = first + r;
             if (l->given) y[r] = (vf)((vu)acc - (uint32_t)l->row_total[row] * (uint32_t)OFFSET);
-            else y[r] += corrected(c, acc, broadcast(l->row_zero[row]), broadcast(l->row_total[row]), zero, w_sum) * l->row_scale[row] * scale;
+            else y[r] += corrected(c, acc, broadcast(l->row_zero[row]), broadcast(l->row_total[row]), zero, w_sum, OFFSET) * l->row_scale[row] * scale;
             if (c->bias) y[r] += (vf)BY_DTYPE(c->bias_dtype, widen, c->bias, n, end);
             put(c->y, (first + r) * c->n + n, (vi)y[r], width, l->given ? INT32 : c->x_dtype);
         }
     }
 }
 
-enum { ALONG = 8, PIECE = 1 << 16 }; /* PIECE: bytes of W per piece, several microseconds of work */
+/* ALONG: up to so many rows; matrix registers, which W passes as it lies, are faster than eight sums along K, and not than four.
+   PIECE: bytes of W per piece, several microseconds of work. */
+enum { ALONG = MATRIX ? 4 : 8, PIECE = 1 << 16 };
 
 static void along_piece(Layer *l, long piece) {
     const Call *c = l->call;
@@ -124,102 +126,56 @@ static void prepare(const Layer *l, long n, int height, Row *row) {
         row->scale = weight_scale(c, n);
         row->zero = weight_zero(c, n);
         row->sum = c->zeropoint ? sum_of(c->codes + n * c->codes_stride, c->k) : 0;
-        row->bias = c->bias ? entry(c->bias, n, c->bias_dtype) : 0;
+        row->bias = c->bias ? entry(c->bias, n, c->bias_dtype) : -0.0f;
         outlier_weights(c, n, l->outliers, least(SOME, l->count), row->scale, row->zero, row->weights);
     }
 }
 
-/* The sums of a row of W with `vectors` groups become results. */
-INLINE void finish_row(const Layer *l, vi *sums, long group, int vectors, long n, const Row *row) {
+/* The sums of `height` rows of W with `vectors` groups of X become results, where they lie. */
+INLINE void finish_rows(const Layer *l, vi (*tile)[WIDE], long group, int vectors, long n, int height, const Row *row, int zeropoint) {
     const Call *c = l->call;
-    vf y[WIDE];
-    UNROLL for (int v = 0; v < vectors; v++) y[v] = broadcast_float(-0.0f); /* x + -0 is x, of x = -0 too */
-    for (long from = 0; from < l->count; from += SOME) {
-        const long some = least(SOME, l->count - from);
-        float others[SOME];
-        if (from) outlier_weights(c, n, l->outliers + from, some, row->scale, row->zero, others);
-        const float *weights = from ? others : row->weights, *x = l->entries + (group * l->count + from) * LANES;
-        for (long o = 0; o < some; o++, x += LANES) {
-            const vf weight = broadcast_float(weights[o]);
-            UNROLL for (int v = 0; v < vectors; v++) y[v] = multiply_add(weight, load_floats(x + v * l->count * LANES), y[v]);
-        }
-    }
+    vf scale[WIDE];
+    vi zero[WIDE], total[WIDE];
     UNROLL for (int v = 0; v < vectors; v++) {
         const long r = (group + v) * LANES;
-        const vf acc = corrected(c, sums[v], load(l->row_zero + r), load(l->row_total + r), broadcast(row->zero), broadcast(row->sum));
-        y[v] += acc * load_floats(l->row_scale + r) * row->scale;
-        sums[v] = (vi)(c->bias ? y[v] + row->bias : y[v]);
+        scale[v] = load_floats(l->row_scale + r);
+        zero[v] = load(l->row_zero + r);
+        total[v] = load(l->row_total + r);
     }
-}
-
-/* The sums of height x vectors become results, where they lie: tile[row of W][vector][lane]. */
-static __attribute__((noinline)) void finish(const Layer *l, vi (*tile)[WIDE], long group, int vectors, long n, int height, const Row *row) {
     for (; height--; n++, row++, tile++) {
-        if (l->given)
-            for (int v = 0; v < vectors; v++) (*tile)[v] = (vi)((vu)(*tile)[v] - (vu)load(l->row_total + (group + v) * LANES) * OFFSET);
-        else if (vectors == WIDE) finish_row(l, *tile, group, WIDE, n, row);
-        else for (int v = 0; v < vectors; v++) finish_row(l, *tile + v, group + v, 1, n, row);
-    }
-}
-
-/* Groups group .. of X with rows n .. of W, columns from .. to: sums are added to the tile, or begin there. With few groups each sum is
-   split in several (depth), as in dots. */
-INLINE void tile_sums(const Layer *l, long group, long n, long from, long to, int vectors, int height, int depth, vi (*tile)[WIDE]) {
-    const Call *c = l->call;
-    const long quads = to / 4, step = l->row_bytes * LANES, stride = c->codes_stride;
-    const uint8_t *x = l->codes + group * step;
-    const int8_t *w = c->codes + n * stride;
-    long i = from / 4;
-    vi s[TALL][WIDE];
-    UNROLL for (int row = 0; row < height; row++)
-        UNROLL for (int v = 0; v < vectors * depth; v++) s[row][v] = (vi){0};
-    if (from) UNROLL for (int row = 0; row < height; row++)
-        UNROLL for (int v = 0; v < vectors; v++) s[row][v * depth] = tile[row][v];
-#define STEP(d, first)                                                                                                   \
-    {                                                                                                                    \
-        operand xv[WIDE];                                                                                                \
-        UNROLL for (int v = 0; v < vectors; v++) xv[v] = operand_of(load(x + v * step + (i + d) * WIDTH));               \
-        UNROLL for (int row = 0; row < height; row++) {                                                                  \
-            int32_t quad = 0;                                                                                            \
-            memcpy(&quad, w + row * stride + (i + d) * 4, first);                                                        \
-            operand wv = weight_of(broadcast(quad));                                                                     \
-            UNROLL for (int v = 0; v < vectors; v++) s[row][v * depth + d] = dot(s[row][v * depth + d], xv[v], wv);      \
-        }                                                                                                                \
-    }
-    for (; i + depth <= quads; i += depth) {
-        if (i % 16 < depth) /* the next rows of W, a cache line of each */
-            UNROLL for (int row = 0; row < height; row++) __builtin_prefetch(w + (height + row) * stride + i * 4);
-        UNROLL for (int d = 0; d < depth; d++) STEP(d, 4)
-    }
-    for (; i < quads; i++) STEP(0, 4)
-    if (to % 4) STEP(0, to % 4)
-#undef STEP
-    UNROLL for (int row = 0; row < height; row++)
-        UNROLL for (int v = 0; v < vectors; v++) {
-            vi total = s[row][v * depth];
-            UNROLL for (int d = 1; d < depth; d++) total = added(total, s[row][v * depth + d]);
-            tile[row][v] = total;
+        vf y[WIDE];
+        UNROLL for (int v = 0; v < vectors; v++) y[v] = broadcast_float(-0.0f); /* x + -0 is x, of x = -0 too */
+        for (long from = 0; from < l->count; from += SOME) {
+            const long some = least(SOME, l->count - from);
+            float others[SOME];
+            if (from) outlier_weights(c, n, l->outliers + from, some, row->scale, row->zero, others);
+            const float *weights = from ? others : row->weights, *x = l->entries + (group * l->count + from) * LANES;
+            for (long o = 0; o < some; o++, x += LANES) {
+                const vf weight = broadcast_float(weights[o]);
+                UNROLL for (int v = 0; v < vectors; v++) y[v] = multiply_add(weight, load_floats(x + v * l->count * LANES), y[v]);
+            }
         }
-}
-
-/* Compiled once for each width of a tile. */
-static __attribute__((noinline)) void tall_tile(const Layer *l, long group, long n, long from, long to, int vectors, vi (*tile)[WIDE]) {
-    switch (vectors) {
-        case 1: tile_sums(l, group, n, from, to, 1, TALL, 2, tile); break;
-        case 2: tile_sums(l, group, n, from, to, 2, TALL, 1, tile); break;
-#if REGISTERS == 32
-        case 3: tile_sums(l, group, n, from, to, 3, TALL, 1, tile); break;
-        case 4: tile_sums(l, group, n, from, to, 4, TALL, 1, tile); break;
-#endif
+        UNROLL for (int v = 0; v < vectors; v++) {
+            const vf acc = zeropoint ? corrected(c, (*tile)[v], zero[v], total[v], broadcast(row->zero), broadcast(row->sum), TILE_OFFSET)
+                                     : __builtin_convertvector((vi)((vu)(*tile)[v] - (vu)total[v] * TILE_OFFSET), vf);
+            (*tile)[v] = (vi)(y[v] + acc * scale[v] * row->scale + row->bias);
+        }
     }
 }
 
-static __attribute__((noinline)) void low_tile(const Layer *l, long group, long n, long from, long to, int vectors, vi (*tile)[WIDE]) {
-    for (int v = 0; v < vectors; v++) {
-        vi one[1][WIDE] = {{tile[0][v]}};
-        tile_sums(l, group + v, n, from, to, 1, 1, 2, one);
-        tile[0][v] = one[0][0];
+/* Compiled once for each quantizer; a tile of fewer groups goes one group at a time. */
+#define FINISH(name, zeropoint)                                                                                                        \
+    static __attribute__((noinline)) void name(const Layer *l, vi (*tile)[WIDE], long group, int vectors, long n, int height, const Row *row) { \
+        if (vectors == WIDE) finish_rows(l, tile, group, WIDE, n, height, row, zeropoint);                                             \
+        else for (int v = 0; v < vectors; v++) finish_rows(l, (vi (*)[WIDE])(tile[0] + v), group + v, 1, n, height, row, zeropoint);    \
     }
+FINISH(finish_absmax, 0) FINISH(finish_zeropoint, 1)
+
+static void finish(const Layer *l, vi (*tile)[WIDE], long group, int vectors, long n, int height, const Row *row) {
+    if (!l->given) (l->call->zeropoint ? finish_zeropoint : finish_absmax)(l, tile, group, vectors, n, height, row);
+    else if (TILE_OFFSET)
+        for (; height--; tile++)
+            for (int v = 0; v < vectors; v++) (*tile)[v] = (vi)((vu)(*tile)[v] - (vu)load(l->row_total + (group + v) * LANES) * TILE_OFFSET);
 }
 
 enum { LARGE = 1 << 22 }; /* bytes of Y that no cache would hold until they are read */
@@ -259,6 +215,7 @@ static void across_piece(Layer *l, long piece) {
     vi tile[STRIPE][WIDE];
     Row rows[STRIPE];
     memset(tile, 0, sizeof tile);
+    begin_tiles();
     for (long n = begin; n < end; n += STRIPE) {
         const long width = least(STRIPE, end - n);
         for (long group = start; group < stop; group += WIDE) {
@@ -266,9 +223,8 @@ static void across_piece(Layer *l, long piece) {
             for (long from = 0; from < c->k || !from; from += DEEP) {
                 const long to = least(c->k, from + DEEP);
                 for (long j = 0, height; j < width; j += height) {
-                    height = j + TALL <= width ? TALL : 1;
-                    if (height > 1) tall_tile(l, group, n + j, from, to, vectors, tile + j);
-                    else low_tile(l, group, n + j, from, to, vectors, tile + j);
+                    height = tile_height(width - j);
+                    tile_of(l, group, n + j, from, to, vectors, (int)height, tile + j);
                     if (to < c->k) continue;
                     if (group == start) prepare(l, n + j, (int)height, rows + j); /* here, where the tile has fetched these rows */
                     finish(l, tile + j, group, vectors, n + j, (int)height, rows + j);
@@ -278,6 +234,7 @@ static void across_piece(Layer *l, long piece) {
             else BY_DTYPE(dtype, turn_around, l, tile, group, vectors, n, width);
         }
     }
+    end_tiles();
     lines_done();
 }
 

@@ -21,10 +21,16 @@
    TALL, WIDE  the tile. TALL * WIDE sums, WIDE operands of X and one of W have to find room in 32 registers, or 16. Taller tiles
            would read less, but the rows of W that they walk along often lie a multiple of 4096 bytes apart, so in one and the same
            set of the first cache, which has 8 places or 12
-   FEW     the most rows of X in one sum along K, for the same reason */
+   FEW     the most rows of X in one sum along K, for the same reason
+   MATRIX  whether there are matrix registers, for the tiles (native_tiles.h); 0 where a section does not say */
 #if defined(__AVX512VNNI__)
 #include <immintrin.h>
+#if defined(__AMX_INT8__)
+#define INSTRUCTIONS "amx_int8"
+#define MATRIX 1
+#else
 #define INSTRUCTIONS "avx512_vnni"
+#endif
 #define LANES 16
 #define REGISTERS 32
 enum { OFFSET = 128, TALL = 6, WIDE = 4, FEW = 8 };
@@ -51,6 +57,9 @@ enum { OFFSET = 0, TALL = 6, WIDE = 4, FEW = 8 };
 #define LANES 4
 #define REGISTERS 16
 enum { OFFSET = 0, TALL = 4, WIDE = 2, FEW = 4 };
+#endif
+#ifndef MATRIX
+#define MATRIX 0
 #endif
 enum { WIDTH = 4 * LANES }; /* bytes of a register */
 
@@ -140,6 +149,24 @@ INLINE vh to_half(vf f) {
     vi half = (subnormal & small) | (normal & ~small & ~large) | (0x7c00 & large) | (0x200 & nan);
     return __builtin_convertvector(sign | half, vh);
 }
+#endif
+
+#if MATRIX
+/* Eight registers of 16 lines of 64 bytes. A product adds to each of the 16 x 16 sums of one those of a line of the second, 64 codes, with
+   a column of the third, which has 4 codes in each line. A thread has them from matrices_begin to matrices_end, and is switched to and fro
+   with 8 KiB more in between. The compiler knows them by number alone. */
+enum { LINES = 16, LINE = 64 };
+typedef struct { uint8_t palette, start, unused[14]; uint16_t bytes[16]; uint8_t lines[16]; } Shapes; /* what ldtilecfg reads */
+
+INLINE void matrices_begin(void) {
+    static const Shapes whole = {.palette = 1, .bytes = {LINE, LINE, LINE, LINE, LINE, LINE, LINE, LINE}, .lines = {16, 16, 16, 16, 16, 16, 16, 16}};
+    __asm__ volatile("ldtilecfg %0" : : "m"(whole));
+}
+INLINE void matrices_end(void) { __asm__ volatile("tilerelease"); }
+#define MATRIX_CLEAR(number) __asm__ volatile("tilezero %%tmm" #number : :)
+#define MATRIX_LOAD(number, at, apart) __asm__ volatile("tileloadd (%0,%1), %%tmm" #number : : "r"(at), "r"((long)(apart)) : "memory")
+#define MATRIX_STORE(number, at, apart) __asm__ volatile("tilestored %%tmm" #number ", (%0,%1)" : : "r"(at), "r"((long)(apart)) : "memory")
+#define MATRIX_PRODUCT(sum, w, x) __asm__ volatile("tdpbssd %%tmm" #x ", %%tmm" #w ", %%tmm" #sum : :)
 #endif
 
 /* ---- registers: the same for all ----------------------------------------------------------------------------------------------- */

@@ -12,12 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from tutorials.translation import made
+
 ROOT = Path(__file__).resolve().parents[2]
 CHAPTERS, PAGES = ROOT / "tutorials" / "zh", ROOT / "docs" / "zh"
 MARKER = re.compile(r"^<!-- (?:cell|section) ([0-9a-f]{12}) -->\n", re.MULTILINE)
 FENCE = re.compile(r"\s*(```+|~~~+)")
 
-#: The pages of docs/ that have a Chinese edition; the others appear in English there.
+#: The pages of docs/ whose sections are translated. Those of made.PAGES have a Chinese edition as well, the others appear in English there.
 TRANSLATED = (
     "index.md",
     "tutorials/index.md",
@@ -29,6 +31,7 @@ TRANSLATED = (
     "theatre/explore.md",
     "contract.md",
     "bounds.md",
+    "kernels.md",
     "paper_map.md",
     "emulator.md",
     "glossary.md",
@@ -106,9 +109,9 @@ def cells(script: str) -> list[str]:
 
 
 def sections(text: str) -> list[str]:
-    """The sections of a page; the first one holds its front matter, too."""
+    """The sections of a page, without what commands have written into it (made.py); the first one holds its front matter, too."""
     parts: list[list[str]] = [[]]
-    for line, in_code in lines(text):
+    for line, in_code in lines(made.without(text)):
         if not in_code and line.startswith("## "):
             parts.append([])
         parts[-1].append(line)

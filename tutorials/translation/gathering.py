@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tutorials.translation import labels, sentences
-from tutorials.translation.blocks import ROOT
+from tutorials.translation import labels, made, sentences
+from tutorials.translation.blocks import ROOT, TRANSLATED
 from tutorials.translation.sentences import AREAS
 
 __all__ = ["AREAS", "gathered", "missing", "write"]
@@ -43,7 +43,7 @@ EXAMPLES = ("stage_examples.py",)
 
 def gathered(area: str) -> dict[str, str]:
     """The messages of an area, with where each comes from."""
-    found = {"figures": _figures, "chapters": _chapters, "site": _site, "hints": _hints}[area]()
+    found = {"figures": _figures, "chapters": _chapters, "site": _site, "hints": _hints, "records": _records}[area]()
     result: dict[str, str] = {}
     for message, place in found:
         if sentences.WORD.search(sentences.HOLE.sub("", message)) and not IGNORED.fullmatch(message):
@@ -116,6 +116,35 @@ def sentences_of(markdown: str, folded: bool = False) -> Iterator[str]:
             yield from (cell.strip() for line in text.split("\n") for cell in line.strip("|").split("|"))
         elif not text.startswith("<") and not re.fullmatch(r"\$.*\$", text) and not (folded and text.startswith("- ")):
             yield text
+
+
+# ---- Records ------------------------------------------------------------------------------------------------------------------
+
+
+def _records() -> Iterator[tuple[str, str]]:
+    """What is made from records, but for what other catalogs have and what a message with placeholders says, which is written by hand."""
+    known = sentences.catalog("site", "chapters", "figures")
+    own = sentences.Catalog({message: text for message, text in sentences.read("records").items() if "{" in message})
+    for text, place in _made():
+        if known.say(text) is None and own.say(text) is None:
+            yield sentences.shape(text), place
+
+
+def _made() -> Iterator[tuple[str, str]]:
+    """The sentences of the made parts of translated pages, and the labels of the pictures of records."""
+    from experiments import records
+    from experiments.pages import phone, style
+    from experiments.pages.report import PICTURES
+
+    for page in (*made.PAGES, *TRANSLATED):
+        text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+        for part in [text] if page in made.PAGES else made.parts(text):
+            yield from ((part[start:end], page) for start, end in made.spans(part))
+    for name, draw in PICTURES.items():
+        record = records.read(name)
+        for figure in draw(record) if record else ():
+            wide, narrow = style.svg(figure), style.svg(phone.narrow(figure))
+            yield from ((text, name) for drawing in (wide, narrow) for text in labels.texts(drawing))
 
 
 # ---- Sources ------------------------------------------------------------------------------------------------------------------

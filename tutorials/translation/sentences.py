@@ -10,10 +10,11 @@ import io
 import re
 from collections.abc import Iterable, Iterator
 from functools import cache
+from pathlib import Path
 
-from tutorials.translation.blocks import CHAPTERS
-
-AREAS = ("figures", "chapters", "site", "hints")
+#: Where the catalogs lie.
+CATALOGS = Path(__file__).resolve().parents[1] / "zh"
+AREAS = ("figures", "chapters", "site", "hints", "records")
 
 #: A number on its own, not a part of a word (int8); the same in tongue.js.
 NUMBER = r"(?<![\w.])[-+−]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:e[-+]?\d+)?(?![\w]|\.\d)"
@@ -94,7 +95,7 @@ def read(area: str) -> dict[str, str]:
     """The messages of tutorials/zh/AREA.po with their translations, in the order of the file."""
     from babel.messages import pofile
 
-    path = CHAPTERS / f"{area}.po"
+    path = CATALOGS / f"{area}.po"
     if not path.exists():
         return {}
     catalog = pofile.read_po(io.BytesIO(path.read_bytes()))
@@ -111,7 +112,7 @@ def write(area: str, messages: Iterable[tuple[str, str, str]]) -> None:
         catalog.add(message, translation, auto_comments=[place])
     lines = io.BytesIO()
     pofile.write_po(lines, catalog, width=0, omit_header=True, no_location=True)
-    (CHAPTERS / f"{area}.po").write_bytes(lines.getvalue())
+    (CATALOGS / f"{area}.po").write_bytes(lines.getvalue())
 
 
 @cache
