@@ -3,11 +3,10 @@
 import re
 from pathlib import Path
 
+import edition
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
-
-import edition
 
 from experiments import records
 from experiments.pages import phone, style, verification
