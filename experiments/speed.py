@@ -197,7 +197,7 @@ def shares(samples: dict[str, list[float]]) -> dict[str, dict[str, float]]:
 def describe(device: str, clock: timing.Clock) -> dict[str, Any]:
     """What a reader needs beside the device's name."""
     if device == "cpu":
-        return {"instructions": torch.backends.cpu.get_cpu_capability(), "cache": clock.cache}
+        return {"instructions": torch.backends.cpu.get_cpu_capability(), "engine": fast.cpu_engine().name, "cache": clock.cache}
     if not torch.cuda.is_available():  # a rehearsal
         return dict.fromkeys(("driver", "cuda", "capability", "multiprocessors", "memory")) | {"cache": clock.cache}
     properties = torch.cuda.get_device_properties()

@@ -73,6 +73,12 @@ RESULTS = (
 
 SPEED = (
     Part("speed-cpu", "Layers on a CPU", "python -m experiments.speed --device cpu", speed.section),
+    Part(
+        "speed-amx",
+        "Layers on a CPU with matrix registers",
+        f"python -m experiments.speed --device cpu --aims {_OUT}/speed-amx.json",
+        lambda record: speed.section(record, "speed-amx"),
+    ),
     Part("speed-cuda", "Layers on a GPU", "python -m experiments.speed --device cuda", speed.section),
     Part("generation", "A whole model on a CPU", "python -m experiments.generation --device cpu", generation.section),
     Part("generation-cuda", "A whole model on a GPU", "python -m experiments.generation --device cuda", generation.section),
@@ -85,6 +91,7 @@ PICTURES = {part.name: perplexity.pictures for part in RESULTS if part.name.star
     "memory": memory.pictures,
     "experts": experts.pictures,
     "speed-cpu": speed.pictures,
+    "speed-amx": speed.pictures,
     "speed-cuda": speed.pictures,
     "generation": generation.pictures,
     "generation-cuda": generation.pictures,

@@ -171,26 +171,31 @@ def _aims(record: Row | None, device: str) -> str:
     return "\n\n".join(parts)
 
 
-def section(record: Row) -> str:
-    """The record as Markdown: aims, ratios, crossover, the cost of detection; ratios first, quartiles beside them."""
+def section(record: Row, name: str | None = None) -> str:
+    """The record as Markdown: aims, ratios, crossover, the cost of detection; ratios first, quartiles beside them.
+
+    Args:
+        name: of the record, by which its pictures are called; by default that of its device.
+    """
     device, settings = record["settings"]["device"], record["settings"]
+    engine = settings["hardware"].get("engine")
     limits = settings["ceilings"]
     rates = ", ".join(f"{rate / 1e12:.3g} T/s in {unit}" for unit, rate in limits["rates"].items())
     parts = [
-        _title(device),
+        _title(device, engine),
         f"{_provenance(record)}; medians of {settings['rounds']} interleaved rounds, quartiles in brackets. Measured ceilings: "
         f"{limits['bandwidth'] / 1e9:.1f} GB/s in a copy, read plus written; operations, {rates}.",
         _graphs(record),
         _aims(record, device),
     ]
     for number, (part, rows) in enumerate(parts_of(record).items(), 1):
-        picture = f"results/speed-{device}{'' if number == 1 else f'-{number}'}.png"
+        picture = f"results/{name or f'speed-{device}'}{'' if number == 1 else f'-{number}'}.png"
         parts += {"layers": _layers, "crossover": _crossover, "detection": _detection}[part](rows, picture)
     return _joined(*parts)
 
 
-def _title(device: str) -> str:
-    return f"## Layers on a {'GPU' if device == 'cuda' else 'CPU'}"
+def _title(device: str, engine: str | None = None) -> str:
+    return f"## Layers on a {'GPU' if device == 'cuda' else 'CPU'}{' with matrix registers' if engine == 'amx_int8' else ''}"
 
 
 def _joined(*parts: str) -> str:
@@ -212,7 +217,8 @@ def _graphs(record: Row) -> str:
 def _provenance(record: Row) -> str:
     hardware = record["settings"]["hardware"]
     if record["settings"]["device"] == "cpu":
-        return f"{tables.provenance(record)}; {hardware['instructions']}"
+        engine = f"; our layers with `{hardware['engine']}`" if "engine" in hardware else ""
+        return f"{tables.provenance(record)}; {hardware['instructions']}{engine}"
     where = f"{record['device']['gpu']}, driver {hardware['driver']}, Torch {record['versions']['torch']}"
     return f"{where}; {record['date']}; `{record['command']}`"
 
