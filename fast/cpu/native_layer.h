@@ -96,7 +96,7 @@ INLINE vh halves(const char *x, long i, long k) {
     else memcpy(&h, x + 2 * i, 2 * (k - i));
     return h;
 }
-INLINE vi widen_halves(vh h, int dtype) { return dtype == BFLOAT16 ? (vi)(__builtin_convertvector(h, vu) << 16) : (vi)from_half(h); }
+INLINE vi widen_halves(vh h, int dtype) { return dtype == BFLOAT16 ? (vi)(from_halves(h) << 16) : (vi)from_half(h); }
 
 /* The bits of LANES entries from the i-th on, widened to float32; zeros from the k-th on. */
 INLINE vi widen(const char *x, long i, long k, int dtype) {

@@ -100,7 +100,7 @@ static void along(const Layer *l, long first, int rows, long begin, long end) {
     }
 }
 
-/* ALONG: up to so many rows; matrix registers, which W passes as it lies, are faster than eight sums along K, and not than four.
+/* ALONG: up to so many rows; in wide layers matrix registers are faster than eight sums along K, and not than four.
    PIECE: bytes of W per piece, several microseconds of work. */
 enum { ALONG = MATRIX ? 4 : 8, PIECE = 1 << 16 };
 

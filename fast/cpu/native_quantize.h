@@ -20,7 +20,7 @@ INLINE int32_t entry_of(const char *entries, long i, int dtype) {
 
 /* LANES magnitudes of 16 bits, each in a lane, as the bits of float32. */
 INLINE vi widened(vi halves, int dtype) {
-    return dtype == BFLOAT16 ? (vi)((vu)halves << 16) : (vi)from_half(__builtin_convertvector(halves, vh));
+    return dtype == BFLOAT16 ? (vi)((vu)halves << 16) : (vi)from_half(last_halves((vu)halves));
 }
 
 /* ---- outlier_columns ------------------------------------------------------------------------------------------------------------ */
@@ -161,7 +161,7 @@ static void set_slices(Layer *l, long first, vi lo, vi hi) {
 INLINE vb encode(const Layer *l, const char *x, long i, long k, float inverse, int32_t zero, int zeropoint, int masked, int dtype) {
     vi q = (vi)((vf)kept_entries(l, x, i, k, masked, dtype) * inverse + ROUND) - bits_of(ROUND);
     if (zeropoint) q = ~larger(~larger(q + zero, broadcast(-128)), broadcast(~127));
-    return __builtin_convertvector(q, vb);
+    return last_bytes(q);
 }
 
 /* Codes of row r from column i on, WIDTH to each of some blocks, which lie `apart` bytes from each other; zeros from the k-th on. */

@@ -189,6 +189,17 @@ INLINE void matrices_end(void) { __asm__ volatile("tilerelease"); }
 #define TWO_OF_EACH(lane, first) (((lane) & ~3) + ((lane) & 1) + (first) + ((lane) & 2 ? LANES : 0))
 #define BLOCK_OF_EACH(lane, first) ((2 * ((lane) / 4 % (LANES / 8)) + (first)) * 4 + (lane) % 4 + ((lane) >= LANES / 2 ? LANES : 0))
 
+/* The last byte of each lane, the last half; and halves as whole lanes. GCC 12 makes several instructions of what is one. */
+#if LANES == 16
+INLINE vb last_bytes(vi v) { return (vb)_mm512_cvtepi32_epi8((__m512i)v); }
+INLINE vh last_halves(vu v) { return (vh)_mm512_cvtepi32_epi16((__m512i)v); }
+INLINE vu from_halves(vh h) { return (vu)_mm512_cvtepu16_epi32((__m256i)h); }
+#else
+INLINE vb last_bytes(vi v) { return __builtin_convertvector(v, vb); }
+INLINE vh last_halves(vu v) { return __builtin_convertvector(v, vh); }
+INLINE vu from_halves(vh h) { return __builtin_convertvector(h, vu); }
+#endif
+
 INLINE vi load(const void *at) { vi v; memcpy(&v, at, sizeof v); return v; }
 INLINE vf load_floats(const float *at) { return (vf)load(at); }
 INLINE void store(void *at, vi v) { memcpy(at, &v, sizeof v); }

@@ -75,7 +75,7 @@ INLINE vf corrected(const Call *c, vi acc, vi x_zero, vi x_total, vi w_zero, vi 
 
 /* float16 or bfloat16 in the upper half of each lane. */
 INLINE vu rounded(vi v, int dtype) {
-    if (dtype == FLOAT16) return __builtin_convertvector(to_half((vf)v), vu) << 16;
+    if (dtype == FLOAT16) return from_halves(to_half((vf)v)) << 16;
     /* To nearest, ties to even; not vcvtneps2bf16, which takes subnormal numbers for zero. */
     const vu u = (vu)v, nan = (vu)((v & MAGNITUDE) > INFINITE);
     return ((u + 0x7fff + ((u >> 16) & 1)) & ~nan) | (0x7fc00000 & nan);
@@ -90,7 +90,7 @@ static void put(void *y, long i, vi v, long left, int dtype) {
         else memcpy(at, &v, size * left);
         return;
     }
-    const vh h = __builtin_convertvector((dtype == FLOAT16 ? rounded(v, FLOAT16) : rounded(v, BFLOAT16)) >> 16, vh);
+    const vh h = last_halves((dtype == FLOAT16 ? rounded(v, FLOAT16) : rounded(v, BFLOAT16)) >> 16);
     if (left >= LANES) memcpy(at, &h, sizeof h);
     else memcpy(at, &h, size * left);
 }
