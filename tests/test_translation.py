@@ -12,7 +12,7 @@ pytest.importorskip("babel")
 pytest.importorskip("jupytext")
 
 from tutorials import checks
-from tutorials.translation import blocks, gathering, labels, parity, rendered, sentences
+from tutorials.translation import blocks, gathering, labels, made, parity, rendered, sentences
 from tutorials.translation.sentences import Catalog
 
 ROOT = Path(__file__).parents[1]
@@ -112,6 +112,53 @@ def test_a_word_that_the_glossary_does_not_use_is_named():
     assert parity.misnamed(blocks.Pair("an outlier", "一个离群值"), "x") == []
 
 
+# ---- What commands write ------------------------------------------------------------------------------------------------------
+
+MADE = """# A row of W
+
+Error at 3: see `x`.
+
+![a row of W](a.png){ .figure }
+
+| a row of W | 5 |
+| --- | ---: |
+| [1](#a) |  |
+
+- a row of W
+- another
+
+```text
+a row of W
+```
+<!-- a row of W -->
+"""
+
+
+def test_sentences_of_a_made_text_are_its_headings_cells_items_descriptions_and_paragraphs():
+    found = [MADE[start:end].strip() for start, end in made.spans(MADE)]
+    assert [text for text in found if sentences.WORD.search(text)] == [
+        "A row of W", "Error at 3: see `x`.", "a row of W", "a row of W", "a row of W", "another",
+    ]  # fmt: skip
+
+
+def test_a_made_text_is_translated_where_the_catalog_knows_it_and_nowhere_else():
+    said = made.in_chinese(MADE, Catalog({"a row of W": "W 的一行", "Error at #: see `x`.": "# 处的误差：见 `x`。"}))
+    assert said.count("W 的一行") == 3
+    assert "# 处的误差" not in said
+    assert "3 处的误差：见 `x`。" in said
+    assert "![W 的一行](a.png){ .figure }" in said
+    assert said.endswith("```text\na row of W\n```\n<!-- a row of W -->\n")
+    assert made.in_chinese(MADE, Catalog({})) == MADE
+
+
+def test_made_parts_of_a_page_do_not_make_its_translation_outdated_and_come_back_into_it():
+    page = "# T\n\n## A\n\n<!-- begin: made by x -->\n{}<!-- end -->\n\nb\n"
+    before, after = page.format("\n## 1\n\none\n"), page.format("\n## 2\n\ntwo\n")
+    assert blocks.sections(before) == blocks.sections(after) == ["# T", "## A\n\n<!-- begin: made by x -->\n<!-- end -->\n\nb"]
+    assert made.parts(after) == ["\n## 2\n\ntwo\n"]
+    assert made.filled(made.without(before), made.parts(after)) == after
+
+
 # ---- Sentences ----------------------------------------------------------------------------------------------------------------
 
 CATALOG = Catalog(
@@ -125,6 +172,8 @@ CATALOG = Catalog(
         "Step # of #: {rest}": "第 # 步，共 # 步：{rest}",
         "Hint: {hint}": "提示：{hint}",
         "no label": "",
+        "See [it](#there).": "见[它](#there)。",
+        "See [the {what}]({link}).": "见[{what}]({link})。",
     }
 )
 SAID = {
@@ -136,6 +185,8 @@ SAID = {
     "  Hint: a row of W\n": "  提示：W 的一行\n",
     "another sentence": None,
     "no label": None,
+    "See [it](#there).": None,
+    "See [the row](#rows).": "见[row](#rows)。",
     "127": None,
 }
 

@@ -30,7 +30,8 @@ function filled(translation, numbers, named) {
 
 function find(words) {
   const shape = words.replace(new RegExp(NUMBER, "g"), "#");
-  if (Object.hasOwn(messages, shape)) return filled(messages[shape], words.match(new RegExp(NUMBER, "g")) ?? [], {});
+  const numbers = words.match(new RegExp(NUMBER, "g")) ?? [];
+  if (Object.hasOwn(messages, shape) && shape.split("#").length - 1 === numbers.length) return filled(messages[shape], numbers, {});
   for (const [pattern, message, holes] of patterns) {
     const match = words.match(pattern);
     if (!match) continue;

@@ -20,7 +20,7 @@ NEGLIGIBLE = 1.0
 def interval(found: dict[str, Any]) -> str:
     """A change in percent with its interval; a single window has none."""
     low, high = found["low"], found["high"]
-    return f"{found['percent']:+.1f} % " + ("(one window)" if low is None else f"({low:+.1f} to {high:+.1f})")
+    return f"{found['percent']:+,.1f} % " + ("(one window)" if low is None else f"({low:+,.1f} to {high:+,.1f})")
 
 
 def ends(found: dict[str, Any]) -> tuple[float, float]:
@@ -246,8 +246,8 @@ def claims(read: Read) -> str:
         rows.append([text, *(("", UNMEASURED) if record is None else judge(record))])
     return (
         "## Claims and measurements\n\n"
-        "The verdicts are computed from the records. A change with brackets is one of perplexity, with a 95 % interval that is paired over "
-        'the windows; "not decided" says that the interval allows both. The models of the paper have 125 million to 175 billion '
+        "The verdicts are computed from the records. A percentage with a sign is a change of perplexity, in brackets its 95 % interval, "
+        'paired over the windows; "not decided" says that the interval allows both. The models of the paper have 125 million to 175 billion '
         "parameters, the one here has 135 million.\n\n"
         f"{tables.markdown(['the paper', 'here', ''], rows)}\n{why(read)}"
     )

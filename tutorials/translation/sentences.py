@@ -54,9 +54,10 @@ class Catalog:
         return f"{before}{found}{after}"
 
     def _say(self, words: str) -> str | None:
-        message = shape(words)
-        if message in self.messages:
-            return filled(self.messages[message], re.findall(NUMBER, words), {})
+        message, numbers = shape(words), re.findall(NUMBER, words)
+        # A # that stands in the sentence itself, as in a link's target, is no hole: such a sentence needs a message with a placeholder.
+        if message in self.messages and message.count("#") == len(numbers):
+            return filled(self.messages[message], numbers, {})
         for pattern, message in self.patterns:
             match = pattern.fullmatch(words)
             if match:
