@@ -70,8 +70,12 @@ section.page { break-before: page; }
 nav.contents { break-before: page; } nav.contents li { display: flex; list-style: none; margin: .35em 0; }
 nav.contents ul { margin: 0; padding: 0; } nav.contents .dots { flex: 1; border-bottom: 1px dotted #999; margin: 0 .5em .3em; }
 .md-typeset pre > code, .md-typeset pre { white-space: pre-wrap; overflow-wrap: anywhere; overflow: visible; }
-.md-typeset table:not([class]) { display: table; width: 100%; overflow: visible; font-size: 10pt; table-layout: auto; }
-.md-typeset table:not([class]) th, .md-typeset table:not([class]) td { min-width: 0; padding: .3em .5em; overflow-wrap: anywhere; }
+.md-typeset table:is(:not([class]), .cards) { display: table; width: 100%; overflow: visible; font-size: 10pt; table-layout: auto; }
+.md-typeset table:is(:not([class]), .cards) :is(th, td) { min-width: 0; padding: .3em .5em; overflow-wrap: break-word; }
+.md-typeset table:is(:not([class]), .cards) code { overflow-wrap: anywhere; white-space: normal; }
+.md-typeset table:is(:not([class]), .cards):has(th:nth-child(8)) { font-size: 8.5pt; }
+.md-typeset table:is(:not([class]), .cards):has(th:nth-child(8)) :is(th, td) { padding: .3em; }
+thead { display: table-header-group; }
 .md-typeset__scrollwrap, .md-typeset__table, .highlight, .beside, .output { overflow: visible; display: block; margin: 0; }
 .drawing, figure, .katex-display, pre, tr, .admonition-title { break-inside: avoid; }
 h1, h2, h3 { break-after: avoid; } .drawing svg { max-width: 100%; height: auto; }

@@ -23,6 +23,8 @@ from tutorials.translation.sentences import Catalog
 log = logging.getLogger("mkdocs.hooks.edition")
 
 HEADING = re.compile(r"^(#{1,6}) (.*?)(?: *\{:? *(#[\w-]+) *\})? *$")
+#: Pages whose English words are there on purpose.
+BILINGUAL = ("glossary.md",)
 NOTE = '<p class="only-english" lang="zh">这一页只有英文版。</p>'
 #: What Python in the browser needs, and the scripts: the Chinese pages use those of the English site.
 SHARED = re.compile(r"playground/(?!index\.md).*|theatre/.*\.(?:js|css)")
@@ -209,7 +211,7 @@ def on_page_content(markup: str, page: Page, config: MkDocsConfig, files: Files)
         return CHINESE_CELL.sub(r'<td lang="zh"\1>\2</td>', markup)
     catalog = chinese().catalog
     assert catalog is not None
-    return rendered.in_html(markup, catalog) if _translated(page) else markup
+    return rendered.in_html(markup, catalog) if _translated(page) and page.file.src_uri not in BILINGUAL else markup
 
 
 @event_priority(-100)
