@@ -247,8 +247,8 @@ def claims(read: Read) -> str:
     return (
         "## Claims and measurements\n\n"
         "The verdicts are computed from the records. A percentage with a sign is a change of perplexity, in brackets its 95 % interval, "
-        'paired over the windows; "not decided" says that the interval allows both. The models of the paper have 125 million to 175 billion '
-        "parameters, the one here has 135 million.\n\n"
+        'paired over the windows; "not decided" says that the interval allows both. The models of the paper have 125 million to 175 '
+        "billion parameters, the one here has 135 million.\n\n"
         f"{tables.markdown(['the paper', 'here', ''], rows)}\n{why(read)}"
     )
 
