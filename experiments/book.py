@@ -58,6 +58,9 @@ DROPPED = (
     *(f"//*[contains(@class,'{name}')]" for name in ("headerlink", "downloads", "try-it", "md-source-file", "minutes", "only-english")),
 )  # fmt: skip
 
+#: So many characters of code have room in a line; longer ones are made smaller, down to this share of their size, or else wrap.
+COLUMNS, SMALLEST = 95, 0.65
+
 #: A page has the proportions of A4 and is a quarter larger, which printing undoes: so wide that tables and figures lie as on a screen.
 STYLE = """
 @page { size: 262.5mm 371.25mm; margin: 25mm 22mm 27mm; @bottom-center { content: counter(page); font: 11pt sans-serif; color: #555; } }
@@ -125,6 +128,10 @@ def assembled(edition: Edition, numbers: dict[str, int], site: Path = SITE) -> s
                 element.drop_tree()
         for folded in article.iter("details"):
             folded.set("open", "")
+        for code in article.iter("pre"):
+            longest = max(map(len, code.text_content().split("\n")))
+            if COLUMNS < longest <= COLUMNS / SMALLEST:
+                code.set("style", f"font-size: {COLUMNS / longest:.2f}em")
         _relink(article, PurePosixPath(edition.folder, name), edition, anchors)
         title = "".join(article.xpath("string(.//h1[1])")).strip()
         number = numbers.get(anchors[name], "000")

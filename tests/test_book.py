@@ -37,6 +37,16 @@ def site(tmp_path):
     return tmp_path
 
 
+def test_long_lines_of_code_are_made_smaller_not_broken(site):
+    page = site / "bounds" / "index.html"
+    lines = "\n".join("x" * n for n in (40, book.COLUMNS + 19))
+    page.write_text(page.read_text().replace("<h2", f"<pre>{lines}</pre><pre>{'y' * book.COLUMNS}</pre><pre>{'z' * 200}</pre><h2", 1))
+    text = book.assembled(book.EDITIONS["en"], {}, site)
+    assert f'<pre style="font-size: {book.COLUMNS / (book.COLUMNS + 19):.2f}em">xxx' in text
+    assert "<pre>yyy" in text
+    assert "<pre>zzz" in text
+
+
 def test_chapters_stand_in_order_between_the_other_pages(site):
     assert book.pages(book.EDITIONS["en"], site)[:4] == ["tutorials/five_minutes", "tutorials/00_bits", "tutorials/01_absmax", "contract"]
 
