@@ -9,8 +9,9 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 from experiments import records
-from experiments.pages import phone, style, verification
-from experiments.pages.report import PICTURES
+from experiments.pages import phone, style
+from experiments.pages.report import DRAWN
+from tutorials.translation import blocks
 
 FOLDER = Path(__file__).resolve().parents[2] / "experiments" / "results"
 PICTURE = re.compile(r"\(((?:\.\./)?)(results/[\w-]+)\.png\)")
@@ -21,11 +22,12 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     for path in sorted(FOLDER.glob("*.*")):
         if path.suffix in (".png", ".json") and not path.name.startswith("."):
             files.append(File.generated(config, f"results/{path.name}", abs_src_path=str(path)))
-    for name, draw in (PICTURES | {"verification": lambda record: [verification.picture(record["errors"])]}).items():
+    translated = blocks.pictured()
+    for name, draw in DRAWN.items():
+        say = edition.of(config).drawing if name in translated else edition.ENGLISH.drawing
         record = records.read(name)
         for number, figure in enumerate(draw(record) if record else (), 1):
             drawn = f"results/{name}{'' if number == 1 else f'-{number}'}"
-            say = edition.of(config).drawing
             files.append(File.generated(config, f"{drawn}.svg", content=say(style.svg(figure))))
             files.append(File.generated(config, f"{drawn}-narrow.svg", content=say(style.svg(phone.narrow(figure)))))
     return files

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from .. import records
 from ..records import Read, Record
-from . import dial, experts, generate, generation, memory, outliers, perplexity, speed
+from . import dial, experts, generate, generation, memory, outliers, perplexity, speed, verification
 from .claims import claims, order
 
 PAGES = Path(__file__).parents[2] / "docs"
@@ -96,6 +96,9 @@ PICTURES = {part.name: perplexity.pictures for part in RESULTS if part.name.star
     "generation": generation.pictures,
     "generation-cuda": generation.pictures,
 }
+
+#: All that the site draws: these, and that of the page of `experiments.verification`.
+DRAWN = PICTURES | {"verification": lambda record: [verification.picture(record["errors"])]}
 
 #: What most readers ask: the question, the record whose chart answers it, and where the chart stands.
 QUESTIONS = (

@@ -94,6 +94,12 @@ def document(name: str) -> Document:
     return next(one for one in documents() if one.name == name)
 
 
+def pictured() -> set[str]:
+    """The records of which a translated page shows a picture, results/NAME.png or results/NAME-2.png."""
+    texts = ((ROOT / "docs" / page).read_text(encoding="utf-8") for page in (*TRANSLATED, *made.PAGES))
+    return {name for text in texts for name in re.findall(r"results/([\w-]+?)(?:-\d+)?\.png", text)}
+
+
 def originals(document: Document) -> list[str]:
     """The blocks of the English text."""
     text = document.original.read_text(encoding="utf-8")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tutorials.translation import labels, made, sentences
-from tutorials.translation.blocks import ROOT, TRANSLATED
+from tutorials.translation.blocks import ROOT, TRANSLATED, pictured
 from tutorials.translation.sentences import AREAS
 
 __all__ = ["AREAS", "gathered", "missing", "write"]
@@ -134,14 +134,14 @@ def _made() -> Iterator[tuple[str, str]]:
     """The sentences of the made parts of translated pages, and the labels of the pictures of records."""
     from experiments import records
     from experiments.pages import phone, style
-    from experiments.pages.report import PICTURES
+    from experiments.pages.report import DRAWN
 
     for page in (*made.PAGES, *TRANSLATED):
         text = (ROOT / "docs" / page).read_text(encoding="utf-8")
         for part in [text] if page in made.PAGES else made.parts(text):
             yield from ((part[start:end], page) for start, end in made.spans(part))
-    for name, draw in PICTURES.items():
-        record = records.read(name)
+    for name in sorted(pictured()):
+        record, draw = records.read(name), DRAWN[name]
         for figure in draw(record) if record else ():
             wide, narrow = style.svg(figure), style.svg(phone.narrow(figure))
             yield from ((text, name) for drawing in (wide, narrow) for text in labels.texts(drawing))
