@@ -304,7 +304,7 @@ def test_a_step_that_loses_its_process_goes_on_as_long_as_it_makes_progress(day:
 
 
 def test_at_the_limit_a_process_is_ended_and_may_write_what_it_has(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    day = Day(tmp_path, 6 / 60, rehearse=True, model=None, workers=1)
+    day = Day(tmp_path, 15 / 60, rehearse=True, model=None, workers=1)
     program = "import time\ntry: time.sleep(60)\nexcept KeyboardInterrupt: open(FILE, 'w').write('interrupted')"
     own = step(day, program)
     day.run([own])

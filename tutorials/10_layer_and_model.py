@@ -359,7 +359,8 @@ mistakes = {
 }
 mildest = min(mistakes, key=mistakes.get)
 predict.choice("the least harm: largest magnitudes", list(mistakes), mildest)
-predict.number("its perplexity", mistakes[mildest], ".1f", about=model_data.mark(mistakes[mildest]))
+damaged = mistakes[mildest]
+predict.number("its perplexity", damaged, ".1f", about=model_data.mark(damaged))
 right = results["LLM.int8(), weights from codes"]
 print(f"{'largest magnitudes as they should be':<44} perplexity ~{right:.1f}")
 for how, value in mistakes.items():
