@@ -79,7 +79,7 @@ docs-serve: $(VENV)/docs node_modules ## serve the site while it is edited
 	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs serve
 
 docs-test: docs $(VENV)/test ## the built site in a headless browser
-	$(RUN) -m pytest -m site
+	$(PYTEST) -m site
 
 learn: $(VENV)/learn ## the tutorial in JupyterLab, in a copy that keeps your answers
 	$(RUN) -m tutorials.learn
