@@ -174,7 +174,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Puts translated pages in place of the originals, and leaves out what the Chinese pages share with the English site."""
     if not is_chinese(config):
         return files
-    for name in (*blocks.TRANSLATED, *made.PAGES):
+    for name in blocks.CHINESE:
         original = files.get_file_from_path(name)
         assert original is not None
         files.remove(original)
@@ -202,7 +202,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
 def _translated(page: Page) -> bool:
     source = page.file.src_uri
-    return source in (*blocks.TRANSLATED, *made.PAGES) or re.fullmatch(r"tutorials/\d\d_\w+\.md", source) is not None
+    return source in blocks.CHINESE or re.fullmatch(r"tutorials/\d\d_\w+\.md", source) is not None
 
 
 def on_page_content(markup: str, page: Page, config: MkDocsConfig, files: Files) -> str:

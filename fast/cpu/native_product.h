@@ -93,7 +93,7 @@ static void along(const Layer *l, long first, int rows, long begin, long end) {
             const vi acc = sums_of(partial[r]);
             const long row = first + r;
             if (l->given) y[r] = (vf)((vu)acc - (uint32_t)l->row_total[row] * (uint32_t)OFFSET);
-            else y[r] += corrected(c, acc, broadcast(l->row_zero[row]), broadcast(l->row_total[row]), zero, w_sum, OFFSET) * l->row_scale[row] * scale;
+            else y[r] += corrected(c, acc, broadcast(l->row_zero[row]), broadcast(l->row_total[row]), zero, w_sum, c->zeropoint, OFFSET) * l->row_scale[row] * scale;
             if (c->bias) y[r] += (vf)BY_DTYPE(c->bias_dtype, widen, c->bias, n, end);
             put(c->y, (first + r) * c->n + n, (vi)y[r], width, l->given ? INT32 : c->x_dtype);
         }
@@ -156,8 +156,7 @@ INLINE void finish_rows(const Layer *l, vi (*tile)[WIDE], long group, int vector
             }
         }
         UNROLL for (int v = 0; v < vectors; v++) {
-            const vf acc = zeropoint ? corrected(c, (*tile)[v], zero[v], total[v], broadcast(row->zero), broadcast(row->sum), TILE_OFFSET)
-                                     : __builtin_convertvector((vi)((vu)(*tile)[v] - (vu)total[v] * TILE_OFFSET), vf);
+            const vf acc = corrected(c, (*tile)[v], zero[v], total[v], broadcast(row->zero), broadcast(row->sum), zeropoint, TILE_OFFSET);
             (*tile)[v] = (vi)(y[v] + acc * scale[v] * row->scale + row->bias);
         }
     }
@@ -215,7 +214,7 @@ static void across_piece(Layer *l, long piece) {
     vi tile[STRIPE][WIDE];
     Row rows[STRIPE];
     memset(tile, 0, sizeof tile);
-    begin_tiles();
+    matrices_begin();
     for (long n = begin; n < end; n += STRIPE) {
         const long width = least(STRIPE, end - n);
         for (long group = start; group < stop; group += WIDE) {
@@ -234,7 +233,7 @@ static void across_piece(Layer *l, long piece) {
             else BY_DTYPE(dtype, turn_around, l, tile, group, vectors, n, width);
         }
     }
-    end_tiles();
+    matrices_end();
     lines_done();
 }
 

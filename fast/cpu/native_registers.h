@@ -167,6 +167,9 @@ INLINE void matrices_end(void) { __asm__ volatile("tilerelease"); }
 #define MATRIX_LOAD(number, at, apart) __asm__ volatile("tileloadd (%0,%1), %%tmm" #number : : "r"(at), "r"((long)(apart)) : "memory")
 #define MATRIX_STORE(number, at, apart) __asm__ volatile("tilestored %%tmm" #number ", (%0,%1)" : : "r"(at), "r"((long)(apart)) : "memory")
 #define MATRIX_PRODUCT(sum, w, x) __asm__ volatile("tdpbssd %%tmm" #x ", %%tmm" #w ", %%tmm" #sum : :)
+#else
+INLINE void matrices_begin(void) {}
+INLINE void matrices_end(void) {}
 #endif
 
 /* ---- registers: the same for all ----------------------------------------------------------------------------------------------- */

@@ -58,9 +58,9 @@ INLINE vf column_weights(const Call *c, long n, long width, long column, vf scal
 
 /* The sum of (Xq - zx)(Wq - zw) as float32, rounded once, from the sum of Xq (Wq + offset) and those of Xq and Wq:
    acc - zx * sum Wq - zw * (sum Xq - K * zx). From K = 33,026 on it may leave int32. */
-INLINE vf corrected(const Call *c, vi acc, vi x_zero, vi x_total, vi w_zero, vi w_sum, int offset) {
+INLINE vf corrected(const Call *c, vi acc, vi x_zero, vi x_total, vi w_zero, vi w_sum, int zeropoint, int offset) {
     vu exact = (vu)acc - (vu)x_total * (uint32_t)offset;
-    if (!c->zeropoint) return __builtin_convertvector((vi)exact, vf);
+    if (!zeropoint) return __builtin_convertvector((vi)exact, vf);
     if (c->k * 255 * 255 <= INT32_MAX) {
         exact -= (vu)x_zero * (vu)w_sum + (vu)w_zero * ((vu)x_total - (vu)x_zero * (uint32_t)c->k);
         return __builtin_convertvector((vi)exact, vf);

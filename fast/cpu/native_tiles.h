@@ -6,8 +6,6 @@
 #if !MATRIX
 /* ---- in vector registers -------------------------------------------------------------------------------------------------------- */
 enum { TILE_OFFSET = OFFSET }; /* that of `dot` */
-INLINE void begin_tiles(void) {}
-INLINE void end_tiles(void) {}
 INLINE long tile_height(long left) { return left >= TALL ? TALL : 1; }
 
 /* Groups group .. of X with rows n .. of W, columns from .. to: sums are added to the tile, or begin there. With few groups each sum is
@@ -81,8 +79,6 @@ INLINE void tile_of(const Layer *l, long group, long n, long from, long to, int 
    signed, so there is no offset. Two blocks of rows by two groups make four sums, and each block that is loaded is used twice: 4 KiB for
    four products, which take 64 cycles. Sums are registers 0 to 3, blocks of W 4 and 5, groups of X 6 and 7. */
 enum { TILE_OFFSET = 0, HIGHEST = 2 * LINES };
-INLINE void begin_tiles(void) { matrices_begin(); }
-INLINE void end_tiles(void) { matrices_end(); }
 INLINE long tile_height(long left) { return least(left, HIGHEST); }
 
 /* Columns i .. of `height` rows of W: where they lie, or at an edge what there is of them in a block of its own. What else it holds meets

@@ -19,7 +19,7 @@ CHAPTERS, PAGES = ROOT / "tutorials" / "zh", ROOT / "docs" / "zh"
 MARKER = re.compile(r"^<!-- (?:cell|section) ([0-9a-f]{12}) -->\n", re.MULTILINE)
 FENCE = re.compile(r"\s*(```+|~~~+)")
 
-#: The pages of docs/ whose sections are translated. Those of made.PAGES have a Chinese edition as well, the others appear in English there.
+#: The pages of docs/ whose sections are translated.
 TRANSLATED = (
     "index.md",
     "tutorials/index.md",
@@ -43,6 +43,9 @@ TRANSLATED = (
     "howto/measure_on_your_gpu.md",
     "howto/check_your_kernel.md",
 )
+
+#: All pages of docs/ that have a Chinese edition; the others appear in English there.
+CHINESE = (*TRANSLATED, *made.PAGES)
 
 
 class Document(NamedTuple):
@@ -96,7 +99,7 @@ def document(name: str) -> Document:
 
 def pictured() -> set[str]:
     """The records of which a translated page shows a picture, results/NAME.png or results/NAME-2.png."""
-    texts = ((ROOT / "docs" / page).read_text(encoding="utf-8") for page in (*TRANSLATED, *made.PAGES))
+    texts = ((ROOT / "docs" / page).read_text(encoding="utf-8") for page in CHINESE)
     return {name for text in texts for name in re.findall(r"results/([\w-]+?)(?:-\d+)?\.png", text)}
 
 

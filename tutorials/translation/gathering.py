@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tutorials.translation import labels, made, sentences
-from tutorials.translation.blocks import ROOT, TRANSLATED, pictured
+from tutorials.translation.blocks import CHINESE, ROOT, pictured
 from tutorials.translation.sentences import AREAS
 
 __all__ = ["AREAS", "gathered", "missing", "write"]
@@ -136,7 +136,7 @@ def _made() -> Iterator[tuple[str, str]]:
     from experiments.pages import phone, style
     from experiments.pages.report import DRAWN
 
-    for page in (*made.PAGES, *TRANSLATED):
+    for page in CHINESE:
         text = (ROOT / "docs" / page).read_text(encoding="utf-8")
         for part in [text] if page in made.PAGES else made.parts(text):
             yield from ((part[start:end], page) for start, end in made.spans(part))

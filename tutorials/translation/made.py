@@ -6,8 +6,10 @@ page of PAGES is made as a whole. Their sentences, the cells of tables and the d
 
 import re
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
-from tutorials.translation.sentences import Catalog
+if TYPE_CHECKING:  # the catalogs lie in a folder that blocks.py names, and blocks.py asks this module what is made
+    from tutorials.translation.sentences import Catalog
 
 #: The translated pages that are made as a whole (experiments/pages/report.py).
 PAGES = ("results.md",)
@@ -45,7 +47,7 @@ def spans(text: str) -> Iterator[tuple[int, int]]:
             yield piece.start("row") + cell.start(), piece.start("row") + cell.end()
 
 
-def in_chinese(text: str, catalog: Catalog) -> str:
+def in_chinese(text: str, catalog: "Catalog") -> str:
     """A made text with the sentences that the catalog knows in its language."""
     result, at = [], 0
     for start, end in spans(text):

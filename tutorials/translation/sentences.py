@@ -10,10 +10,9 @@ import io
 import re
 from collections.abc import Iterable, Iterator
 from functools import cache
-from pathlib import Path
 
-#: Where the catalogs lie.
-CATALOGS = Path(__file__).resolve().parents[1] / "zh"
+from tutorials.translation.blocks import CHAPTERS
+
 AREAS = ("figures", "chapters", "site", "hints", "records")
 
 #: A number on its own, not a part of a word (int8); the same in tongue.js.
@@ -96,7 +95,7 @@ def read(area: str) -> dict[str, str]:
     """The messages of tutorials/zh/AREA.po with their translations, in the order of the file."""
     from babel.messages import pofile
 
-    path = CATALOGS / f"{area}.po"
+    path = CHAPTERS / f"{area}.po"
     if not path.exists():
         return {}
     catalog = pofile.read_po(io.BytesIO(path.read_bytes()))
@@ -113,7 +112,7 @@ def write(area: str, messages: Iterable[tuple[str, str, str]]) -> None:
         catalog.add(message, translation, auto_comments=[place])
     lines = io.BytesIO()
     pofile.write_po(lines, catalog, width=0, omit_header=True, no_location=True)
-    (CATALOGS / f"{area}.po").write_bytes(lines.getvalue())
+    (CHAPTERS / f"{area}.po").write_bytes(lines.getvalue())
 
 
 @cache
